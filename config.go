@@ -1,0 +1,491 @@
+// config.go holds the settings: their defaults, their DSN names and what they
+// may be. It opens nothing.
+
+package livepool
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/go-sql-driver/mysql"
+)
+
+// PrePing says when a connection is pinged at checkout.
+type PrePing int
+
+const (
+	// PrePingOff sends no ping at checkout. A connection is still looked at
+	// without a round trip, and one that a timeout elsewhere has made suspect
+	// is still discarded.
+	PrePingOff PrePing = iota
+	// PrePingIdle, the default, pings a connection that has not completed a
+	// round trip within PingAfter, or since the pool last saw a connection die.
+	// A connection that cannot be looked at without a round trip (on Windows,
+	// or through a dialer whose net.Conn is no syscall.Conn) is pinged at every
+	// checkout.
+	PrePingIdle
+	// PrePingAlways pings at every checkout.
+	PrePingAlways
+)
+
+// String returns the DSN's word for p.
+func (p PrePing) String() string { return nameOf(prePingNames, p, "PrePing") }
+
+// Beacon says whether a connection takes a named lock at birth, by which it
+// can be recognised behind a proxy or NAT.
+type Beacon int
+
+const (
+	// BeaconOff takes no lock. A connection whose port on the server is not its
+	// own is then never killed, for want of proof.
+	BeaconOff Beacon = iota
+	// BeaconAuto, the default, takes the lock only where the port the server
+	// sees is not the connection's own.
+	BeaconAuto
+	// BeaconOn takes the lock on every connection: one round trip at birth.
+	BeaconOn
+)
+
+// String returns the DSN's word for b.
+func (b Beacon) String() string { return nameOf(beaconNames, b, "Beacon") }
+
+// The words a DSN may use; the first that names a value is how it prints.
+var (
+	prePingNames = []word[PrePing]{
+		{"idle", PrePingIdle}, {"true", PrePingIdle}, {"always", PrePingAlways},
+		{"off", PrePingOff}, {"false", PrePingOff},
+	}
+	beaconNames = []word[Beacon]{{"off", BeaconOff}, {"auto", BeaconAuto}, {"on", BeaconOn}}
+)
+
+type word[T comparable] struct {
+	name  string
+	value T
+}
+
+func nameOf[T ~int](words []word[T], value T, kind string) string {
+	for _, w := range words {
+		if w.value == value {
+			return w.name
+		}
+	}
+	return kind + "(" + strconv.Itoa(int(value)) + ")"
+}
+
+// Config holds the settings of a Pool. NewConfig and ParseDSN fill in the
+// defaults, so a zero in a Config means zero. A Config is copied when a pool is
+// opened; changing it afterwards changes nothing.
+//
+// In a DSN a duration is a Go duration ("1h", "500ms") or plain seconds
+// ("3600").
+type Config struct {
+	// MySQL holds the driver's own settings: in a DSN, everything that does not
+	// begin with pool_. livepool works on a copy and changes two things in it:
+	// its dialer is put around DialFunc, and where that is so, its own look at
+	// the socket takes the place of CheckConnLiveness.
+	MySQL *mysql.Config
+
+	// PoolSize (pool_size) is how many connections are kept, default 10. With 0
+	// none is kept: each is closed when it is returned.
+	PoolSize int
+	// MaxOverflow (pool_max_overflow) is how many more may be open under load,
+	// default 10; they are closed on return. -1: no limit.
+	MaxOverflow int
+	// PoolTimeout (pool_timeout) is how long a session waits for a connection,
+	// default 30s. 0: it does not wait.
+	PoolTimeout time.Duration
+	// MinIdle (pool_min_idle) is how many idle connections are kept ready ahead
+	// of demand, default 0, at most PoolSize.
+	MinIdle int
+	// IdleTimeout (pool_idle_timeout) closes a connection that nobody has used
+	// for so long, default 30m, never below MinIdle. 0: never.
+	IdleTimeout time.Duration
+
+	// Recycle (pool_recycle) is the greatest age of a connection, default 1h.
+	// One in use at that age is closed when it is returned. 0: no limit.
+	Recycle time.Duration
+	// RecycleJitter (pool_recycle_jitter) cuts each connection's age limit by a
+	// random share of up to this, fixed when it is opened, so that connections
+	// born together do not die together. Default 0.2; from 0 to 1.
+	RecycleJitter float64
+
+	// PrePing (pool_pre_ping) is when a connection is pinged at checkout,
+	// default PrePingIdle.
+	PrePing PrePing
+	// PingAfter (pool_ping_after) is how long PrePingIdle trusts a completed
+	// round trip, default 500ms.
+	PingAfter time.Duration
+	// PingTimeout (pool_ping_timeout) is when a ping without an answer counts as
+	// a death, default 1s.
+	PingTimeout time.Duration
+	// KeepAlive (pool_keepalive) is how often idle connections are pinged in the
+	// background, default 30s. 0: never.
+	KeepAlive time.Duration
+
+	// ConnectTimeout (pool_connect_timeout) bounds the opening of a connection:
+	// dial, handshake and login together, default 5s.
+	ConnectTimeout time.Duration
+	// CommitTimeout (pool_commit_timeout) bounds COMMIT and ROLLBACK, default
+	// 10s.
+	CommitTimeout time.Duration
+
+	// KillAbandoned (pool_kill_abandoned) ends what a connection that was given
+	// up still runs on the server, default true.
+	KillAbandoned bool
+	// Beacon (pool_beacon) is how a connection proves its identity behind a
+	// proxy, default BeaconAuto.
+	Beacon Beacon
+	// StallAfter (pool_stall_after) is when a statement without a reply is
+	// looked up on the server, default 5s. 0: never.
+	StallAfter time.Duration
+	// LeakAfter (pool_leak_after) reports a connection or session that is held
+	// longer, default 0: off.
+	LeakAfter time.Duration
+
+	// MaxAttempts (pool_max_attempts) is how often one unit of work is tried,
+	// default 10; 1 never retries.
+	MaxAttempts int
+	// MaxElapsed (pool_max_elapsed) is after how long a unit of work is not
+	// tried again, default 30s. 0: no limit.
+	MaxElapsed time.Duration
+	// BackOff makes the waits between the attempts of one unit. Default:
+	// exponential from 20ms to 2s with full jitter. Nil means the default.
+	BackOff func() backoff.BackOff
+	// CommitTable (pool_commit_table) is the table of committed keys, default
+	// livepool_commits; a name or schema.name.
+	CommitTable string
+
+	// Classify overrides what an error means, for a server or proxy that
+	// livepool does not know; it returns false for an error that it leaves to
+	// livepool. It is called from many goroutines. Default nil.
+	Classify func(error) (Class, bool)
+	// Logger takes what livepool has to say. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+// NewConfig returns the defaults. MySQL is not set.
+func NewConfig() *Config {
+	return &Config{
+		PoolSize:       10,
+		MaxOverflow:    10,
+		PoolTimeout:    30 * time.Second,
+		IdleTimeout:    30 * time.Minute,
+		Recycle:        time.Hour,
+		RecycleJitter:  0.2,
+		PrePing:        PrePingIdle,
+		PingAfter:      500 * time.Millisecond,
+		PingTimeout:    time.Second,
+		KeepAlive:      30 * time.Second,
+		ConnectTimeout: 5 * time.Second,
+		CommitTimeout:  10 * time.Second,
+		KillAbandoned:  true,
+		Beacon:         BeaconAuto,
+		StallAfter:     5 * time.Second,
+		MaxAttempts:    10,
+		MaxElapsed:     30 * time.Second,
+		BackOff:        defaultBackOff,
+		CommitTable:    "livepool_commits",
+	}
+}
+
+// defaultBackOff is exponential from 20ms to 2s with full jitter: a wait is
+// anything between nothing and twice its step, so that units that failed
+// together do not come back together.
+func defaultBackOff() backoff.BackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(20*time.Millisecond),
+		backoff.WithMultiplier(2),
+		backoff.WithRandomizationFactor(1),
+		backoff.WithMaxInterval(time.Second),
+		backoff.WithMaxElapsedTime(0),
+	)
+}
+
+// param is one setting: its names, what it takes, and how it is read and
+// checked. The table of them is the one place that knows the DSN's words.
+type param struct {
+	dsn   string
+	field string
+	takes string
+	set   func(c *Config, value string) bool
+	ok    func(c *Config) bool
+	show  func(c *Config) string
+}
+
+// maxConns is the most connections a server can be set to take (max_connections).
+const maxConns = 100000
+
+var params = []param{
+	intParam("pool_size", "PoolSize", 0, maxConns, func(c *Config) *int { return &c.PoolSize }),
+	intParam("pool_max_overflow", "MaxOverflow", -1, maxConns, func(c *Config) *int { return &c.MaxOverflow }),
+	durationParam("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),
+	intParam("pool_min_idle", "MinIdle", 0, maxConns, func(c *Config) *int { return &c.MinIdle }),
+	durationParam("pool_idle_timeout", "IdleTimeout", false, func(c *Config) *time.Duration { return &c.IdleTimeout }),
+	durationParam("pool_recycle", "Recycle", false, func(c *Config) *time.Duration { return &c.Recycle }),
+	jitterParam,
+	wordParam("pool_pre_ping", "PrePing", prePingNames, func(c *Config) *PrePing { return &c.PrePing }),
+	durationParam("pool_ping_after", "PingAfter", false, func(c *Config) *time.Duration { return &c.PingAfter }),
+	durationParam("pool_ping_timeout", "PingTimeout", true, func(c *Config) *time.Duration { return &c.PingTimeout }),
+	durationParam("pool_keepalive", "KeepAlive", false, func(c *Config) *time.Duration { return &c.KeepAlive }),
+	durationParam("pool_connect_timeout", "ConnectTimeout", true, func(c *Config) *time.Duration { return &c.ConnectTimeout }),
+	durationParam("pool_commit_timeout", "CommitTimeout", true, func(c *Config) *time.Duration { return &c.CommitTimeout }),
+	wordParam("pool_kill_abandoned", "KillAbandoned", boolNames, func(c *Config) *bool { return &c.KillAbandoned }),
+	wordParam("pool_beacon", "Beacon", beaconNames, func(c *Config) *Beacon { return &c.Beacon }),
+	durationParam("pool_stall_after", "StallAfter", false, func(c *Config) *time.Duration { return &c.StallAfter }),
+	durationParam("pool_leak_after", "LeakAfter", false, func(c *Config) *time.Duration { return &c.LeakAfter }),
+	intParam("pool_max_attempts", "MaxAttempts", 1, math.MaxInt32, func(c *Config) *int { return &c.MaxAttempts }),
+	durationParam("pool_max_elapsed", "MaxElapsed", false, func(c *Config) *time.Duration { return &c.MaxElapsed }),
+	tableParam,
+}
+
+func intParam(dsn, field string, low, high int, at func(*Config) *int) param {
+	return param{
+		dsn: dsn, field: field,
+		takes: fmt.Sprintf("a whole number from %d to %d", low, high),
+		set: func(c *Config, value string) (ok bool) {
+			n, err := strconv.Atoi(value)
+			*at(c) = n
+			return err == nil
+		},
+		ok:   func(c *Config) bool { return *at(c) >= low && *at(c) <= high },
+		show: func(c *Config) string { return strconv.Itoa(*at(c)) },
+	}
+}
+
+func durationParam(dsn, field string, positive bool, at func(*Config) *time.Duration) param {
+	takes := "a duration of 0 or more, such as 500ms, 1h or 3600 (seconds)"
+	if positive {
+		takes = "a duration above 0, such as 500ms, 5s or 10 (seconds)"
+	}
+	return param{
+		dsn: dsn, field: field, takes: takes,
+		set: func(c *Config, value string) bool {
+			d, err := parseDuration(value)
+			*at(c) = d
+			return err == nil
+		},
+		ok:   func(c *Config) bool { return *at(c) > 0 || *at(c) == 0 && !positive },
+		show: func(c *Config) string { return at(c).String() },
+	}
+}
+
+// parseDuration reads a Go duration or plain seconds.
+func parseDuration(value string) (time.Duration, error) {
+	if d, err := time.ParseDuration(value); err == nil {
+		return d, nil
+	}
+	return time.ParseDuration(value + "s")
+}
+
+func wordParam[T comparable](dsn, field string, words []word[T], at func(*Config) *T) param {
+	names := make([]string, len(words))
+	for i, w := range words {
+		names[i] = w.name
+	}
+	return param{
+		dsn: dsn, field: field,
+		takes: "one of " + strings.Join(names, ", "),
+		set: func(c *Config, value string) bool {
+			for _, w := range words {
+				if w.name == value {
+					*at(c) = w.value
+					return true
+				}
+			}
+			return false
+		},
+		ok: func(c *Config) bool {
+			return slices.ContainsFunc(words, func(w word[T]) bool { return w.value == *at(c) })
+		},
+		show: func(c *Config) string { return fmt.Sprint(*at(c)) },
+	}
+}
+
+var boolNames = []word[bool]{{"true", true}, {"false", false}, {"1", true}, {"0", false}, {"on", true}, {"off", false}}
+
+var jitterParam = param{
+	dsn: "pool_recycle_jitter", field: "RecycleJitter",
+	takes: "a number from 0 to 1: the share of Recycle by which an age limit may be cut",
+	set: func(c *Config, value string) (ok bool) {
+		var err error
+		c.RecycleJitter, err = strconv.ParseFloat(value, 64)
+		return err == nil
+	},
+	ok:   func(c *Config) bool { return c.RecycleJitter >= 0 && c.RecycleJitter <= 1 },
+	show: func(c *Config) string { return strconv.FormatFloat(c.RecycleJitter, 'g', -1, 64) },
+}
+
+// tableName keeps the name free of anything that would need quoting, because
+// it becomes part of statements.
+var tableName = regexp.MustCompile(`^[A-Za-z0-9_$]{1,64}(\.[A-Za-z0-9_$]{1,64})?$`)
+
+var tableParam = param{
+	dsn: "pool_commit_table", field: "CommitTable",
+	takes: "a table name of letters, digits, _ and $, or schema.table",
+	set:   func(c *Config, value string) bool { c.CommitTable = value; return true },
+	ok:    func(c *Config) bool { return tableName.MatchString(c.CommitTable) },
+	show:  func(c *Config) string { return strconv.Quote(c.CommitTable) },
+}
+
+// ParseDSN reads the driver's DSN with livepool's pool_* parameters in it:
+//
+//	user:password@tcp(host:3306)/db?parseTime=true&pool_size=20&pool_recycle=30m
+//
+// An unknown pool_* parameter, a value that it does not take and a
+// contradiction are errors that name the parameter, the value and what it
+// takes. No error holds the password.
+func ParseDSN(dsn string) (*Config, error) {
+	cfg := NewConfig()
+	ours, theirs := splitDSN(dsn)
+	seen := map[string]bool{}
+	for _, pair := range ours {
+		if err := cfg.set(pair, seen); err != nil {
+			return nil, err
+		}
+	}
+	my, err := parseDriverDSN(theirs)
+	if err != nil {
+		return nil, err
+	}
+	cfg.MySQL = my
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// splitDSN takes the pool_* parameters out of a DSN. The parameters begin at
+// the first question mark after the last slash, as in the driver.
+func splitDSN(dsn string) (ours []string, theirs string) {
+	head := strings.LastIndexByte(dsn, '/') + 1
+	db, query, found := strings.Cut(dsn[head:], "?")
+	if !found {
+		return nil, dsn
+	}
+	var rest []string
+	for pair := range strings.SplitSeq(query, "&") {
+		if strings.HasPrefix(pair, "pool_") {
+			ours = append(ours, pair)
+		} else {
+			rest = append(rest, pair)
+		}
+	}
+	theirs = dsn[:head] + db
+	if len(rest) > 0 {
+		theirs += "?" + strings.Join(rest, "&")
+	}
+	return ours, theirs
+}
+
+// set reads one name=value pair of a DSN.
+func (c *Config) set(pair string, seen map[string]bool) error {
+	name, escaped, hasValue := strings.Cut(pair, "=")
+	i := slices.IndexFunc(params, func(p param) bool { return p.dsn == name })
+	if i < 0 {
+		return fmt.Errorf("livepool: unknown DSN parameter %s; known are %s", name, knownParams())
+	}
+	p := params[i]
+	if seen[name] {
+		return fmt.Errorf("livepool: DSN parameter %s is given twice", name)
+	}
+	seen[name] = true
+	value, err := url.QueryUnescape(escaped)
+	if err != nil || !hasValue || !p.set(c, value) || !p.ok(c) {
+		return fmt.Errorf("livepool: DSN parameter %s=%s: takes %s", name, mask(escaped), p.takes)
+	}
+	return nil
+}
+
+func knownParams() string {
+	names := make([]string, len(params))
+	for i, p := range params {
+		names[i] = p.dsn
+	}
+	return strings.Join(names, ", ")
+}
+
+// parseDriverDSN lets the driver read its part. Its errors quote what they
+// could not read, which, with a slash or a bracket astray, is a piece of the
+// password; so the two parts are tried apart, and only an error about
+// parameters is passed on.
+func parseDriverDSN(dsn string) (*mysql.Config, error) {
+	cfg, err := safeParse(dsn)
+	if err == nil {
+		return cfg, nil
+	}
+	base, query, _ := strings.Cut(dsn[strings.LastIndexByte(dsn, '/')+1:], "?")
+	_, baseErr := safeParse(dsn[:strings.LastIndexByte(dsn, '/')+1] + base)
+	if baseErr != nil || strings.ContainsAny(query, "@()") {
+		return nil, errors.New("livepool: the DSN cannot be read; it has the form user:password@tcp(host:port)/database?name=value, " +
+			"where names and values are URL-escaped (a / in a value is %2F) and the slash before the database is never left out " +
+			"(it is not quoted here because it may hold the password)")
+	}
+	return nil, fmt.Errorf("livepool: the driver refuses a parameter of the DSN: %w", err)
+}
+
+// safeParse is the driver's ParseDSN, which panics on a parameter it no longer
+// has (strict).
+func safeParse(dsn string) (cfg *mysql.Config, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	return mysql.ParseDSN(dsn)
+}
+
+// mask hides a value that may be a piece of a password: one that holds an @
+// is what follows when a DSN's slash is missing.
+func mask(value string) string {
+	if strings.ContainsAny(value, "@()") {
+		return "(not shown)"
+	}
+	return value
+}
+
+// validate reports the first setting that is out of its range and the first
+// pair that contradict each other.
+func (c *Config) validate() error {
+	for _, p := range params {
+		if !p.ok(c) {
+			return fmt.Errorf("livepool: %s (%s) is %s: takes %s", p.field, p.dsn, p.show(c), p.takes)
+		}
+	}
+	switch {
+	case c.PoolSize == 0 && c.MaxOverflow == 0:
+		return errors.New("livepool: PoolSize (pool_size) and MaxOverflow (pool_max_overflow) are both 0, " +
+			"so that no connection could ever be opened: raise one of them")
+	case c.MinIdle > c.PoolSize:
+		return fmt.Errorf("livepool: MinIdle (pool_min_idle) is %d, above PoolSize (pool_size), which is %d: "+
+			"a pool cannot keep more connections ready than it keeps", c.MinIdle, c.PoolSize)
+	}
+	return nil
+}
+
+// clone copies the settings, so that the caller's Config stays the caller's.
+func (c *Config) clone() *Config {
+	copied := *c
+	if c.MySQL != nil {
+		copied.MySQL = c.MySQL.Clone()
+	}
+	if copied.BackOff == nil {
+		copied.BackOff = defaultBackOff
+	}
+	return &copied
+}
+
+func (c *Config) logger() *slog.Logger {
+	if c.Logger != nil {
+		return c.Logger
+	}
+	return slog.Default()
+}

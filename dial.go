@@ -1,0 +1,201 @@
+// dial.go opens the network connection below the driver and wraps it, so that
+// livepool can look at the socket, read the thread id off the handshake, and
+// know whether a statement was written and what ended the connection. It knows
+// nothing of SQL and nothing of the pool.
+
+package livepool
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+)
+
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// How soon the kernel gives up a peer that has vanished while nothing, or
+// nothing that is answered, is in flight. MySQL sends nothing while a statement
+// runs, so without keep-alive probes the client of a vanished server waits
+// for ever; with them it waits about as long as this and sets no limit on how
+// long a statement may run (tcp(7), TCP_USER_TIMEOUT).
+const (
+	keepAliveIdle     = 5 * time.Second
+	keepAliveInterval = 2 * time.Second
+	keepAliveCount    = 3
+	tcpUserTimeout    = 11 * time.Second
+)
+
+// dialNetwork is the dialer of a pool whose Config.MySQL names no other.
+var dialNetwork dialFunc = (&net.Dialer{
+	KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
+	},
+	Control: func(network, _ string, c syscall.RawConn) error { return setUserTimeout(network, c) },
+}).DialContext
+
+// dialedKey is under what a dial in progress finds where to leave its wire.
+type dialedKey struct{}
+
+// wiretap returns dial with the connection it makes wrapped in a *wire, which
+// it also leaves where the context says.
+func wiretap(dial dialFunc) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		nc, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		if tcp, ok := nc.(*net.TCPConn); ok {
+			// The driver does this to a TCP connection that it can see.
+			if err := tcp.SetKeepAlive(true); err != nil {
+				nc.Close()
+				return nil, err
+			}
+		}
+		w := newWire(nc)
+		if at, ok := ctx.Value(dialedKey{}).(**wire); ok {
+			*at = w
+		}
+		return w, nil
+	}
+}
+
+// wire is the net.Conn below the driver. The driver reads and writes it from
+// one goroutine at a time; it may be closed from any.
+type wire struct {
+	net.Conn
+	raw  syscall.RawConn // nil: the socket cannot be looked at
+	look func(fd uintptr)
+	seen error // what look found
+
+	hello   handshake
+	written uint64 // bytes, ever
+	broken  error  // the first I/O error: what ended the connection
+}
+
+func newWire(nc net.Conn) *wire {
+	w := &wire{Conn: nc}
+	if sc, ok := nc.(syscall.Conn); ok && canPeek {
+		if raw, err := sc.SyscallConn(); err == nil {
+			w.raw = raw
+			// Made once, so that a look allocates nothing.
+			w.look = func(fd uintptr) { w.seen = peekSocket(fd) }
+		}
+	}
+	return w
+}
+
+// SyscallConn forwards the socket; without it whoever else looks at the
+// connection would silently see nothing.
+func (w *wire) SyscallConn() (syscall.RawConn, error) {
+	if sc, ok := w.Conn.(syscall.Conn); ok {
+		return sc.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+func (w *wire) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if !w.hello.done {
+		w.hello.read(b[:n])
+	}
+	if err != nil {
+		w.breaks(err)
+	}
+	return n, err
+}
+
+func (w *wire) Write(b []byte) (int, error) {
+	n, err := w.Conn.Write(b)
+	w.written += uint64(n)
+	if err != nil {
+		w.breaks(err)
+	}
+	return n, err
+}
+
+func (w *wire) breaks(err error) {
+	if w.broken == nil {
+		w.broken = err
+	}
+}
+
+// errUnasked is bytes on an idle connection: a server's last words, most often.
+var errUnasked = errors.New("the server sent something unasked, as it does before it closes a connection")
+
+// peek looks at the idle socket without a round trip: io.EOF for a FIN, the
+// socket's error for an RST, errUnasked for bytes that nobody asked for. It
+// takes no byte away, and it minds no deadline: an old read deadline says
+// nothing of a connection's health.
+func (w *wire) peek() error {
+	if w.raw == nil {
+		return nil
+	}
+	if err := w.raw.Control(w.look); err != nil {
+		return err
+	}
+	return w.seen
+}
+
+// handshake reads the server's first packet as it passes by, however it is cut
+// into reads, for the thread id, which MySQL and MariaDB put there: length (3),
+// sequence (1), protocol version (1), server version up to a NUL, thread id (4).
+// https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_connection_phase_packets_protocol_handshake_v10.html
+type handshake struct {
+	done     bool
+	pos      int // bytes seen
+	idAt     int // where the thread id begins, 0 while unknown
+	threadID uint32
+}
+
+const (
+	packetHeader     = 4
+	protocolVersion  = 10
+	maxServerVersion = 1 << 10 // far above any; an endless one is no handshake
+)
+
+func (h *handshake) read(b []byte) {
+	for _, c := range b {
+		h.pos++
+		switch {
+		case h.pos <= packetHeader:
+		case h.pos == packetHeader+1:
+			h.done = c != protocolVersion // an error packet, or no MySQL at all
+		case h.idAt == 0:
+			if c == 0 {
+				h.idAt = h.pos
+			}
+			h.done = h.pos > maxServerVersion
+		default:
+			h.threadID |= uint32(c) << (8 * (h.pos - h.idAt - 1))
+			h.done = h.pos == h.idAt+4
+		}
+		if h.done {
+			return
+		}
+	}
+}
+
+// loss is how the other end was lost.
+type loss int
+
+const (
+	notLost    loss = iota // closed by this side
+	hungUp                 // FIN, RST, or a deadline of the caller's own
+	wentSilent             // nothing came back in time
+)
+
+// howLost says what an error of the socket means for the other connections. A
+// deadline is not silence here: the driver's ReadTimeout ends statements that
+// are only slow.
+func howLost(err error) loss {
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		return notLost
+	case errors.Is(err, syscall.ETIMEDOUT):
+		return wentSilent
+	default:
+		return hungUp
+	}
+}

@@ -1,0 +1,250 @@
+// pool.go opens: the Pool that users hold and the connector below it. What a
+// connection does afterwards is conn.go's affair.
+
+package livepool
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// Pool is a *sql.DB whose connections are alive when they are handed out. All
+// of sql.DB's methods work; it is safe for concurrent use. The limits that
+// Config sets are those of the sql.DB: do not call SetMaxOpenConns,
+// SetMaxIdleConns or SetConnMaxIdleTime on it.
+type Pool struct {
+	*sql.DB
+	ctr *connector
+}
+
+// Open opens a pool on a driver's DSN with livepool's pool_* parameters in it;
+// see ParseDSN and Config. Like sql.Open it does not dial.
+func Open(dsn string) (*Pool, error) {
+	cfg, err := ParseDSN(dsn)
+	if err != nil {
+		return nil, err
+	}
+	return OpenConfig(cfg)
+}
+
+// OpenConfig opens a pool on cfg, of which MySQL must be set. It does not dial.
+func OpenConfig(cfg *Config) (*Pool, error) {
+	if cfg == nil {
+		return nil, errors.New("livepool: OpenConfig takes a Config; NewConfig or ParseDSN makes one")
+	}
+	return openPool(nil, cfg)
+}
+
+// OpenConnector opens a pool on any database/sql driver. A nil cfg means the
+// defaults; cfg.MySQL is not used. Since livepool does not dial here, the look
+// at the socket is the driver's own, if it has one.
+func OpenConnector(c driver.Connector, cfg *Config) (*Pool, error) {
+	if c == nil {
+		return nil, errors.New("livepool: OpenConnector takes a driver.Connector; to have livepool dial MySQL itself, use OpenConfig")
+	}
+	return openPool(c, cfg)
+}
+
+// NewConnector returns a connector for sql.OpenDB and its like. Nothing runs in
+// the background for it, and the size of the pool is the caller's to set on the
+// sql.DB: its default keeps two idle connections. With a nil c it connects to
+// cfg.MySQL, with livepool's dialer; a nil cfg means the defaults.
+func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
+	ctr, err := newConnector(c, cfg)
+	if err != nil {
+		return nil, err // and not a nil *connector, which would be no nil driver.Connector
+	}
+	return ctr, nil
+}
+
+func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
+	ctr, err := newConnector(c, cfg)
+	if err != nil {
+		return nil, err
+	}
+	db := sql.OpenDB(ctr)
+	limit := ctr.cfg.PoolSize + ctr.cfg.MaxOverflow
+	if ctr.cfg.MaxOverflow < 0 {
+		limit = 0 // database/sql's word for no limit
+	}
+	db.SetMaxOpenConns(limit)
+	db.SetMaxIdleConns(ctr.cfg.PoolSize)
+	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
+	return &Pool{DB: db, ctr: ctr}, nil
+}
+
+// GetDBConn returns the *sql.DB itself; GORM asks for it.
+func (p *Pool) GetDBConn() (*sql.DB, error) { return p.DB, nil }
+
+// Close closes the pool. It is idempotent, and it waits, as sql.DB does, for
+// nothing that is in use: that is closed when it is returned.
+func (p *Pool) Close() error { return p.DB.Close() }
+
+// connector opens the connections of one pool and holds what they share.
+type connector struct {
+	inner driver.Connector
+	cfg   *Config
+	addr  string // for errors and logs, without user and password
+	epoch time.Time
+
+	tapped          bool // livepool's dialer is in use
+	peeks           bool // livepool looks at the socket itself
+	multiStatements bool
+
+	generation atomic.Uint64 // one more with each Recycle
+	news       news
+	stats      counters
+}
+
+func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
+	if cfg == nil {
+		cfg = NewConfig()
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	ctr := &connector{inner: c, cfg: cfg.clone(), epoch: time.Now(), addr: "the database"}
+	ctr.news.init()
+	if c != nil {
+		return ctr, nil
+	}
+	if ctr.cfg.MySQL == nil {
+		return nil, errors.New("livepool: Config.MySQL is not set: it says where the server is; " +
+			"ParseDSN sets it, or set it to a *mysql.Config of the driver's")
+	}
+	if err := ctr.useDriver(ctr.cfg.MySQL); err != nil {
+		return nil, err
+	}
+	return ctr, nil
+}
+
+// useDriver makes the connector one of the MySQL driver's, with livepool's
+// dialer around it. A network that was registered with the driver under a name
+// of its own is dialled by the driver, which does not let its dialer be seen.
+func (ctr *connector) useDriver(my *mysql.Config) error {
+	dial := my.DialFunc
+	if dial == nil && standardNetwork(my.Net) {
+		dial = dialNetwork
+	}
+	if dial != nil {
+		ctr.tapped, ctr.peeks = true, my.CheckConnLiveness
+		my.DialFunc, my.CheckConnLiveness = wiretap(dial), false
+	}
+	inner, err := mysql.NewConnector(my)
+	if err != nil {
+		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
+	}
+	ctr.inner = inner
+	ctr.multiStatements = my.MultiStatements
+	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
+	return nil
+}
+
+func standardNetwork(network string) bool {
+	switch network {
+	case "", "tcp", "tcp4", "tcp6", "unix":
+		return true
+	}
+	return false
+}
+
+// now is the connector's clock, which a change of the wall clock does not move.
+func (ctr *connector) now() time.Duration { return time.Since(ctr.epoch) }
+
+// Driver returns the driver's own.
+func (ctr *connector) Driver() driver.Driver { return ctr.inner.Driver() }
+
+// Close closes the driver's connector if it can be closed; sql.DB.Close calls it.
+func (ctr *connector) Close() error {
+	if closer, ok := ctr.inner.(io.Closer); ok {
+		return closer.Close()
+	}
+	return nil
+}
+
+// Connect opens a connection within ConnectTimeout. database/sql opens the
+// connections of all waiters from one goroutine, with a context that never
+// ends: without a bound of its own a server that accepts and says nothing
+// would hold that goroutine, and with it the pool, for ever.
+func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
+	l, err := ctr.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newConn(ctr, l), nil
+}
+
+func (ctr *connector) dial(caller context.Context) (link, error) {
+	start, generation := ctr.now(), ctr.generation.Load()
+	ctx, cancel := context.WithTimeout(caller, ctr.cfg.ConnectTimeout)
+	defer cancel()
+	var w *wire
+	if ctr.tapped {
+		ctx = context.WithValue(ctx, dialedKey{}, &w)
+	}
+	dc, err := ctr.inner.Connect(ctx)
+	if err != nil {
+		ctr.stats.connectFailed.Add(1)
+		return link{}, ctr.connectError(caller, ctx, err, w, ctr.now()-start)
+	}
+	ctr.stats.opened.Add(1)
+	now := ctr.now()
+	limit := ctr.cfg.ageLimit()
+	if limit < never-now {
+		limit += now
+	}
+	return link{
+		inner: newInner(dc), wire: w,
+		born: now, proved: now, expires: limit,
+		generation: generation,
+	}, nil
+}
+
+// connectError tells how far a connect came. The ConnectTimeout is not the
+// caller's own deadline and must not look like it, so that it does not match
+// context.DeadlineExceeded but os.ErrDeadlineExceeded, as a network timeout.
+func (ctr *connector) connectError(caller, ctx context.Context, err error, w *wire, took time.Duration) error {
+	took = took.Round(time.Millisecond)
+	switch {
+	case caller.Err() != nil:
+		return fmt.Errorf("livepool: connecting to %s was given up by its caller after %s, %s: %w",
+			ctr.addr, took, w.progress(), caller.Err())
+	case ctx.Err() != nil:
+		return fmt.Errorf("livepool: connecting to %s took longer than ConnectTimeout (pool_connect_timeout) %s, %s: %w",
+			ctr.addr, ctr.cfg.ConnectTimeout, w.progress(), os.ErrDeadlineExceeded)
+	case w != nil && w.broken != nil:
+		return fmt.Errorf("livepool: connecting to %s failed after %s, %s (%v): %w", ctr.addr, took, w.progress(), w.broken, err)
+	}
+	return fmt.Errorf("livepool: connecting to %s failed after %s: %w", ctr.addr, took, err)
+}
+
+// progress says how far the opening of a connection has come.
+func (w *wire) progress() string {
+	switch {
+	case w == nil:
+		return "before the network connection was made"
+	case !w.hello.done:
+		return "after the network connection was accepted but before the server said anything"
+	default:
+		return fmt.Sprintf("during the login of thread %d", w.hello.threadID)
+	}
+}
+
+// classify is Classify with the user's override.
+func (ctr *connector) classify(err error) Class {
+	if ctr.cfg.Classify != nil {
+		if class, ok := ctr.cfg.Classify(err); ok {
+			return class
+		}
+	}
+	return Classify(err)
+}

@@ -1,0 +1,83 @@
+// stats.go counts, and tells the operator once when connections begin to die.
+
+package livepool
+
+import (
+	"context"
+	"database/sql"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Stats is what a pool has done since it was opened. The counters only grow.
+type Stats struct {
+	sql.DBStats
+
+	Opened        int64 // connections opened
+	ConnectFailed int64 // attempts to open one that failed
+	Pinged        int64 // pings sent to verify a connection
+	Deaths        int64 // connections found dead: closed by the other end, or silent
+
+	// Why connections were given up, each counted once.
+
+	ClosedByRecycle int64 // Recycle was called
+	ClosedByAge     int64 // the age limit of Recycle and RecycleJitter
+	ClosedBySilence int64 // unproved when another connection fell silent: not pinged
+	ClosedByPeek    int64 // the socket showed that the server had hung up
+	ClosedByPing    int64 // the ping failed or was not answered in time
+	ClosedByDriver  int64 // closed already, or the driver refused to reset it
+	ClosedByCaller  int64 // the caller's context ended during the ping
+
+	// Resent counts the failures after which database/sql was told to send the
+	// statement again, because it cannot have run or may run twice.
+	Resent int64
+}
+
+// counters are the live values behind Stats.
+type counters struct {
+	opened, connectFailed, pings, deaths, resent atomic.Int64
+	discards                                     [verdicts]atomic.Int64
+}
+
+// Stats returns the pool's counters. Deaths growing while Opened grows with it
+// is a pool that is doing its work; ConnectFailed growing is a server that
+// cannot be reached.
+func (p *Pool) Stats() Stats {
+	s := &p.ctr.stats
+	closed := func(vs ...verdict) (n int64) {
+		for _, v := range vs {
+			n += s.discards[v].Load()
+		}
+		return n
+	}
+	return Stats{
+		DBStats:         p.DB.Stats(),
+		Opened:          s.opened.Load(),
+		ConnectFailed:   s.connectFailed.Load(),
+		Pinged:          s.pings.Load(),
+		Deaths:          s.deaths.Load(),
+		ClosedByRecycle: closed(byRecycle),
+		ClosedByAge:     closed(byAge),
+		ClosedBySilence: closed(bySilence),
+		ClosedByPeek:    closed(byPeek),
+		ClosedByPing:    closed(byPing, byTimeout),
+		ClosedByDriver:  closed(byClosed, byReset),
+		ClosedByCaller:  closed(byCaller),
+		Resent:          s.resent.Load(),
+	}
+}
+
+// died spreads the news of a connection that was found dead. since is when the
+// request that got no answer was sent, or when the death was found.
+func (ctr *connector) died(c *conn, since time.Duration, how loss, cause error) {
+	ctr.stats.deaths.Add(1)
+	first := ctr.news.spread(since, how)
+	level := slog.LevelDebug
+	if first {
+		level = slog.LevelWarn // the first of a series tells the story
+	}
+	ctr.cfg.logger().Log(context.Background(), level,
+		"livepool: a connection was found dead; the others are checked before they are handed out",
+		append(c.describe(), slog.Any("cause", cause))...)
+}
