@@ -19,6 +19,7 @@ import (
 // one goroutine at a time (it holds its lock around every call).
 type conn struct {
 	ctr *connector
+	occupancy
 	link
 
 	// unchecked: handed out, or about to be, without a look. database/sql does
@@ -29,9 +30,11 @@ type conn struct {
 	// used: something ran since the last checkout. As long as nothing has, no
 	// state of the caller's is on it, and a dead link can be replaced in place.
 	used bool
-	// dead: it lost its link and could not get another.
+	// dead: its link is lost, or no good; it is closed when it is returned.
 	dead bool
-	inTx bool
+	// shell: the maintainer closed its link and has no other for it yet.
+	shell bool
+	inTx  bool
 
 	tx   tx
 	slot stmt // the one open statement that most callers have at a time
@@ -39,6 +42,7 @@ type conn struct {
 
 // link is one connection to the server.
 type link struct {
+	serial     int64 // no two of a pool's are the same
 	inner      inner
 	wire       *wire // nil where livepool's dialer was not used
 	born       time.Duration
@@ -46,11 +50,15 @@ type link struct {
 	proved     time.Duration // when the last round trip completed
 	generation uint64
 	worked     bool          // a statement was answered on it
-	believed   time.Duration // when its refusal of a statement was last taken for the truth
+	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
 }
 
 func newConn(ctr *connector, l link) *conn {
-	return &conn{ctr: ctr, link: l, unchecked: true}
+	c := &conn{ctr: ctr, link: l, unchecked: true}
+	ctr.mu.Lock()
+	ctr.conns[c] = struct{}{}
+	ctr.mu.Unlock()
+	return c
 }
 
 // prove notes a completed round trip.
@@ -89,8 +97,12 @@ func (c *conn) Raw() driver.Conn {
 // driver.ErrBadConn: database/sql ignores any other error here, and hands the
 // dead connection out.
 func (c *conn) ResetSession(ctx context.Context) error {
+	c.claim(idle)
 	c.used = false
 	c.unchecked = false
+	if c.shell {
+		return driver.ErrBadConn
+	}
 	if v := c.check(ctx, c.ctr.cfg.PrePing); v != keep {
 		c.discarded(v)
 		return driver.ErrBadConn
@@ -105,18 +117,27 @@ func (c *conn) IsValid() bool {
 	case c.dead:
 		return false
 	case !c.inner.IsValid():
-		c.mourn()
+		c.mourn(nil)
 		return false
 	}
 	if v := c.retired(c.ctr, c.proved); v != keep {
 		c.discarded(v)
 		return false
 	}
+	c.state.Store(idle)
 	return true
 }
 
 // Close closes the connection to the server.
-func (c *conn) Close() error { return c.link.close() }
+func (c *conn) Close() error {
+	c.ctr.mu.Lock()
+	delete(c.ctr.conns, c)
+	c.ctr.mu.Unlock()
+	c.visit.Lock()
+	defer c.visit.Unlock()
+	c.gone = true
+	return c.link.close()
+}
 
 func (c *conn) discarded(v verdict) {
 	c.ctr.stats.discards[v].Add(1)
@@ -151,10 +172,14 @@ func (c *conn) enter(ctx context.Context) (mark uint64, err error) {
 
 // firstUse makes up for the checkout that a connection did not get.
 func (c *conn) firstUse(ctx context.Context) error {
+	c.claim(parked)
 	c.unchecked = false
 	mode := c.ctr.cfg.PrePing
 	if mode == PrePingAlways && !c.worked {
 		mode = PrePingIdle // the handshake was the ping, unless it was long ago
+	}
+	if c.shell {
+		return c.renew(ctx)
 	}
 	switch v := c.check(ctx, mode); v {
 	case keep:
@@ -178,7 +203,7 @@ func (c *conn) renew(ctx context.Context) error {
 		c.dead = true
 		return err
 	}
-	c.link = l
+	c.link, c.shell = l, false
 	return nil
 }
 
@@ -208,7 +233,7 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if !badConn && (ctx.Err() != nil || c.inner.IsValid() && c.ctr.classify(err)&ConnDead == 0) {
 		return err // the caller's own context, or an error of the driver's that the connection survives
 	}
-	c.mourn()
+	c.mourn(err)
 	nothingSent := badConn || c.wire != nil && c.wire.written == mark
 	if c.inTx || !nothingSent && has != effectNone && !isIdempotent(ctx) {
 		return err
@@ -245,7 +270,7 @@ func (c *conn) refused(my *mysql.MySQLError, err error, query string, has effect
 // within a second it is still believed, so that a program that goes on writing
 // to a read-only server does not reconnect each time.
 func (c *conn) believes() bool {
-	if c.worked && (c.believed == 0 || c.proved-c.believed > time.Second) {
+	if c.worked && (c.believed < 0 || c.proved-c.believed > time.Second) {
 		return false
 	}
 	if !c.worked {
@@ -254,12 +279,17 @@ func (c *conn) believes() bool {
 	return true
 }
 
-// mourn spreads the news of a loss that the driver met, if it was one.
-func (c *conn) mourn() {
-	if c.wire != nil && c.wire.broken != nil {
-		if how := howLost(c.wire.broken); how != notLost {
-			c.ctr.died(c, c.ctr.now(), how, c.wire.broken)
-		}
+// mourn spreads the news of a loss, if it was one. err is what the driver says
+// of it, nil if it has not said anything.
+func (c *conn) mourn(err error) {
+	if c.wire != nil {
+		err = c.wire.broken
+	}
+	if err == nil {
+		return
+	}
+	if how := howLost(err); how != notLost {
+		c.ctr.died(c, c.ctr.now(), how, err)
 	}
 }
 
@@ -434,6 +464,7 @@ type stmt struct {
 	c     *conn
 	inner driver.Stmt
 	query string
+	on    int64 // the serial of the link it was prepared on
 }
 
 // wrapStmt uses the conn's own slot for the first open statement: a query with
@@ -443,18 +474,36 @@ func (c *conn) wrapStmt(s driver.Stmt, query string) *stmt {
 	if wrapped.inner != nil {
 		wrapped = new(stmt)
 	}
-	*wrapped = stmt{c: c, inner: s, query: query}
+	*wrapped = stmt{c: c, inner: s, query: query, on: c.serial}
 	return wrapped
 }
 
 // Close forwards to the driver. database/sql closes a statement once and does
 // not use it afterwards, so that its slot is free again.
+// It closes them on idle connections too.
 func (s *stmt) Close() error {
+	s.c.visit.Lock()
+	defer s.c.visit.Unlock()
 	err := s.inner.Close()
 	if s == &s.c.slot {
 		*s = stmt{}
 	}
 	return err
+}
+
+// enter is the conn's, and prepares the statement again where its link has been
+// replaced, which happens only while nobody uses the connection.
+func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
+	mark, err = s.c.enter(ctx)
+	if err != nil || s.on == s.c.serial {
+		return mark, err
+	}
+	inner, err := s.c.inner.PrepareContext(ctx, s.query)
+	if err != nil {
+		return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
+	}
+	s.inner, s.on = inner, s.c.serial
+	return s.c.enter(ctx)
 }
 
 // NumInput forwards to the driver.
@@ -472,7 +521,7 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 
 // ExecContext forwards to the driver.
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	mark, err := s.c.enter(ctx)
+	mark, err := s.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -498,7 +547,7 @@ func (s *stmt) exec(ctx context.Context, args []driver.NamedValue) (driver.Resul
 
 // QueryContext forwards to the driver.
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	mark, err := s.c.enter(ctx)
+	mark, err := s.enter(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,14 +80,16 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxOpenConns(limit)
 	db.SetMaxIdleConns(ctr.cfg.PoolSize)
 	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
+	ctr.startMaintainer()
 	return &Pool{DB: db, ctr: ctr}, nil
 }
 
 // GetDBConn returns the *sql.DB itself; GORM asks for it.
 func (p *Pool) GetDBConn() (*sql.DB, error) { return p.DB, nil }
 
-// Close closes the pool. It is idempotent, and it waits, as sql.DB does, for
-// nothing that is in use: that is closed when it is returned.
+// Close closes the pool and stops what runs in the background for it; so does
+// Close of the *sql.DB alone. It is idempotent. What is in use is closed when
+// it is returned.
 func (p *Pool) Close() error { return p.DB.Close() }
 
 // connector opens the connections of one pool and holds what they share.
@@ -100,6 +103,11 @@ type connector struct {
 	peeks           bool // livepool looks at the socket itself
 	multiStatements bool
 
+	maintainer *maintainer // nil for a connector without a Pool
+
+	mu    sync.Mutex
+	conns map[*conn]struct{} // guarded by mu
+
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
 	stats      counters
@@ -112,7 +120,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	ctr := &connector{inner: c, cfg: cfg.clone(), epoch: time.Now(), addr: "the database"}
+	ctr := &connector{inner: c, cfg: cfg.clone(), epoch: time.Now(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
 	if c != nil {
 		return ctr, nil
@@ -163,8 +171,12 @@ func (ctr *connector) now() time.Duration { return time.Since(ctr.epoch) }
 // Driver returns the driver's own.
 func (ctr *connector) Driver() driver.Driver { return ctr.inner.Driver() }
 
-// Close closes the driver's connector if it can be closed; sql.DB.Close calls it.
+// Close stops the maintainer, and closes the driver's connector if it can be
+// closed. sql.DB.Close calls it, once.
 func (ctr *connector) Close() error {
+	if ctr.maintainer != nil {
+		ctr.maintainer.close()
+	}
 	if closer, ok := ctr.inner.(io.Closer); ok {
 		return closer.Close()
 	}
@@ -196,15 +208,15 @@ func (ctr *connector) dial(caller context.Context) (link, error) {
 		ctr.stats.connectFailed.Add(1)
 		return link{}, ctr.connectError(caller, ctx, err, w, ctr.now()-start)
 	}
-	ctr.stats.opened.Add(1)
 	now := ctr.now()
 	limit := ctr.cfg.ageLimit()
 	if limit < never-now {
 		limit += now
 	}
 	return link{
-		inner: newInner(dc), wire: w,
-		born: now, proved: now, expires: limit,
+		serial: ctr.stats.opened.Add(1),
+		inner:  newInner(dc), wire: w,
+		born: now, proved: now, expires: limit, believed: -1,
 		generation: generation,
 	}, nil
 }

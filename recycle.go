@@ -18,8 +18,16 @@ func (c *Config) ageLimit() time.Duration {
 	if c.Recycle == 0 {
 		return never
 	}
-	cut := c.RecycleJitter * rand.Float64()
-	return time.Duration(float64(c.Recycle) * (1 - cut))
+	return c.Recycle - share(c.Recycle, c.RecycleJitter*rand.Float64())
+}
+
+// share is a part of d from 0 to 1, without the overflow that rounding the
+// greatest duration up to a float64 and back would be.
+func share(d time.Duration, part float64) time.Duration {
+	if part >= 1 {
+		return d
+	}
+	return time.Duration(float64(d) * part)
 }
 
 // retired says whether the connection's time is up, by Recycle or by age, as
@@ -34,7 +42,11 @@ func (l *link) retired(ctr *connector, now time.Duration) verdict {
 	return keep
 }
 
-// Recycle replaces every connection that exists now, at its next checkout or
-// when it is returned; what is running on it is not disturbed. Use it after a
-// failover or a change of grants. It is safe for concurrent use.
-func (p *Pool) Recycle() { p.ctr.generation.Add(1) }
+// Recycle replaces every connection that exists now: the idle ones in the
+// background or at their next checkout, whichever comes first, those in use
+// when they are returned; what is running on them is not disturbed. Use it
+// after a failover or a change of grants. It is safe for concurrent use.
+func (p *Pool) Recycle() {
+	p.ctr.generation.Add(1)
+	p.ctr.maintainer.nudge()
+}

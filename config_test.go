@@ -1,0 +1,256 @@
+package livepool_test
+
+import (
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool"
+)
+
+const base = "app:s3cret@tcp(db.example:3306)/shop"
+
+func TestDSNDefaultsAreThoseOfNewConfig(t *testing.T) {
+	cfg, err := livepool.ParseDSN(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.MySQL == nil || cfg.MySQL.Addr != "db.example:3306" || cfg.MySQL.DBName != "shop" || cfg.MySQL.Passwd != "s3cret" {
+		t.Errorf("the driver's settings are %+v", cfg.MySQL)
+	}
+	cfg.MySQL, cfg.BackOff = nil, nil
+	want := livepool.NewConfig()
+	want.BackOff = nil
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("got %+v, want %+v", cfg, want)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c := livepool.NewConfig()
+	if c.BackOff == nil {
+		t.Error("BackOff is not set")
+	}
+	c.BackOff = nil
+	if want := (livepool.Config{
+		PoolSize: 10, MaxOverflow: 10, PoolTimeout: 30 * time.Second, IdleTimeout: 30 * time.Minute,
+		Recycle: time.Hour, RecycleJitter: 0.2,
+		PrePing: livepool.PrePingIdle, PingAfter: 500 * time.Millisecond, PingTimeout: time.Second, KeepAlive: 30 * time.Second,
+		ConnectTimeout: 5 * time.Second, CommitTimeout: 10 * time.Second,
+		KillAbandoned: true, Beacon: livepool.BeaconAuto, StallAfter: 5 * time.Second,
+		MaxAttempts: 10, MaxElapsed: 30 * time.Second, CommitTable: "livepool_commits",
+	}); !reflect.DeepEqual(*c, want) {
+		t.Errorf("got %+v, want %+v", *c, want)
+	}
+}
+
+func TestDSNParameters(t *testing.T) {
+	for _, tt := range []struct {
+		params string
+		get    func(*livepool.Config) any
+		want   any
+	}{
+		{"pool_size=3", func(c *livepool.Config) any { return c.PoolSize }, 3},
+		{"pool_size=0", func(c *livepool.Config) any { return c.PoolSize }, 0},
+		{"pool_max_overflow=-1", func(c *livepool.Config) any { return c.MaxOverflow }, -1},
+		{"pool_timeout=1m", func(c *livepool.Config) any { return c.PoolTimeout }, time.Minute},
+		{"pool_min_idle=2", func(c *livepool.Config) any { return c.MinIdle }, 2},
+		{"pool_idle_timeout=0", func(c *livepool.Config) any { return c.IdleTimeout }, time.Duration(0)},
+		{"pool_recycle=3600", func(c *livepool.Config) any { return c.Recycle }, time.Hour},
+		{"pool_recycle=1.5", func(c *livepool.Config) any { return c.Recycle }, 1500 * time.Millisecond},
+		{"pool_recycle=1h30m", func(c *livepool.Config) any { return c.Recycle }, 90 * time.Minute},
+		{"pool_recycle_jitter=0.5", func(c *livepool.Config) any { return c.RecycleJitter }, 0.5},
+		{"pool_pre_ping=true", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingIdle},
+		{"pool_pre_ping=idle", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingIdle},
+		{"pool_pre_ping=always", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingAlways},
+		{"pool_pre_ping=false", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingOff},
+		{"pool_pre_ping=off", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingOff},
+		{"pool_ping_after=2m", func(c *livepool.Config) any { return c.PingAfter }, 2 * time.Minute},
+		{"pool_ping_timeout=250ms", func(c *livepool.Config) any { return c.PingTimeout }, 250 * time.Millisecond},
+		{"pool_keepalive=0", func(c *livepool.Config) any { return c.KeepAlive }, time.Duration(0)},
+		{"pool_connect_timeout=2", func(c *livepool.Config) any { return c.ConnectTimeout }, 2 * time.Second},
+		{"pool_commit_timeout=3s", func(c *livepool.Config) any { return c.CommitTimeout }, 3 * time.Second},
+		{"pool_kill_abandoned=false", func(c *livepool.Config) any { return c.KillAbandoned }, false},
+		{"pool_beacon=off", func(c *livepool.Config) any { return c.Beacon }, livepool.BeaconOff},
+		{"pool_beacon=on", func(c *livepool.Config) any { return c.Beacon }, livepool.BeaconOn},
+		{"pool_stall_after=0", func(c *livepool.Config) any { return c.StallAfter }, time.Duration(0)},
+		{"pool_leak_after=10s", func(c *livepool.Config) any { return c.LeakAfter }, 10 * time.Second},
+		{"pool_max_attempts=1", func(c *livepool.Config) any { return c.MaxAttempts }, 1},
+		{"pool_max_elapsed=1m", func(c *livepool.Config) any { return c.MaxElapsed }, time.Minute},
+		{"pool_commit_table=ops.commits", func(c *livepool.Config) any { return c.CommitTable }, "ops.commits"},
+		{"parseTime=true&pool_size=4&loc=UTC&time_zone=%27%2B00%3A00%27", func(c *livepool.Config) any {
+			return []any{c.PoolSize, c.MySQL.ParseTime, c.MySQL.Params["time_zone"]}
+		}, []any{4, true, "'+00:00'"}},
+	} {
+		cfg, err := livepool.ParseDSN(base + "?" + tt.params)
+		if err != nil {
+			t.Errorf("%s: %v", tt.params, err)
+			continue
+		}
+		if got := tt.get(cfg); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: got %v, want %v", tt.params, got, tt.want)
+		}
+		for name := range cfg.MySQL.Params {
+			if strings.HasPrefix(name, "pool_") {
+				t.Errorf("%s: %s reaches the driver, which would SET it", tt.params, name)
+			}
+		}
+	}
+}
+
+// A bad value is an error that names the parameter, the value and what it takes.
+func TestBadDSNParameters(t *testing.T) {
+	for _, tt := range []struct {
+		params string
+		says   []string
+	}{
+		{"pool_size=many", []string{"pool_size=many", "whole number from 0"}},
+		{"pool_size=-1", []string{"pool_size=-1", "whole number from 0"}},
+		{"pool_size=9999999999999999999999", []string{"pool_size=9999999999999999999999", "whole number"}},
+		{"pool_size=", []string{"pool_size=", "whole number"}},
+		{"pool_size", []string{"pool_size", "whole number"}},
+		{"pool_size=1&pool_size=2", []string{"pool_size", "twice"}},
+		{"pool_sise=10", []string{"unknown", "pool_sise", "pool_size"}},
+		{"pool_=10", []string{"unknown", "pool_"}},
+		{"pool_max_overflow=-2", []string{"pool_max_overflow=-2", "from -1"}},
+		{"pool_recycle=yesterday", []string{"pool_recycle=yesterday", "duration"}},
+		{"pool_recycle=-1s", []string{"pool_recycle=-1s", "0 or more"}},
+		{"pool_recycle=1e400", []string{"pool_recycle=1e400", "duration"}},
+		{"pool_recycle_jitter=1.5", []string{"pool_recycle_jitter=1.5", "from 0 to 1"}},
+		{"pool_recycle_jitter=NaN", []string{"pool_recycle_jitter=NaN", "from 0 to 1"}},
+		{"pool_pre_ping=maybe", []string{"pool_pre_ping=maybe", "idle, true, always, off, false"}},
+		{"pool_ping_timeout=0", []string{"pool_ping_timeout=0", "above 0"}},
+		{"pool_connect_timeout=0s", []string{"pool_connect_timeout=0s", "above 0"}},
+		{"pool_commit_timeout=-5", []string{"pool_commit_timeout=-5", "above 0"}},
+		{"pool_kill_abandoned=perhaps", []string{"pool_kill_abandoned=perhaps", "true, false"}},
+		{"pool_beacon=maybe", []string{"pool_beacon=maybe", "off, auto, on"}},
+		{"pool_max_attempts=0", []string{"pool_max_attempts=0", "from 1"}},
+		{"pool_commit_table=t;DROP", []string{"pool_commit_table", "letters, digits"}},
+		{"pool_size=%zz", []string{"pool_size=%zz", "whole number"}},
+		{"pool_min_idle=11", []string{"MinIdle", "pool_min_idle", "11", "PoolSize", "pool_size", "10"}},
+		{"pool_size=0&pool_max_overflow=0", []string{"PoolSize", "MaxOverflow", "no connection"}},
+		{"parseTime=maybe&pool_size=3", []string{"driver", "maybe"}},
+		{"strict=true", []string{"driver", "strict"}},
+	} {
+		_, err := livepool.Open(base + "?" + tt.params)
+		if err == nil {
+			t.Errorf("%s: no error", tt.params)
+			continue
+		}
+		for _, part := range append(tt.says, "livepool: ") {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %q does not say %q", tt.params, err, part)
+			}
+		}
+	}
+}
+
+// However a DSN is broken, no piece of the password is in the error.
+func TestNoErrorHoldsThePassword(t *testing.T) {
+	const secret = "s3cret"
+	for _, dsn := range []string{
+		"app:s3cret@tcp(db:3306)",
+		"app:s3cret@tcp(db:3306",
+		"app:s3cret@tcp(db:3306/shop",
+		"app:s3cret/",
+		"app:s3cret/shop",
+		"app:p/s3cret%zz@tcp(db)",
+		"app:p/s3cret%zz",
+		"app:p/x?parseTime=s3cret@tcp(db:3306)",
+		"app:p/x?pool_size=s3cret@tcp(db:3306)",
+		"app:p/x?pool_size=s3cret%40tcp(db:3306)",
+		"app:s3cret@tcp(db:3306)/shop?loc=US/Pacific",
+		"app:s3cret@tcp(db:3306)/shop?pool_size=x",
+		"app:s3cret@tcp(db:3306)/shop?pool_sise=3",
+		"app:s3cret@nowhere/shop",
+		"app:s3cret@tcp(db:3306)/shop?tls=nosuch",
+	} {
+		if _, err := livepool.Open(dsn); err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", dsn, err)
+		}
+	}
+}
+
+func TestBadConfigs(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*livepool.Config)
+		says   []string
+	}{
+		{"no MySQL", func(c *livepool.Config) { c.MySQL = nil }, []string{"Config.MySQL is not set"}},
+		{"negative size", func(c *livepool.Config) { c.PoolSize = -1 }, []string{"PoolSize (pool_size) is -1"}},
+		{"size and overflow that overflow an int", func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = math.MaxInt, math.MaxInt }, []string{"PoolSize"}},
+		{"negative timeout", func(c *livepool.Config) { c.PoolTimeout = -1 }, []string{"PoolTimeout (pool_timeout) is -1ns"}},
+		{"no connect timeout", func(c *livepool.Config) { c.ConnectTimeout = 0 }, []string{"ConnectTimeout", "above 0"}},
+		{"unknown mode", func(c *livepool.Config) { c.PrePing = 7 }, []string{"PrePing(7)"}},
+		{"unknown beacon", func(c *livepool.Config) { c.Beacon = -1 }, []string{"Beacon(-1)"}},
+		{"jitter not a number", func(c *livepool.Config) { c.RecycleJitter = math.NaN() }, []string{"RecycleJitter", "NaN"}},
+		{"table name", func(c *livepool.Config) { c.CommitTable = "a b" }, []string{"CommitTable", `"a b"`}},
+		{"the driver refuses", func(c *livepool.Config) { c.MySQL.Net = "carrier-pigeon"; c.MySQL.Addr = "" }, []string{"driver", "carrier-pigeon"}},
+	} {
+		cfg, err := livepool.ParseDSN(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tt.change(cfg)
+		_, err = livepool.OpenConfig(cfg)
+		if err == nil {
+			t.Errorf("%s: no error", tt.name)
+			continue
+		}
+		for _, part := range append(tt.says, "livepool: ") {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %q does not say %q", tt.name, err, part)
+			}
+		}
+		if _, err := livepool.NewConnector(nil, cfg); err == nil {
+			t.Errorf("%s: NewConnector takes it", tt.name)
+		}
+	}
+	if _, err := livepool.OpenConfig(nil); err == nil {
+		t.Error("OpenConfig takes a nil Config")
+	}
+	if _, err := livepool.OpenConnector(nil, nil); err == nil {
+		t.Error("OpenConnector takes a nil Connector")
+	}
+}
+
+// The user's own settings stay the user's.
+func TestConfigIsNotChanged(t *testing.T) {
+	cfg, err := livepool.ParseDSN(base + "?pool_size=3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := *cfg.MySQL
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if cfg.MySQL.DialFunc != nil || cfg.MySQL.CheckConnLiveness != before.CheckConnLiveness {
+		t.Error("opening a pool changed the driver's settings")
+	}
+	cfg.PoolSize = 99
+	if got := p.Stats().MaxOpenConnections; got != 13 {
+		t.Errorf("the pool allows %d connections, want 13: 3 and an overflow of 10", got)
+	}
+	if _, ok := p.Driver().(*mysql.MySQLDriver); !ok {
+		t.Errorf("Driver is %T, want the MySQL driver's", p.Driver())
+	}
+}
+
+func TestWordsPrintAsTheDSNTakesThem(t *testing.T) {
+	for got, want := range map[string]string{
+		livepool.PrePingIdle.String(): "idle", livepool.PrePingAlways.String(): "always", livepool.PrePingOff.String(): "off",
+		livepool.BeaconAuto.String(): "auto", livepool.BeaconOn.String(): "on", livepool.BeaconOff.String(): "off",
+		livepool.Class(0).String():                     "0",
+		(livepool.ConnDead | livepool.NotRun).String(): "ConnDead|NotRun",
+	} {
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

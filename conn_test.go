@@ -1,0 +1,227 @@
+package livepool_test
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool"
+)
+
+func serverError(number uint16, message string) error {
+	return &mysql.MySQLError{Number: number, Message: message}
+}
+
+const readOnlyText = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
+
+// A statement outside a transaction is sent again only if it cannot have run,
+// or may run twice.
+func TestWhatIsSentAgain(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		err   error
+		query string
+		idem  bool
+		again bool
+	}{
+		{"nothing was written", driver.ErrBadConn, "INSERT INTO t VALUES (1)", false, true},
+		{"lost after it was written", mysql.ErrInvalidConn, "INSERT INTO t VALUES (1)", false, false},
+		{"lost after it was written, idempotent", mysql.ErrInvalidConn, "INSERT INTO t VALUES (1)", true, true},
+		{"a read lost after it was written", mysql.ErrInvalidConn, "SELECT 1", false, false},
+		{"4031: closed while idle", serverError(4031, "The client was disconnected by the server because of inactivity"), "INSERT INTO t VALUES (1)", false, true},
+		{"4031, a procedure", serverError(4031, "The client was disconnected by the server because of inactivity"), "CALL p()", false, true},
+		{"1290 of a read-only server", serverError(1290, readOnlyText), "INSERT INTO t VALUES (1)", false, true},
+		{"1290 behind a tracing comment", serverError(1290, readOnlyText), "/* trace=1 */ -- x\n update t set a=1", false, true},
+		{"1290 for another option", serverError(1290, "The MySQL server is running with the --secure-file-priv option so it cannot execute this statement"), "SELECT 1 INTO OUTFILE 'x'", false, false},
+		{"1290 in a procedure, which may have committed half", serverError(1290, readOnlyText), "CALL p()", false, false},
+		{"1290 in an executable comment", serverError(1290, readOnlyText), "/*! CALL p() */", false, false},
+		{"1792", serverError(1792, "Cannot execute statement in a READ ONLY transaction"), "DELETE FROM t", false, true},
+		{"1836", serverError(1836, "Running in read-only mode"), "DELETE FROM t", false, true},
+		{"1047 of a Galera node", serverError(1047, "WSREP has not yet prepared node for application use"), "SELECT a FROM t", false, true},
+		{"1047 for another reason", serverError(1047, "Unknown command"), "SELECT a FROM t", false, false},
+		{"a duplicate key", serverError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", false, false},
+		{"a duplicate key, idempotent", serverError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", true, false},
+		{"a deadlock", serverError(1213, "Deadlock found"), "UPDATE t SET a=1", false, false},
+		{"shutdown in progress", serverError(1053, "Server shutdown in progress"), "UPDATE t SET a=1", false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := &fake{}
+			p := openFake(t, f, nil)
+			warm(t, p.DB, 1)
+			f.execs.Store(0)
+			f.onExec = func(_ context.Context, c *fakeConn, _ string) error {
+				if c.id == 1 {
+					return tt.err
+				}
+				return nil
+			}
+			ctx := t.Context()
+			if tt.idem {
+				ctx = livepool.Idempotent(ctx)
+			}
+			_, err := p.ExecContext(ctx, tt.query)
+			switch n := f.execs.Load(); {
+			case tt.again && (err != nil || n != 2):
+				t.Errorf("got %v after %d tries, want success at the second", err, n)
+			case !tt.again && (err == nil || n != 1 || err.Error() != tt.err.Error()):
+				t.Errorf("got %v after %d tries, want the driver's own error at the first", err, n)
+			}
+		})
+	}
+}
+
+func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
+	for _, failure := range []error{
+		driver.ErrBadConn, mysql.ErrInvalidConn,
+		serverError(4031, "disconnected"), serverError(1290, readOnlyText),
+	} {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		tx, err := p.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.onExec = func(context.Context, *fakeConn, string) error { return failure }
+		if _, err := tx.ExecContext(livepool.Idempotent(t.Context()), "INSERT INTO t VALUES (1)"); err != failure {
+			t.Errorf("got %v, want %v as the driver has it", err, failure)
+		}
+		if n := f.execs.Load(); n != 1 {
+			t.Errorf("%v: sent %d times, want once", failure, n)
+		}
+		tx.Rollback()
+	}
+}
+
+// PREPARE and BEGIN have no effect that outlives their connection.
+func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
+	lostOnce := func(c *fakeConn) error {
+		if c.id == 1 {
+			c.valid.Store(false)
+			return mysql.ErrInvalidConn
+		}
+		return nil
+	}
+	f := &fake{}
+	p := openFake(t, f, nil)
+	warm(t, p.DB, 1)
+	f.onPrepare = lostOnce
+	s, err := p.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
+	if err != nil {
+		t.Fatalf("prepare: %v", err)
+	}
+	s.Close()
+
+	f = &fake{}
+	p = openFake(t, f, nil)
+	warm(t, p.DB, 1)
+	f.onBegin = lostOnce
+	tx, err := p.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatalf("begin: %v", err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// When every try fails the caller is told why, not just "bad connection".
+func TestLastErrorTellsTheStory(t *testing.T) {
+	f := &fake{onBegin: func(c *fakeConn) error { return mysql.ErrInvalidConn }}
+	p := openFake(t, f, nil)
+	_, err := p.BeginTx(t.Context(), nil)
+	if !errors.Is(err, mysql.ErrInvalidConn) || !errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("got %v, want both causes within reach", err)
+	}
+	for _, part := range []string{"livepool: connection", "old", "last answer", "before the statement ran"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q does not say %q", err, part)
+		}
+	}
+	if n := f.connects.Load(); n != 3 {
+		t.Errorf("%d connections tried, want 3", n)
+	}
+}
+
+// A server that is read-only for good says so itself, and a program that goes
+// on writing to it does not reconnect each time.
+func TestRefusalByEveryServerIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 3)
+		f.onExec = func(context.Context, *fakeConn, string) error { return serverError(1290, readOnlyText) }
+		insert := func() {
+			t.Helper()
+			_, err := p.ExecContext(t.Context(), "INSERT INTO t VALUES (1)")
+			var my *mysql.MySQLError
+			if !errors.As(err, &my) || my.Number != 1290 || errors.Is(err, driver.ErrBadConn) {
+				t.Errorf("got %v, want the server's own 1290", err)
+			}
+		}
+		for range 100 {
+			insert()
+		}
+		if n := f.connects.Load(); n != 4 {
+			t.Errorf("%d connections opened for 100 refused writes at once, want 4: three old ones, one that tells the truth", n)
+		}
+		// But it is asked anew later: the address may lead elsewhere by then.
+		time.Sleep(2 * time.Second)
+		before := f.connects.Load()
+		f.onExec = func(_ context.Context, c *fakeConn, _ string) error {
+			if c.id <= before {
+				return serverError(1290, readOnlyText)
+			}
+			return nil
+		}
+		if _, err := p.ExecContext(t.Context(), "INSERT INTO t VALUES (1)"); err != nil {
+			t.Errorf("after the failover: %v", err)
+		}
+	})
+}
+
+func TestClassifyOverride(t *testing.T) {
+	odd := errors.New("proxy: backend moved")
+	f := &fake{onExec: func(_ context.Context, c *fakeConn, _ string) error {
+		if c.id == 1 {
+			return odd
+		}
+		return nil
+	}}
+	p := openFake(t, f, func(c *livepool.Config) {
+		c.Classify = func(err error) (livepool.Class, bool) {
+			return livepool.ConnDead, errors.Is(err, odd)
+		}
+	})
+	if _, err := p.ExecContext(livepool.Idempotent(t.Context()), "SELECT 1"); err != nil {
+		t.Errorf("got %v, want it sent again on another connection", err)
+	}
+}
+
+// A prepared statement of the pool survives the replacement of the connection
+// it was prepared on.
+func TestPreparedStatementSurvivesReplacement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, func(c *livepool.Config) { c.Recycle = time.Minute })
+		s, err := p.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for range 10 {
+			if _, err := s.ExecContext(t.Context(), 1); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+		}
+		if n := p.Stats().ClosedByAge; n < 9 {
+			t.Errorf("%d connections closed by age, want them replaced every minute", n)
+		}
+	})
+}

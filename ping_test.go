@@ -1,0 +1,350 @@
+package livepool_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/livepool/livepool"
+)
+
+func TestPrePingModes(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		mode  livepool.PrePing
+		idle  time.Duration // between two checkouts
+		pings int64         // in ten checkouts of a warm connection
+	}{
+		{"idle trusts a connection that has just answered", livepool.PrePingIdle, 0, 0},
+		{"idle trusts an answer up to PingAfter old", livepool.PrePingIdle, 500 * time.Millisecond, 0},
+		{"idle pings after PingAfter", livepool.PrePingIdle, 501 * time.Millisecond, 10},
+		{"always pings at every checkout", livepool.PrePingAlways, 0, 10},
+		{"off never pings", livepool.PrePingOff, time.Minute, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fake{}
+				p := openFake(t, f, func(c *livepool.Config) { c.PrePing = tt.mode })
+				servedBy(t, p)
+				for range 10 {
+					time.Sleep(tt.idle)
+					servedBy(t, p)
+				}
+				if got := f.pings.Load(); got != tt.pings {
+					t.Errorf("%d pings, want %d", got, tt.pings)
+				}
+				if got := f.connects.Load(); got != 1 {
+					t.Errorf("%d connections opened, want 1", got)
+				}
+			})
+		})
+	}
+}
+
+func TestDeadIdleConnectionsNeverReachTheCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 8)
+		f.kill()
+		time.Sleep(time.Minute)
+		for range 20 {
+			servedBy(t, p)
+		}
+		if s := p.Stats(); s.ClosedByPing != 2 || s.Deaths != 2 {
+			t.Errorf("closed by ping %d, deaths %d, want 2 and 2: database/sql tries two and opens a third", s.ClosedByPing, s.Deaths)
+		}
+	})
+}
+
+// A black hole costs one PingTimeout, not one a connection.
+func TestSilenceDiscardsTheUnprovedWithoutAPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
+			if !c.dead.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 10)
+		f.kill()
+		time.Sleep(10 * time.Second)
+
+		start := time.Now()
+		servedBy(t, p)
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("the first caller waited %s, want one PingTimeout of 1s", took)
+		}
+		if n := f.pings.Load(); n != 1 {
+			t.Errorf("%d pings, want 1", n)
+		}
+		start = time.Now()
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() { servedBy(t, p) })
+		}
+		wg.Wait()
+		if took := time.Since(start); took != 0 {
+			t.Errorf("the twenty that followed waited %s, want nothing", took)
+		}
+		if n := f.pings.Load(); n != 1 {
+			t.Errorf("%d pings in the end, want 1", n)
+		}
+	})
+}
+
+// A connection that completed a round trip after the silence began is none of
+// its victims.
+func TestSilenceSparesTheProved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
+			if !c.dead.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		p := openFake(t, f, nil)
+		held, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		healthy := servedBy(t, held)
+		servedBy(t, p) // a second connection
+		f.all()[1].dead.Store(true)
+		time.Sleep(10 * time.Second)
+
+		var wg sync.WaitGroup
+		wg.Go(func() { servedBy(t, p) }) // finds the silence
+		time.Sleep(500 * time.Millisecond)
+		servedBy(t, held) // proves itself meanwhile
+		wg.Wait()
+		held.Close()
+		if got := servedBy(t, p); got != healthy {
+			t.Errorf("served by connection %d, want %d, which had proved itself", got, healthy)
+		}
+	})
+}
+
+func TestHangUpMakesTheOthersProveThemselves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 3)
+		f.all()[2].dead.Store(true) // the one that was returned last
+		time.Sleep(100 * time.Millisecond)
+		if _, err := p.ExecContext(t.Context(), "DO 1"); !errors.Is(err, errGone) {
+			t.Fatalf("got %v, want %v from a statement that was sent", err, errGone)
+		}
+		for range 2 {
+			time.Sleep(time.Millisecond)
+			warm(t, p.DB, 2)
+			if n := f.pings.Load(); n != 2 {
+				t.Errorf("%d pings, want 2: one each, although both are within PingAfter", n)
+			}
+		}
+		if n := f.connects.Load(); n != 3 {
+			t.Errorf("%d connections opened, want 3: the two that answered stay", n)
+		}
+	})
+}
+
+func TestCallersCancelIsNoDeath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
+			select {
+			case <-ctx.Done():
+				c.valid.Store(false) // as the driver does
+				return ctx.Err()
+			case <-time.After(300 * time.Millisecond):
+				return nil
+			}
+		}}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 2)
+		time.Sleep(time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v, want the caller's own deadline", err)
+		}
+		s := p.Stats()
+		if s.Deaths != 0 || s.ClosedByCaller != 1 {
+			t.Errorf("deaths %d, closed by caller %d, want 0 and 1", s.Deaths, s.ClosedByCaller)
+		}
+	})
+}
+
+func TestWhateverTheDriversResetSaysTheConnectionIsNotHandedOut(t *testing.T) {
+	bad := errors.New("no ErrBadConn at all")
+	f := &fake{onReset: func(c *fakeConn) error {
+		if c.id == 1 {
+			return bad
+		}
+		return nil
+	}}
+	p := openFake(t, f, nil)
+	servedBy(t, p) // its first use resets it too, finds it bad, and renews it in place
+	if id := servedBy(t, p); id != 2 {
+		t.Errorf("served by connection %d, want 2", id)
+	}
+}
+
+// Hole of database/sql: a connection opened for a waiter that gave up is parked
+// and handed out later without ResetSession.
+func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		open func(t *testing.T, f *fake) *sql.DB
+		want error
+	}{
+		{"plain hands out the dead connection", func(t *testing.T, f *fake) *sql.DB {
+			db := sql.OpenDB(f)
+			t.Cleanup(func() { db.Close() })
+			return db
+		}, errGone},
+		{"livepool", func(t *testing.T, f *fake) *sql.DB {
+			return openFake(t, f, func(c *livepool.Config) { c.ConnectTimeout = time.Minute }).DB
+		}, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fake{}
+				db := tt.open(t, f)
+				db.SetMaxOpenConns(1)
+				// One connection in use, one waiter; the connection turns out
+				// bad, a new one is opened for the waiter, slowly, and the
+				// waiter gives up meanwhile.
+				f.onConnect = func(_ context.Context, n int64) error {
+					if n > 1 {
+						time.Sleep(10 * time.Second)
+					}
+					return nil
+				}
+				held, err := db.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					if _, err := db.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("the waiter got %v", err)
+					}
+				})
+				synctest.Wait()
+				held.Raw(func(any) error { return driver.ErrBadConn })
+				wg.Wait()
+				time.Sleep(time.Hour / 2)
+				f.kill()
+				f.onConnect = nil
+				c, err := db.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if _, err = c.ExecContext(t.Context(), "DO 1"); !errors.Is(err, tt.want) {
+					t.Errorf("got %v, want %v", err, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// Hole of database/sql: PingContext does not retry a stale connection.
+func TestPingReplacesAStaleConnection(t *testing.T) {
+	f := &fake{}
+	plain := sql.OpenDB(f)
+	defer plain.Close()
+	servedBy(t, plain)
+	f.kill()
+	if err := plain.Ping(); err == nil {
+		t.Error("plain database/sql: the ping succeeded, the hole is closed: simplify conn.Ping")
+	}
+
+	f = &fake{}
+	p := openFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
+	servedBy(t, p)
+	f.kill()
+	if err := p.PingContext(t.Context()); err != nil {
+		t.Errorf("ping: %v", err)
+	}
+	if id := servedBy(t, p); id != 2 {
+		t.Errorf("served by connection %d, want 2", id)
+	}
+}
+
+// What a caller has set on its connection is never lost silently.
+func TestPingDoesNotReplaceAConnectionThatIsInUse(t *testing.T) {
+	f := &fake{}
+	p := openFake(t, f, nil)
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	servedBy(t, c) // SET @x = 1, for all we know
+	f.kill()
+	if err := c.PingContext(t.Context()); err == nil {
+		t.Error("the ping succeeded on a dead connection that had been used")
+	}
+	if n := f.connects.Load(); n != 1 {
+		t.Errorf("%d connections opened, want 1", n)
+	}
+}
+
+func TestPingIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
+			if c.id > 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		p := openFake(t, f, nil)
+		servedBy(t, p)
+		start := time.Now()
+		if err := p.Ping(); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("took %s, want PingTimeout, 1s", took)
+		}
+	})
+}
+
+// A caller whose context has ended before the check does not get an unchecked
+// connection to use later.
+func TestCheckThatAnEndedContextPreventedIsMadeUpFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 1)
+		time.Sleep(time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		f.onReset = func(*fakeConn) error { cancel(); return nil }
+		c, err := p.Conn(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		f.onReset = nil
+		if n := f.pings.Load(); n != 0 {
+			t.Fatalf("%d pings for a caller that is gone, want 0", n)
+		}
+		f.kill()
+		if id := servedBy(t, c); id != 2 {
+			t.Errorf("served by connection %d, want a new one", id)
+		}
+	})
+}
