@@ -23,18 +23,23 @@ type conn struct {
 	link
 
 	// unchecked: handed out, or about to be, without a look. database/sql does
-	// not reset a connection that it opened for a waiter who then gave up, and
-	// later hands it out as it is, however old; so a connection is born
-	// unchecked.
+	// not reset a connection before its first use, which may be long after its
+	// birth: opened for a waiter who then gave up, it is parked and handed out
+	// later as it is. So a connection is born unchecked.
 	unchecked bool
 	// used: something ran since the last checkout. As long as nothing has, no
 	// state of the caller's is on it, and a dead link can be replaced in place.
 	used bool
-	// dead: its link is lost, or no good; it is closed when it is returned.
+	// dead: its server has given it up, or is no good; it is closed when it is
+	// returned.
 	dead bool
-	// shell: the maintainer closed its link and has no other for it yet.
+	// shell: it has no link: its first user is to open one, or the one it had
+	// was closed and there is no other yet.
 	shell bool
-	inTx  bool
+	// unconverted: arguments were let through while there was no driver to
+	// convert them.
+	unconverted bool
+	inTx        bool
 
 	tx   tx
 	slot stmt // the one open statement that most callers have at a time
@@ -51,14 +56,6 @@ type link struct {
 	generation uint64
 	worked     bool          // a statement was answered on it
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
-}
-
-func newConn(ctr *connector, l link) *conn {
-	c := &conn{ctr: ctr, link: l, unchecked: true}
-	ctr.mu.Lock()
-	ctr.conns[c] = struct{}{}
-	ctr.mu.Unlock()
-	return c
 }
 
 // prove notes a completed round trip.
@@ -80,6 +77,9 @@ func (l *link) threadID() uint32 {
 
 // close never waits for a peer that takes no more bytes.
 func (l *link) close() error {
+	if l.inner.Conn == nil {
+		return nil
+	}
 	if l.wire != nil {
 		l.wire.SetWriteDeadline(time.Now().Add(time.Second))
 	}
@@ -87,9 +87,12 @@ func (l *link) close() error {
 }
 
 // Raw returns the driver's own connection, for what only that can do. It
-// belongs inside sql.Conn.Raw, whose function gets the wrapped one.
+// belongs inside sql.Conn.Raw, whose function gets the wrapped one. It is nil
+// if the connection could not be opened.
 func (c *conn) Raw() driver.Conn {
-	c.used = true
+	if _, err := c.enter(context.Background()); err != nil {
+		return nil
+	}
 	return c.inner.Conn
 }
 
@@ -97,7 +100,7 @@ func (c *conn) Raw() driver.Conn {
 // driver.ErrBadConn: database/sql ignores any other error here, and hands the
 // dead connection out.
 func (c *conn) ResetSession(ctx context.Context) error {
-	c.claim(idle)
+	c.claim()
 	c.used = false
 	c.unchecked = false
 	if c.shell {
@@ -114,7 +117,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // trip serves as now, which spares reading the clock.
 func (c *conn) IsValid() bool {
 	switch {
-	case c.dead:
+	case c.dead, c.shell:
 		return false
 	case !c.inner.IsValid():
 		c.mourn(nil)
@@ -172,7 +175,6 @@ func (c *conn) enter(ctx context.Context) (mark uint64, err error) {
 
 // firstUse makes up for the checkout that a connection did not get.
 func (c *conn) firstUse(ctx context.Context) error {
-	c.claim(parked)
 	c.unchecked = false
 	mode := c.ctr.cfg.PrePing
 	if mode == PrePingAlways && !c.worked {
@@ -186,7 +188,7 @@ func (c *conn) firstUse(ctx context.Context) error {
 		return nil
 	case byCaller:
 		c.discarded(v)
-		c.dead = true
+		c.empty()
 		return ctx.Err()
 	default:
 		c.discarded(v)
@@ -194,18 +196,25 @@ func (c *conn) firstUse(ctx context.Context) error {
 	}
 }
 
-// renew replaces a dead link in place. It must not be called once the caller
-// may have state on the connection.
+// renew opens another link in place of the one that is gone. It must not be
+// called once the caller may have state on the connection.
 func (c *conn) renew(ctx context.Context) error {
-	c.link.close()
+	c.empty()
 	l, err := c.ctr.dial(ctx)
 	if err != nil {
-		c.dead = true
 		return err
 	}
-	c.link, c.shell = l, false
+	c.fill(l)
 	return nil
 }
+
+// empty closes the link and leaves a shell, whose next use opens another.
+func (c *conn) empty() {
+	c.link.close()
+	c.link, c.shell, c.unchecked = link{}, true, true
+}
+
+func (c *conn) fill(l link) { c.link, c.shell, c.unchecked = l, false, false }
 
 // effect is what a request leaves behind, which decides whether it may be sent
 // again when its answer was lost.
@@ -329,13 +338,41 @@ func (e *lostError) Unwrap() error        { return e.cause }
 
 // The requests. Each one enters, asks the driver, and notes the answer.
 
-// CheckNamedValue forwards to the driver.
-func (c *conn) CheckNamedValue(nv *driver.NamedValue) error { return c.inner.CheckNamedValue(nv) }
+// CheckNamedValue forwards to the driver. As long as there is none, it lets the
+// arguments through to where there is one; it has no context to open one with.
+func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
+	if c.shell {
+		c.unconverted = true
+		return nil
+	}
+	return c.inner.CheckNamedValue(nv)
+}
+
+// convert makes up for it, as database/sql would have done.
+func (c *conn) convert(args []driver.NamedValue) error {
+	if !c.unconverted {
+		return nil
+	}
+	c.unconverted = false
+	for i := range args {
+		err := c.inner.CheckNamedValue(&args[i])
+		if err == driver.ErrSkip {
+			args[i].Value, err = driver.DefaultParameterConverter.ConvertValue(args[i].Value)
+		}
+		if err != nil {
+			return fmt.Errorf("sql: converting argument $%d type: %w", args[i].Ordinal, err)
+		}
+	}
+	return nil
+}
 
 // ExecContext forwards to the driver.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	mark, err := c.enter(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.convert(args); err != nil {
 		return nil, err
 	}
 	res, err := c.inner.ExecContext(ctx, query, args)
@@ -350,6 +387,9 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	mark, err := c.enter(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.convert(args); err != nil {
 		return nil, err
 	}
 	rows, err := c.inner.QueryContext(ctx, query, args)

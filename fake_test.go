@@ -39,6 +39,16 @@ type fakeConn struct {
 	closed atomic.Bool
 	dead   atomic.Bool // the server is gone: pings fail, and so do statements
 	valid  atomic.Bool
+	args   []driver.NamedValue // of the last Exec
+}
+
+// CheckNamedValue takes a uint64 that database/sql would refuse.
+func (c *fakeConn) CheckNamedValue(nv *driver.NamedValue) error {
+	if _, ok := nv.Value.(uint64); ok {
+		nv.Value = "converted uint64"
+		return nil
+	}
+	return driver.ErrSkip
 }
 
 // errGone is what a fake's statement meets on a connection that is gone after
@@ -112,8 +122,9 @@ func (c *fakeConn) Ping(ctx context.Context) error {
 	return nil
 }
 
-func (c *fakeConn) ExecContext(ctx context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+func (c *fakeConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	c.db.execs.Add(1)
+	c.args = args
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"io"
+	"math"
 	"testing"
 
 	"github.com/livepool/livepool"
@@ -108,11 +109,15 @@ func TestHotPathAllocatesNoMoreThanPlain(t *testing.T) {
 	plain, live := openNoop(t)
 	for _, op := range hotOperations {
 		measure := func(db *sql.DB) float64 {
-			return testing.AllocsPerRun(200, func() {
-				if err := op.run(db); err != nil {
-					t.Fatal(err)
-				}
-			})
+			least := math.Inf(1) // the runtime's own allocations come and go
+			for range 5 {
+				least = min(least, testing.AllocsPerRun(100, func() {
+					if err := op.run(db); err != nil {
+						t.Fatal(err)
+					}
+				}))
+			}
+			return least
 		}
 		if p, l := measure(plain), measure(live); l > p {
 			t.Errorf("%s: %v allocations, plain database/sql has %v", op.name, l, p)

@@ -12,15 +12,12 @@ import (
 	"time"
 )
 
-// residence is who has a connection. Whoever changes it from idle or parked
-// owns the link until he changes it back.
-type residence = int32
-
+// Who has a connection. Whoever changes it from idle owns the link until he
+// changes it back. A connection is born in use.
 const (
-	parked  residence = iota // born, and not used yet
-	idle                     // returned
-	inUse                    // checked out
-	visited                  // the maintainer is looking at it
+	inUse int32 = iota
+	idle        // returned to the pool
+	visited
 )
 
 // occupancy keeps the maintainer and the callers apart on one connection.
@@ -35,8 +32,8 @@ type occupancy struct {
 }
 
 // claim makes the connection the caller's. It waits for a visit to end.
-func (o *occupancy) claim(from residence) {
-	if o.state.CompareAndSwap(from, inUse) {
+func (o *occupancy) claim() {
+	if o.state.CompareAndSwap(idle, inUse) {
 		return
 	}
 	o.visit.Lock()
@@ -128,8 +125,7 @@ func (m *maintainer) look(c *conn, soon time.Duration) time.Duration {
 			return false
 		}
 		c.discarded(v)
-		c.link.close()
-		c.shell = true
+		c.empty()
 		return true
 	})
 	if !emptied {
@@ -139,7 +135,7 @@ func (m *maintainer) look(c *conn, soon time.Duration) time.Duration {
 	if err != nil {
 		return never
 	}
-	if !c.visitIdle(func() bool { c.link, c.shell = l, false; return true }) {
+	if !c.visitIdle(func() bool { c.fill(l); return true }) {
 		l.close()
 	}
 	return soon
@@ -150,11 +146,10 @@ func (m *maintainer) look(c *conn, soon time.Duration) time.Duration {
 func (c *conn) visitIdle(f func() bool) bool {
 	c.visit.Lock()
 	defer c.visit.Unlock()
-	from := c.state.Load()
-	if c.gone || from != idle && from != parked || !c.state.CompareAndSwap(from, visited) {
+	if c.gone || !c.state.CompareAndSwap(idle, visited) {
 		return false
 	}
-	defer c.state.Store(from)
+	defer c.state.Store(idle)
 	return f()
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -183,18 +184,51 @@ func (ctr *connector) Close() error {
 	return nil
 }
 
-// Connect opens a connection within ConnectTimeout. database/sql opens the
-// connections of all waiters from one goroutine, with a context that never
-// ends: without a bound of its own a server that accepts and says nothing
-// would hold that goroutine, and with it the pool, for ever.
+// Connect opens a connection within ConnectTimeout.
+//
+// For callers who wait because the pool is at its limit, database/sql has one
+// goroutine open connections, one after the other and with a context that never
+// ends: a server that accepts and says nothing would keep them all waiting, and
+// a caller with little patience would be served by the patience of that
+// goroutine. It therefore gets a shell at once, which its caller fills at the
+// first use: in his own goroutine, under his own context, at the same time as
+// the others.
 func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
+	if openerIsAsking() {
+		return ctr.register(&conn{ctr: ctr, unchecked: true, shell: true}), nil
+	}
 	l, err := ctr.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return newConn(ctr, l), nil
+	return ctr.register(&conn{ctr: ctr, unchecked: true, link: l}), nil
 }
 
+// openerIsAsking says whether it is that goroutine of database/sql that calls.
+// Nothing but the stack tells. Should it be called otherwise one day, Connect
+// dials for it as for anyone.
+func openerIsAsking() bool {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		frame, more := frames.Next()
+		if frame.Function == "database/sql.(*DB).openNewConnection" {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+func (ctr *connector) register(c *conn) *conn {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	ctr.conns[c] = struct{}{}
+	return c
+}
+
+// dial opens the connection to the server.
 func (ctr *connector) dial(caller context.Context) (link, error) {
 	start, generation := ctr.now(), ctr.generation.Load()
 	ctx, cancel := context.WithTimeout(caller, ctr.cfg.ConnectTimeout)

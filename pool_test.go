@@ -167,6 +167,150 @@ func TestSilentServerDoesNotWedgeThePool(t *testing.T) {
 	}
 }
 
+// Hole of database/sql: one goroutine opens the connections of all waiters, one
+// after the other.
+func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		open func(f *fake) *sql.DB
+		took time.Duration
+	}{
+		{"plain serves the last after four connects", func(f *fake) *sql.DB { return sql.OpenDB(f) }, 4 * time.Second},
+		{"livepool", func(f *fake) *sql.DB { return openFake(t, f, nil).DB }, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fake{}
+				db := tt.open(f)
+				defer db.Close()
+				db.SetMaxOpenConns(4)
+				held := make([]*sql.Conn, 4)
+				for i := range held {
+					held[i], _ = db.Conn(t.Context())
+				}
+				f.onConnect = func(context.Context, int64) error { time.Sleep(time.Second); return nil }
+				start := time.Now()
+				var served, done sync.WaitGroup
+				for range 4 {
+					served.Add(1)
+					done.Go(func() {
+						c, err := db.Conn(t.Context())
+						if err != nil {
+							t.Error(err)
+						}
+						servedBy(t, c)
+						served.Done()
+						served.Wait() // nobody is served by another's return
+						c.Close()
+					})
+				}
+				synctest.Wait()
+				for _, c := range held {
+					c.Raw(func(any) error { return driver.ErrBadConn })
+				}
+				done.Wait()
+				if took := time.Since(start); took != tt.took {
+					t.Errorf("four waiters were served after %s, want %s", took, tt.took)
+				}
+			})
+		})
+	}
+}
+
+// The connection that a waiter opens himself works like any other, whatever is
+// asked of it first, and can be tried again when it could not be opened.
+func TestFirstUseOfAWaitersConnection(t *testing.T) {
+	waiters := func(t *testing.T, f *fake) *sql.Conn {
+		db := openFake(t, f, nil).DB
+		db.SetMaxOpenConns(1)
+		held, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan *sql.Conn)
+		go func() {
+			c, err := db.Conn(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			got <- c
+		}()
+		for db.Stats().WaitCount == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		held.Raw(func(any) error { return driver.ErrBadConn })
+		c := <-got
+		t.Cleanup(func() { c.Close() })
+		if n := f.connects.Load(); n != 1 {
+			t.Fatalf("%d connections opened, want the second to wait for its first use", n)
+		}
+		return c
+	}
+	down := errors.New("server is down")
+	for _, tt := range []struct {
+		name string
+		use  func(c *sql.Conn) error
+	}{
+		{"Exec", func(c *sql.Conn) error { _, err := c.ExecContext(t.Context(), "DO 1"); return err }},
+		{"Begin", func(c *sql.Conn) error {
+			tx, err := c.BeginTx(t.Context(), nil)
+			if err != nil {
+				return err
+			}
+			return tx.Commit()
+		}},
+		{"Prepare", func(c *sql.Conn) error {
+			s, err := c.PrepareContext(t.Context(), "DO 1")
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		}},
+		{"Ping", func(c *sql.Conn) error { return c.PingContext(t.Context()) }},
+		{"Raw", func(c *sql.Conn) error {
+			return c.Raw(func(dc any) error {
+				if dc.(interface{ Raw() driver.Conn }).Raw() == nil {
+					return down
+				}
+				return nil
+			})
+		}},
+		{"Close", func(c *sql.Conn) error { return nil }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := &fake{}
+			c := waiters(t, f)
+			if err := tt.use(c); err != nil {
+				t.Error(err)
+			}
+		})
+		t.Run(tt.name+" at the second try", func(t *testing.T) {
+			f := &fake{}
+			c := waiters(t, f)
+			f.onConnect = func(context.Context, int64) error { return down }
+			if err := tt.use(c); tt.name != "Close" && !errors.Is(err, down) {
+				t.Errorf("got %v, want %v", err, down)
+			}
+			f.onConnect = nil
+			if err := tt.use(c); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("arguments are converted as the driver does", func(t *testing.T) {
+		f := &fake{onExec: func(_ context.Context, c *fakeConn, _ string) error {
+			if len(c.args) != 2 || c.args[0].Value != "converted uint64" || c.args[1].Value != int64(7) {
+				return fmt.Errorf("the driver got %v", c.args)
+			}
+			return nil
+		}}
+		c := waiters(t, f)
+		if _, err := c.ExecContext(t.Context(), "DO ?, ?", uint64(1<<63), int32(7)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{onConnect: func(ctx context.Context, _ int64) error {

@@ -1,0 +1,33 @@
+package livepool
+
+import (
+	"syscall"
+	"testing"
+)
+
+func TestDialerSetsSocketOptions(t *testing.T) {
+	w, _ := pair(t)
+	raw, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range []struct {
+		name               string
+		level, number, set int
+	}{
+		{"SO_KEEPALIVE", syscall.SOL_SOCKET, syscall.SO_KEEPALIVE, 1},
+		{"TCP_KEEPIDLE, s", syscall.IPPROTO_TCP, syscall.TCP_KEEPIDLE, int(keepAliveIdle.Seconds())},
+		{"TCP_KEEPINTVL, s", syscall.IPPROTO_TCP, syscall.TCP_KEEPINTVL, int(keepAliveInterval.Seconds())},
+		{"TCP_KEEPCNT", syscall.IPPROTO_TCP, syscall.TCP_KEEPCNT, keepAliveCount},
+		{"TCP_USER_TIMEOUT, ms", syscall.IPPROTO_TCP, tcpUserTimeoutOption, int(tcpUserTimeout.Milliseconds())},
+	} {
+		err := raw.Control(func(fd uintptr) {
+			if got, err := syscall.GetsockoptInt(int(fd), option.level, option.number); err != nil || got != option.set {
+				t.Errorf("%s is %d, %v, want %d", option.name, got, err, option.set)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
