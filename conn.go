@@ -1,18 +1,15 @@
-// conn.go wraps each connection of the driver: what it is, when it last proved
-// itself, and what a failure on it means for database/sql. Whether it is alive
-// is ping.go's and recycle.go's affair; what an error means is errors.go's.
+// conn.go wraps each connection of the driver: what it is, who has it, when it
+// last proved itself, and the requests on it. Whether it is alive is ping.go's
+// and recycle.go's affair, what follows from a failure failure.go's.
 
 package livepool
 
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/go-sql-driver/mysql"
 )
 
 // conn is the driver.Conn that database/sql holds. database/sql uses it from
@@ -216,128 +213,6 @@ func (c *conn) empty() {
 
 func (c *conn) fill(l link) { c.link, c.shell, c.unchecked = l, false, false }
 
-// effect is what a request leaves behind, which decides whether it may be sent
-// again when its answer was lost.
-type effect int
-
-const (
-	effectUnknown effect = iota // a statement: it may have done anything
-	effectNone                  // PREPARE, BEGIN, a ping: gone with the connection
-)
-
-// failed turns what the driver says into what database/sql shall do, and
-// spreads the news of a death. It returns an error that is driver.ErrBadConn,
-// on which database/sql sends the request again on another connection, only if
-// the request cannot have run, or may run twice, and no transaction is open.
-func (c *conn) failed(ctx context.Context, err error, query string, mark uint64, has effect) error {
-	if err == driver.ErrSkip {
-		return err
-	}
-	var my *mysql.MySQLError
-	if errors.As(err, &my) {
-		c.prove() // an answer is a proof of life, whatever it says
-		return c.refused(my, err, query, has)
-	}
-	badConn := errors.Is(err, driver.ErrBadConn)
-	if !badConn && (ctx.Err() != nil || c.inner.IsValid() && c.ctr.classify(err)&ConnDead == 0) {
-		return err // the caller's own context, or an error of the driver's that the connection survives
-	}
-	c.mourn(err)
-	nothingSent := badConn || c.wire != nil && c.wire.written == mark
-	if c.inTx || !nothingSent && has != effectNone && !isIdempotent(ctx) {
-		return err
-	}
-	return c.lost(err, "before the statement ran")
-}
-
-// refused looks at a server's error: after a refusal that another connection
-// may not meet, and after 4031, the statement has not run.
-func (c *conn) refused(my *mysql.MySQLError, err error, query string, has effect) error {
-	class := c.ctr.classify(err)
-	if class&ConnDead != 0 {
-		c.dead = true
-		c.ctr.died(c, c.proved, hungUp, err)
-	}
-	switch {
-	case class&NotRun == 0 || c.inTx:
-		return err
-	case class&Elsewhere == 0:
-		return c.lost(err, "before it read the statement")
-	case c.ctr.multiStatements, has != effectNone && !singleStatement(query):
-		return err // an earlier part of it may have run
-	case c.believes():
-		return err
-	}
-	c.dead = true
-	return c.lost(err, "because its server refuses the statement")
-}
-
-// believes says whether the connection's server can be taken at its word when
-// it refuses a statement (read-only, not ready). One that has worked before may
-// have stayed with a server that was demoted since; the statement is then sent
-// again until it meets a fresh connection, which tells the truth. Asked again
-// within a second it is still believed, so that a program that goes on writing
-// to a read-only server does not reconnect each time.
-func (c *conn) believes() bool {
-	if c.worked && (c.believed < 0 || c.proved-c.believed > time.Second) {
-		return false
-	}
-	if !c.worked {
-		c.worked, c.believed = true, c.proved
-	}
-	return true
-}
-
-// mourn spreads the news of a loss, if it was one. err is what the driver says
-// of it, nil if it has not said anything.
-func (c *conn) mourn(err error) {
-	if c.wire != nil {
-		err = c.wire.broken
-	}
-	if err == nil {
-		return
-	}
-	if how := howLost(err); how != notLost {
-		c.ctr.died(c, c.ctr.now(), how, err)
-	}
-}
-
-// cause is what the socket said where the driver only says that the connection
-// is bad.
-func (c *conn) cause(err error) error {
-	if c.wire != nil && c.wire.broken != nil {
-		return c.wire.broken
-	}
-	return err
-}
-
-// lostError is driver.ErrBadConn with its story, for the caller who gets it in
-// the end because every try met the same.
-type lostError struct {
-	addr     string
-	threadID uint32
-	age      time.Duration
-	silence  time.Duration
-	when     string
-	cause    error
-}
-
-func (c *conn) lost(err error, when string) error {
-	now := c.ctr.now()
-	c.ctr.stats.resent.Add(1)
-	return &lostError{c.ctr.addr, c.threadID(), now - c.born, now - c.proved, when, c.cause(err)}
-}
-
-func (e *lostError) Error() string {
-	return fmt.Sprintf("livepool: connection %d to %s, %s old and %s after its last answer, was given up %s: %v",
-		e.threadID, e.addr, e.age.Round(time.Millisecond), e.silence.Round(time.Millisecond), e.when, e.cause)
-}
-
-func (e *lostError) Is(target error) bool { return target == driver.ErrBadConn }
-func (e *lostError) Unwrap() error        { return e.cause }
-
-// The requests. Each one enters, asks the driver, and notes the answer.
-
 // CheckNamedValue forwards to the driver. As long as there is none, it lets the
 // arguments through to where there is one; it has no context to open one with.
 func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
@@ -374,6 +249,9 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	}
 	if err := c.convert(args); err != nil {
 		return nil, err
+	}
+	if beginsWith(skipComments(query), "LOAD") {
+		defer c.wire.unhurried()()
 	}
 	res, err := c.inner.ExecContext(ctx, query, args)
 	if err != nil {
@@ -435,9 +313,13 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 		return nil, c.failed(ctx, err, "BEGIN", mark, effectNone)
 	}
 	c.prove()
+	t := &c.tx
+	if c.inTx { // begun twice on a sql.Conn; the first is still its owner's to end
+		t = new(tx)
+	}
 	c.inTx = true
-	c.tx = tx{c: c, inner: inner}
-	return &c.tx, nil
+	*t = tx{c: c, inner: inner}
+	return t, nil
 }
 
 // Ping is the ping a caller asks for. As long as nothing has run since the
@@ -466,175 +348,4 @@ func (c *conn) Ping(ctx context.Context) error {
 		c.discarded(v)
 		return c.renew(ctx)
 	}
-}
-
-// tx wraps the one transaction that a connection has at a time; it lives in
-// its conn, so that it costs no allocation.
-type tx struct {
-	c     *conn
-	inner driver.Tx
-}
-
-// Commit forwards to the driver. It is never sent again.
-func (t *tx) Commit() error {
-	err := t.inner.Commit()
-	t.c.ended(err)
-	return err
-}
-
-// Rollback forwards to the driver.
-func (t *tx) Rollback() error {
-	err := t.inner.Rollback()
-	t.c.ended(err)
-	return err
-}
-
-// ended notes the end of the transaction. An error stays as the driver has it.
-func (c *conn) ended(err error) {
-	if err == nil {
-		c.prove()
-	} else {
-		_ = c.failed(context.Background(), err, "", 0, effectUnknown)
-	}
-	c.inTx = false
-}
-
-// stmt wraps a prepared statement.
-type stmt struct {
-	c     *conn
-	inner driver.Stmt
-	query string
-	on    int64 // the serial of the link it was prepared on
-}
-
-// wrapStmt uses the conn's own slot for the first open statement: a query with
-// arguments is prepared, executed and closed each time.
-func (c *conn) wrapStmt(s driver.Stmt, query string) *stmt {
-	wrapped := &c.slot
-	if wrapped.inner != nil {
-		wrapped = new(stmt)
-	}
-	*wrapped = stmt{c: c, inner: s, query: query, on: c.serial}
-	return wrapped
-}
-
-// Close forwards to the driver. database/sql closes a statement once and does
-// not use it afterwards, so that its slot is free again.
-// It closes them on idle connections too.
-func (s *stmt) Close() error {
-	s.c.visit.Lock()
-	defer s.c.visit.Unlock()
-	err := s.inner.Close()
-	if s == &s.c.slot {
-		*s = stmt{}
-	}
-	return err
-}
-
-// enter is the conn's, and prepares the statement again where its link has been
-// replaced, which happens only while nobody uses the connection.
-func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
-	mark, err = s.c.enter(ctx)
-	if err != nil || s.on == s.c.serial {
-		return mark, err
-	}
-	inner, err := s.c.inner.PrepareContext(ctx, s.query)
-	if err != nil {
-		return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
-	}
-	s.inner, s.on = inner, s.c.serial
-	return s.c.enter(ctx)
-}
-
-// NumInput forwards to the driver.
-func (s *stmt) NumInput() int { return s.inner.NumInput() }
-
-// Exec is what database/sql uses of a driver without contexts.
-func (s *stmt) Exec(args []driver.Value) (driver.Result, error) {
-	return s.ExecContext(context.Background(), named(args))
-}
-
-// Query is what database/sql uses of a driver without contexts.
-func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
-	return s.QueryContext(context.Background(), named(args))
-}
-
-// ExecContext forwards to the driver.
-func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	mark, err := s.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	res, err := s.exec(ctx, args)
-	if err != nil {
-		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
-	}
-	s.c.answered()
-	return res, nil
-}
-
-func (s *stmt) exec(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	if execer, ok := s.inner.(driver.StmtExecContext); ok {
-		return execer.ExecContext(ctx, args)
-	}
-	values, err := positional(ctx, args)
-	if err != nil {
-		return nil, err
-	}
-	//lint:ignore SA1019 database/sql still serves drivers that have no other
-	return s.inner.Exec(values)
-}
-
-// QueryContext forwards to the driver.
-func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	mark, err := s.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := s.querying(ctx, args)
-	if err != nil {
-		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
-	}
-	s.c.answered()
-	return rows, nil
-}
-
-func (s *stmt) querying(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	if queryer, ok := s.inner.(driver.StmtQueryContext); ok {
-		return queryer.QueryContext(ctx, args)
-	}
-	values, err := positional(ctx, args)
-	if err != nil {
-		return nil, err
-	}
-	//lint:ignore SA1019 database/sql still serves drivers that have no other
-	return s.inner.Query(values)
-}
-
-// CheckNamedValue converts an argument as database/sql would with the driver's
-// own statement: its NamedValueChecker, else the connection's, and then its
-// ColumnConverter.
-func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
-	err := driver.ErrSkip
-	if checker, ok := s.inner.(driver.NamedValueChecker); ok {
-		err = checker.CheckNamedValue(nv)
-	} else {
-		err = s.c.inner.CheckNamedValue(nv)
-	}
-	if err != driver.ErrSkip {
-		return err
-	}
-	//lint:ignore SA1019 database/sql still serves drivers that have no other
-	converter, ok := s.inner.(driver.ColumnConverter)
-	if !ok || s.inner.NumInput() < nv.Ordinal {
-		return driver.ErrSkip
-	}
-	value := nv.Value
-	if v, ok := value.(driver.Valuer); ok {
-		if value, err = v.Value(); err != nil {
-			return err
-		}
-	}
-	nv.Value, err = converter.ColumnConverter(nv.Ordinal - 1).ConvertValue(value)
-	return err
 }

@@ -27,33 +27,38 @@ const (
 	tcpUserTimeout    = 11 * time.Second
 )
 
-// dialNetwork is the dialer of a pool whose Config.MySQL names no other.
+// dialNetwork is livepool's own dialer.
 var dialNetwork dialFunc = (&net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
 	},
-	Control: func(network, _ string, c syscall.RawConn) error { return setUserTimeout(network, c) },
+	Control: func(network, _ string, c syscall.RawConn) error { return setUserTimeout(network, c, tcpUserTimeout) },
 }).DialContext
 
 // dialedKey is under what a dial in progress finds where to leave its wire.
 type dialedKey struct{}
 
-// wiretap returns dial with the connection it makes wrapped in a *wire, which
-// it also leaves where the context says.
+// wiretap returns dial, or livepool's own dialer for nil, with the connection
+// it makes wrapped in a *wire, which it also leaves where the context says.
 func wiretap(dial dialFunc) dialFunc {
+	own := dial == nil
+	if own {
+		dial = dialNetwork
+	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
+		w := newWire(nc)
 		if tcp, ok := nc.(*net.TCPConn); ok {
+			w.limited = own && w.raw != nil
 			// The driver does this to a TCP connection that it can see.
 			if err := tcp.SetKeepAlive(true); err != nil {
 				nc.Close()
 				return nil, err
 			}
 		}
-		w := newWire(nc)
 		if at, ok := ctx.Value(dialedKey{}).(**wire); ok {
 			*at = w
 		}
@@ -69,6 +74,7 @@ type wire struct {
 	look func(fd uintptr)
 	seen error // what look found
 
+	limited bool // the kernel gives up its peer after tcpUserTimeout
 	hello   handshake
 	written uint64 // bytes, ever
 	broken  error  // the first I/O error: what ended the connection
@@ -84,6 +90,18 @@ func newWire(nc net.Conn) *wire {
 		}
 	}
 	return w
+}
+
+// unhurried lets the peer take as long as it likes, until the function that it
+// returns is called. The kernel counts a peer that is there but takes no more
+// bytes as silent too, which is what a server does that waits for a lock in the
+// middle of LOAD DATA LOCAL.
+func (w *wire) unhurried() (hurry func()) {
+	if w == nil || !w.limited {
+		return func() {}
+	}
+	_ = setUserTimeout("tcp", w.raw, 0)
+	return func() { _ = setUserTimeout("tcp", w.raw, tcpUserTimeout) }
 }
 
 // SyscallConn forwards the socket; without it whoever else looks at the

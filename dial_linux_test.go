@@ -31,3 +31,21 @@ func TestDialerSetsSocketOptions(t *testing.T) {
 		}
 	}
 }
+
+func TestUnhurriedLiftsTheLimitForAWhile(t *testing.T) {
+	w, _ := pair(t)
+	limit := func() (ms int) {
+		w.raw.Control(func(fd uintptr) {
+			ms, _ = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeoutOption)
+		})
+		return ms
+	}
+	hurry := w.unhurried()
+	if got := limit(); got != 0 {
+		t.Errorf("TCP_USER_TIMEOUT is %d ms meanwhile, want none", got)
+	}
+	hurry()
+	if got := limit(); int64(got) != tcpUserTimeout.Milliseconds() {
+		t.Errorf("TCP_USER_TIMEOUT is %d ms afterwards, want %s", got, tcpUserTimeout)
+	}
+}

@@ -2,7 +2,10 @@
 
 package livepool
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
 // setUserTimeout: TCP keep-alive alone notices a vanished peer here.
-func setUserTimeout(string, syscall.RawConn) error { return nil }
+func setUserTimeout(string, syscall.RawConn, time.Duration) error { return nil }

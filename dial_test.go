@@ -28,7 +28,7 @@ func pair(t *testing.T) (w *wire, server *net.TCPConn) {
 		accepted <- c
 	}()
 	ctx := context.WithValue(t.Context(), dialedKey{}, &w)
-	nc, err := wiretap(dialNetwork)(ctx, "tcp", l.Addr().String())
+	nc, err := wiretap(nil)(ctx, "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

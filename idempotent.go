@@ -5,6 +5,7 @@ package livepool
 
 import (
 	"context"
+	"slices"
 	"strings"
 )
 
@@ -33,13 +34,14 @@ var singleStatements = []string{
 
 // singleStatement says whether query is one of those; when in doubt it is not.
 func singleStatement(query string) bool {
-	verb := skipComments(query)
-	for _, s := range singleStatements {
-		if len(verb) > len(s) && strings.EqualFold(verb[:len(s)], s) && !isWordByte(verb[len(s)]) {
-			return true
-		}
-	}
-	return false
+	query = skipComments(query)
+	return slices.ContainsFunc(singleStatements, func(verb string) bool { return beginsWith(query, verb) })
+}
+
+// beginsWith says whether verb is query's first word.
+func beginsWith(query, verb string) bool {
+	n := len(verb)
+	return len(query) > n && strings.EqualFold(query[:n], verb) && !isWordByte(query[n])
 }
 
 func isWordByte(b byte) bool {

@@ -114,7 +114,6 @@ func (in *inner) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx,
 	if opts.ReadOnly {
 		return nil, errors.New("livepool: the driver does not support read-only transactions")
 	}
-	//lint:ignore SA1019 database/sql still serves drivers that have no other
 	tx, err := in.Begin()
 	if err == nil && ctx.Err() != nil {
 		tx.Rollback()

@@ -140,13 +140,9 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 // dialer around it. A network that was registered with the driver under a name
 // of its own is dialled by the driver, which does not let its dialer be seen.
 func (ctr *connector) useDriver(my *mysql.Config) error {
-	dial := my.DialFunc
-	if dial == nil && standardNetwork(my.Net) {
-		dial = dialNetwork
-	}
-	if dial != nil {
+	if my.DialFunc != nil || standardNetwork(my.Net) {
 		ctr.tapped, ctr.peeks = true, my.CheckConnLiveness
-		my.DialFunc, my.CheckConnLiveness = wiretap(dial), false
+		my.DialFunc, my.CheckConnLiveness = wiretap(my.DialFunc), false
 	}
 	inner, err := mysql.NewConnector(my)
 	if err != nil {

@@ -65,11 +65,11 @@ func TestAgeLimitIsExactBelowASecond(t *testing.T) {
 		f := &fake{}
 		p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = 250*time.Millisecond, 0 })
 		servedBy(t, p)
-		time.Sleep(250*time.Millisecond - 1)
+		time.Sleep(250*time.Millisecond - time.Nanosecond)
 		if id := servedBy(t, p); id != 1 {
 			t.Errorf("a tick before the limit: connection %d, want the first", id)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if id := servedBy(t, p); id != 2 {
 			t.Errorf("at the limit: connection %d, want the second", id)

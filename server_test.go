@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -669,6 +670,49 @@ func TestConnectionThatCannotBeLookedAtIsPinged(t *testing.T) {
 	defer p.Close()
 	if err := insert(p.DB); err != nil {
 		t.Errorf("livepool: %v", err)
+	}
+}
+
+// A server that waits for a lock in the middle of LOAD DATA LOCAL takes no
+// bytes for as long as that: it is there all the same.
+func TestLoadDataMayWaitForALock(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as the kernel's patience, 15s")
+	}
+	s := servertest.Run(t, server.MariaDB, "--local-infile=1")
+	if err := s.Exec("CREATE TABLE test.t (id INT PRIMARY KEY, v VARCHAR(200))"); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, s.DSN(), "")
+	locker, err := p.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locker.Rollback()
+	if _, err := locker.Exec("INSERT INTO t VALUES (1000, 'x')"); err != nil {
+		t.Fatal(err)
+	}
+	var rows bytes.Buffer
+	for i := range 100_000 {
+		fmt.Fprintf(&rows, "%d\t%s\n", i, strings.Repeat("v", 200)) // 20 MB: more than sockets hold
+	}
+	mysql.RegisterReaderHandler("rows", func() io.Reader { return &rows })
+	defer mysql.DeregisterReaderHandler("rows")
+	loaded := make(chan error, 1)
+	go func() {
+		_, err := p.Exec("LOAD DATA LOCAL INFILE 'Reader::rows' REPLACE INTO TABLE t")
+		loaded <- err
+	}()
+	select {
+	case err := <-loaded:
+		t.Fatalf("the load ended while the row was locked: %v", err)
+	case <-time.After(15 * time.Second):
+	}
+	if err := locker.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-loaded; err != nil {
+		t.Errorf("the load: %v", err)
 	}
 }
 

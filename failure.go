@@ -1,0 +1,135 @@
+// failure.go turns what the driver says of a failed request into what
+// database/sql shall do about it, and spreads the news of a death. What an
+// error means is errors.go's affair, what may be sent twice idempotent.go's.
+
+package livepool
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// effect is what a request leaves behind, which decides whether it may be sent
+// again when its answer was lost.
+type effect int
+
+const (
+	effectUnknown effect = iota // a statement: it may have done anything
+	effectNone                  // PREPARE, BEGIN, a ping: gone with the connection
+)
+
+// failed turns what the driver says into what database/sql shall do, and
+// spreads the news of a death. It returns an error that is driver.ErrBadConn,
+// on which database/sql sends the request again on another connection, only if
+// the request cannot have run, or may run twice, and no transaction is open.
+func (c *conn) failed(ctx context.Context, err error, query string, mark uint64, has effect) error {
+	if err == driver.ErrSkip {
+		return err
+	}
+	var my *mysql.MySQLError
+	if errors.As(err, &my) {
+		c.prove() // an answer is a proof of life, whatever it says
+		return c.refused(my, err, query, has)
+	}
+	badConn := errors.Is(err, driver.ErrBadConn)
+	if !badConn && (ctx.Err() != nil || c.inner.IsValid() && c.ctr.classify(err)&ConnDead == 0) {
+		return err // the caller's own context, or an error of the driver's that the connection survives
+	}
+	c.mourn(err)
+	nothingSent := badConn || c.wire != nil && c.wire.written == mark
+	if c.inTx || !nothingSent && has != effectNone && !isIdempotent(ctx) {
+		return err
+	}
+	return c.lost(err, "before the statement ran")
+}
+
+// refused looks at a server's error: after a refusal that another connection
+// may not meet, and after 4031, the statement has not run.
+func (c *conn) refused(my *mysql.MySQLError, err error, query string, has effect) error {
+	class := c.ctr.classify(err)
+	if class&ConnDead != 0 {
+		c.dead = true
+		c.ctr.died(c, c.proved, hungUp, err)
+	}
+	switch {
+	case class&NotRun == 0 || c.inTx:
+		return err
+	case class&Elsewhere == 0:
+		return c.lost(err, "before it read the statement")
+	case c.ctr.multiStatements, has != effectNone && !singleStatement(query):
+		return err // an earlier part of it may have run
+	case c.believes():
+		return err
+	}
+	c.dead = true
+	return c.lost(err, "because its server refuses the statement")
+}
+
+// believes says whether the connection's server can be taken at its word when
+// it refuses a statement (read-only, not ready). One that has worked before may
+// have stayed with a server that was demoted since; the statement is then sent
+// again until it meets a fresh connection, which tells the truth. Asked again
+// within a second it is still believed, so that a program that goes on writing
+// to a read-only server does not reconnect each time.
+func (c *conn) believes() bool {
+	if c.worked && (c.believed < 0 || c.proved-c.believed > time.Second) {
+		return false
+	}
+	if !c.worked {
+		c.worked, c.believed = true, c.proved
+	}
+	return true
+}
+
+// mourn spreads the news of a loss, if it was one. err is what the driver says
+// of it, nil if it has not said anything.
+func (c *conn) mourn(err error) {
+	if c.wire != nil {
+		err = c.wire.broken
+	}
+	if err == nil {
+		return
+	}
+	if how := howLost(err); how != notLost {
+		c.ctr.died(c, c.ctr.now(), how, err)
+	}
+}
+
+// cause is what the socket said where the driver only says that the connection
+// is bad.
+func (c *conn) cause(err error) error {
+	if c.wire != nil && c.wire.broken != nil {
+		return c.wire.broken
+	}
+	return err
+}
+
+// lostError is driver.ErrBadConn with its story, for the caller who gets it in
+// the end because every try met the same.
+type lostError struct {
+	addr     string
+	threadID uint32
+	age      time.Duration
+	silence  time.Duration
+	when     string
+	cause    error
+}
+
+func (c *conn) lost(err error, when string) error {
+	now := c.ctr.now()
+	c.ctr.stats.resent.Add(1)
+	return &lostError{c.ctr.addr, c.threadID(), now - c.born, now - c.proved, when, c.cause(err)}
+}
+
+func (e *lostError) Error() string {
+	return fmt.Sprintf("livepool: connection %d to %s, %s old and %s after its last answer, was given up %s: %v",
+		e.threadID, e.addr, e.age.Round(time.Millisecond), e.silence.Round(time.Millisecond), e.when, e.cause)
+}
+
+func (e *lostError) Is(target error) bool { return target == driver.ErrBadConn }
+func (e *lostError) Unwrap() error        { return e.cause }

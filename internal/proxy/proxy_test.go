@@ -1,0 +1,486 @@
+package proxy_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/server/servertest"
+)
+
+func start(t *testing.T, upstream string, opts ...proxy.Option) *proxy.Proxy {
+	t.Helper()
+	p, err := proxy.New(upstream, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func open(t *testing.T, dsn string, change ...func(*mysql.Config)) *sql.DB {
+	t.Helper()
+	cfg, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Logger = &mysql.NopLogger{}
+	for _, f := range change {
+		f(cfg)
+	}
+	c, err := mysql.NewConnector(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(c)
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func connect(t *testing.T, db *sql.DB) *sql.Conn {
+	t.Helper()
+	c, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func connectionID(ctx context.Context, c *sql.Conn) (id int, err error) {
+	return id, c.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&id)
+}
+
+// a while is long enough for an answer that is not held up.
+const aWhile = 150 * time.Millisecond
+
+func briefly(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), aWhile)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+// dial opens a connection as a client that knows no MySQL, and reads the server's greeting.
+func dial(t *testing.T, p *proxy.Proxy) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", p.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	greeting := make([]byte, 4)
+	if _, err := io.ReadFull(c, greeting); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, c, int64(greeting[0])); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestCountsAreExact(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		for name, upstream := range map[string]string{"tcp": s.Addr(), "socket": s.Socket()} {
+			if name == "socket" && s.Kind() == server.MySQL {
+				continue // see New
+			}
+			t.Run(name, func(t *testing.T) {
+				p := start(t, upstream, proxy.WithQueries())
+				db := open(t, s.DSNVia(p.Addr()))
+				db.SetMaxOpenConns(1)
+				big := strings.Repeat("x", 300_000)
+				var n int
+				err := errors.Join(
+					db.PingContext(t.Context()),
+					db.QueryRow("SELECT 1").Scan(&n),
+					db.QueryRow("SELECT LENGTH('"+big+"')").Scan(&n),
+					db.QueryRow("SELECT 1 + ?", 1).Scan(&n),
+					db.QueryRow("SELECT LENGTH(?)", big).Scan(&n),
+				)
+				if err != nil || n != len(big) {
+					t.Fatal(n, err)
+				}
+				db.Close()
+				eventually(t, "the connection closes", func() bool { return p.Conns() == 0 })
+				want := proxy.Counts{Conns: 1, Dials: 1, Ping: 1, Query: 2, Prepare: 2, Execute: 2, StmtClose: 2, Quit: 1}
+				if got := p.Counts(); got != want {
+					t.Errorf("got  %+v\nwant %+v", got, want)
+				}
+				if got := p.Counts().RoundTrips(); got != 7 {
+					t.Errorf("%d round trips, want 7", got)
+				}
+				if q := p.Queries(); len(q) != 2 || q[0] != "SELECT 1" {
+					t.Errorf("queries: %.40q", q)
+				}
+				p.ResetCounts()
+				if got := p.Counts(); got != (proxy.Counts{}) || p.Queries() != nil {
+					t.Errorf("after ResetCounts: %+v", got)
+				}
+			})
+		}
+	})
+}
+
+func TestTLSAndCompressionPassUncounted(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		s := servertest.RunOptions(t, kind, server.Options{TLS: true})
+		for name, change := range map[string]func(*mysql.Config){
+			"TLS":         func(c *mysql.Config) { c.TLS = s.TLSConfig() },
+			"compression": func(c *mysql.Config) { c.Apply(mysql.EnableCompression(true)) },
+		} {
+			t.Run(fmt.Sprintf("%s %s", kind, name), func(t *testing.T) {
+				p := start(t, s.Addr())
+				conn := connect(t, open(t, s.DSNVia(p.Addr()), change))
+				id, err := connectionID(t.Context(), conn)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := p.Counts().RoundTrips(); n != 0 {
+					t.Errorf("counted %d round trips", n)
+				}
+				p.Stall()
+				time.AfterFunc(aWhile, p.Heal)
+				if again, err := connectionID(t.Context(), conn); err != nil || again != id {
+					t.Errorf("after a stall: connection %d, %v; was %d", again, err, id)
+				}
+			})
+		}
+	}
+}
+
+func TestHowAConnectionEndsIsWhatTheClientSees(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	for _, tt := range []struct {
+		name string
+		end  func(p *proxy.Proxy) error
+		want error
+	}{
+		{"FIN", func(p *proxy.Proxy) error { p.FIN(); return nil }, io.EOF},
+		{"RST", func(p *proxy.Proxy) error { p.RST(); return nil }, syscall.ECONNRESET},
+		{"Close", (*proxy.Proxy).Close, syscall.ECONNRESET},
+		{"FIN while stalled", func(p *proxy.Proxy) error { p.Stall(); p.FIN(); return nil }, io.EOF},
+		{"the server's own end", func(*proxy.Proxy) error { return s.Stop() }, io.EOF},
+		{"behind a stall, healed", func(p *proxy.Proxy) error {
+			p.Stall()
+			err := s.Stop()
+			p.Heal()
+			return err
+		}, io.EOF},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+			p := start(t, s.Addr())
+			c := dial(t, p)
+			if err := tt.end(p); err != nil {
+				t.Fatal(err)
+			}
+			c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.Copy(io.Discard, c); tt.want == io.EOF && err != nil || tt.want != io.EOF && !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			eventually(t, "the proxy forgets it", func() bool { return p.Conns() == 0 })
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the server forgets it", func() bool { list, err := s.Processes(); return err == nil && len(list) == 0 })
+			if l := p.Lifetimes(); len(l) != 1 || !l[0].Closed.After(l[0].Opened) {
+				t.Errorf("lifetimes: %+v", l)
+			}
+		})
+	}
+}
+
+func TestAStallHealsWithTheSameConnection(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		p := start(t, s.Addr())
+		db := open(t, s.DSNVia(p.Addr()))
+		conn := connect(t, db)
+		before, err := connectionID(t.Context(), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Stall()
+		var after int
+		var wg sync.WaitGroup
+		answered := make(chan error, 1)
+		wg.Go(func() {
+			var err error
+			after, err = connectionID(t.Context(), conn)
+			answered <- err
+		})
+		select {
+		case err := <-answered:
+			t.Fatalf("answered through a stall: %v", err)
+		case <-time.After(aWhile):
+		}
+		if err := connect(t, db).PingContext(t.Context()); err != nil {
+			t.Errorf("a new connection during a stall: %v", err)
+		}
+		p.Heal()
+		if err := <-answered; err != nil || after != before {
+			t.Errorf("after the stall: connection %d, %v; was %d", after, err, before)
+		}
+	})
+}
+
+func TestAHangingConnectionIsHeardOfWhenHealed(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := start(t, s.Addr())
+	p.HangNew(true)
+	c, err := net.Dial("tcp", p.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(aWhile))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("reading from a hanging connection: %v", err)
+	}
+	if n := p.Counts(); n.Conns != 1 || n.Dials != 0 {
+		t.Errorf("counts: %+v", n)
+	}
+	p.HangNew(false)
+	dial(t, p) // a new one works
+	p.Heal()
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Errorf("reading from a healed connection: %v", err)
+	}
+}
+
+func TestOneWayDrops(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := start(t, s.Addr())
+	db := open(t, s.DSNVia(p.Addr()))
+	if _, err := db.Exec("CREATE TABLE t (id INT)"); err != nil {
+		t.Fatal(err)
+	}
+	for i, tt := range []struct {
+		name    string
+		drop    func(bool)
+		arrives bool
+	}{
+		{"to the server", p.DropToServer, false},
+		{"to the client", p.DropToClient, true},
+	} {
+		conn := connect(t, db)
+		tt.drop(true)
+		if _, err := conn.ExecContext(briefly(t), fmt.Sprintf("INSERT INTO t VALUES (%d)", i)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: the client got an answer: %v", tt.name, err)
+		}
+		tt.drop(false)
+		var n int
+		if err := s.QueryRow(fmt.Sprintf("SELECT COUNT(*) FROM t WHERE id = %d", i), &n); err != nil || (n == 1) != tt.arrives {
+			t.Errorf("%s: %d rows, %v", tt.name, n, err)
+		}
+		if err := db.PingContext(t.Context()); err != nil {
+			t.Errorf("%s: afterwards: %v", tt.name, err)
+		}
+	}
+}
+
+func TestRefusingAndReopening(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := start(t, s.Addr())
+	conn := connect(t, open(t, s.DSNVia(p.Addr())))
+	for range 3 {
+		p.Refuse()
+		if _, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dialling: %v", err)
+		}
+		if err := conn.PingContext(t.Context()); err != nil {
+			t.Errorf("the connection from before: %v", err)
+		}
+		if err := p.Reopen(); err != nil {
+			t.Fatal(err)
+		}
+		dial(t, p)
+	}
+}
+
+func TestUpstreamCanBeSwitchedAndBeGone(t *testing.T) {
+	a, b := servertest.Run(t, server.MariaDB), servertest.Run(t, server.MariaDB)
+	p := start(t, a.Addr())
+	port := func(c *sql.Conn) (port int) {
+		if err := c.QueryRowContext(t.Context(), "SELECT @@port").Scan(&port); err != nil {
+			t.Error(err)
+		}
+		return port
+	}
+	db := open(t, a.DSNVia(p.Addr()))
+	toA := connect(t, db)
+	p.SetUpstream(b.Addr())
+	toB := connect(t, db)
+	if fmt.Sprintf("127.0.0.1:%d", port(toA)) != a.Addr() || fmt.Sprintf("127.0.0.1:%d", port(toB)) != b.Addr() {
+		t.Error("connections do not go where they should")
+	}
+	b.Kill()
+	c, err := net.Dial("tcp", p.Addr())
+	if err == nil {
+		defer c.Close()
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("with the upstream gone: %v", err)
+	}
+}
+
+// The whole point of the proxy: a COMMIT that never arrived and one that did look alike.
+func TestCutsAroundACommit(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		p := start(t, s.Addr())
+		db := open(t, s.DSNVia(p.Addr()))
+		if _, err := db.Exec("CREATE TABLE t (id INT)"); err != nil {
+			t.Fatal(err)
+		}
+		rows := func(id int) (n int) {
+			if err := s.QueryRow(fmt.Sprintf("SELECT COUNT(*) FROM t WHERE id = %d", id), &n); err != nil {
+				t.Error(err)
+			}
+			return n
+		}
+		transaction := func(ctx context.Context, id int) error {
+			conn := connect(t, db)
+			defer conn.Close()
+			if _, err := conn.ExecContext(t.Context(), "BEGIN"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.ExecContext(t.Context(), fmt.Sprintf("INSERT INTO t VALUES (%d)", id)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := conn.ExecContext(ctx, "commit")
+			return err
+		}
+		for i, tt := range []struct {
+			name   string
+			cut    func(proxy.Match, proxy.Fault) *proxy.Cut
+			how    proxy.Fault
+			silent bool // the client learns nothing and gives up
+			stays  int
+			healed int // rows after Heal
+		}{
+			{"before, FIN", p.CutBefore, proxy.FIN, false, 0, 0},
+			{"before, RST", p.CutBefore, proxy.RST, false, 0, 0},
+			{"before, KillServerSide", p.CutBefore, proxy.KillServerSide, true, 0, 0},
+			{"before, Stall", p.CutBefore, proxy.Stall, true, 0, 1},
+			{"after, FIN", p.CutAfter, proxy.FIN, false, 1, 1},
+			{"after, RST", p.CutAfter, proxy.RST, false, 1, 1},
+			{"after, KillServerSide", p.CutAfter, proxy.KillServerSide, true, 1, 1},
+			{"after, Stall", p.CutAfter, proxy.Stall, true, 1, 1},
+		} {
+			cut := tt.cut(proxy.QueryPrefix("COMMIT"), tt.how)
+			ctx := t.Context()
+			if tt.silent {
+				ctx = briefly(t)
+			}
+			if cut.Fired() {
+				t.Errorf("%s: fired before its time", tt.name)
+			}
+			err := transaction(ctx, i)
+			if err == nil || tt.silent != errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: COMMIT returned %v", tt.name, err)
+			}
+			<-cut.Done()
+			if n := rows(i); n != tt.stays {
+				t.Errorf("%s: %d rows, want %d", tt.name, n, tt.stays)
+			}
+			p.Heal()
+			eventually(t, tt.name+": the connection ends", func() bool { return rows(i) == tt.healed && p.Conns() <= 1 })
+			// It hits once.
+			if err := transaction(t.Context(), 100+i); err != nil || rows(100+i) != 1 {
+				t.Errorf("%s: the next transaction: %v", tt.name, err)
+			}
+		}
+	})
+}
+
+func TestCutsHitWhatTheyMatch(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := start(t, s.Addr())
+	db := open(t, s.DSNVia(p.Addr()))
+	cancelled := p.CutBefore(proxy.Command(proxy.ComQuery), proxy.RST)
+	cancelled.Cancel()
+	first := p.CutBefore(proxy.QueryPrefix("select 2"), proxy.RST)
+	second := p.CutAfter(proxy.Command(proxy.ComStmtExecute), proxy.FIN)
+	var n int
+	if err := db.QueryRow("SELECT 1").Scan(&n); err != nil || cancelled.Fired() || first.Fired() || second.Fired() {
+		t.Errorf("a query that none matches: %v", err)
+	}
+	conn := connect(t, db)
+	if _, err := conn.ExecContext(t.Context(), "DO ?", 1); err == nil || !second.Fired() || first.Fired() {
+		t.Errorf("the execution of a statement: %v", err)
+	}
+	conn = connect(t, db)
+	if err := conn.QueryRowContext(t.Context(), "SELECT 22").Scan(&n); err == nil || !first.Fired() {
+		t.Errorf("the query meant: %v", err)
+	}
+}
+
+func TestTheServerSeesTheClientsOwnPortWithAHeader(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB, "--proxy-protocol-networks=127.0.0.1")
+	for _, tt := range []struct {
+		name string
+		opts []proxy.Option
+		want bool
+	}{
+		{"with", []proxy.Option{proxy.WithProxyHeader()}, true},
+		{"without", nil, false},
+	} {
+		c := dial(t, start(t, s.Addr(), tt.opts...))
+		list, err := s.Processes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := slices.ContainsFunc(list, func(pr server.Process) bool { return pr.Host == c.LocalAddr().String() })
+		if own != tt.want {
+			t.Errorf("%s: the client is %v, the server sees %+v", tt.name, c.LocalAddr(), list)
+		}
+	}
+}
+
+func TestCloseEndsWhateverHangs(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := start(t, s.Addr())
+	dial(t, p)
+	p.Stall()
+	dial(t, p)
+	p.HangNew(true)
+	c, err := net.Dial("tcp", p.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	eventually(t, "all are taken", func() bool { return p.Conns() == 3 })
+	p.Close()
+	if p.Conns() != 0 {
+		t.Errorf("%d connections are left", p.Conns())
+	}
+	if err := p.Reopen(); err != nil || p.Close() != nil {
+		t.Error("closing twice")
+	}
+}

@@ -1,0 +1,179 @@
+// stmt.go wraps the driver's transactions and prepared statements, so that what
+// happens on them is known to their connection.
+
+package livepool
+
+import (
+	"context"
+	"database/sql/driver"
+)
+
+// tx wraps the one transaction that a connection has at a time; it lives in
+// its conn, so that it costs no allocation.
+type tx struct {
+	c     *conn
+	inner driver.Tx
+}
+
+// Commit forwards to the driver. It is never sent again.
+func (t *tx) Commit() error {
+	err := t.inner.Commit()
+	t.c.ended(err)
+	return err
+}
+
+// Rollback forwards to the driver.
+func (t *tx) Rollback() error {
+	err := t.inner.Rollback()
+	t.c.ended(err)
+	return err
+}
+
+// ended notes the end of the transaction. An error stays as the driver has it.
+func (c *conn) ended(err error) {
+	if err == nil {
+		c.prove()
+	} else {
+		_ = c.failed(context.Background(), err, "", 0, effectUnknown)
+	}
+	c.inTx = false
+}
+
+// stmt wraps a prepared statement.
+type stmt struct {
+	c     *conn
+	inner driver.Stmt
+	query string
+	on    int64 // the serial of the link it was prepared on
+}
+
+// wrapStmt uses the conn's own slot for the first open statement: a query with
+// arguments is prepared, executed and closed each time.
+func (c *conn) wrapStmt(s driver.Stmt, query string) *stmt {
+	wrapped := &c.slot
+	if wrapped.inner != nil {
+		wrapped = new(stmt)
+	}
+	*wrapped = stmt{c: c, inner: s, query: query, on: c.serial}
+	return wrapped
+}
+
+// Close forwards to the driver. database/sql closes a statement once and does
+// not use it afterwards, so that its slot is free again.
+// It closes them on idle connections too.
+func (s *stmt) Close() error {
+	s.c.visit.Lock()
+	defer s.c.visit.Unlock()
+	err := s.inner.Close()
+	if s == &s.c.slot {
+		*s = stmt{}
+	}
+	return err
+}
+
+// enter is the conn's, and prepares the statement again where its link has been
+// replaced, which happens only while nobody uses the connection.
+func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
+	mark, err = s.c.enter(ctx)
+	if err != nil || s.on == s.c.serial {
+		return mark, err
+	}
+	inner, err := s.c.inner.PrepareContext(ctx, s.query)
+	if err != nil {
+		return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
+	}
+	s.inner, s.on = inner, s.c.serial
+	return s.c.enter(ctx)
+}
+
+// NumInput forwards to the driver.
+func (s *stmt) NumInput() int { return s.inner.NumInput() }
+
+// Exec is what database/sql uses of a driver without contexts.
+func (s *stmt) Exec(args []driver.Value) (driver.Result, error) {
+	return s.ExecContext(context.Background(), named(args))
+}
+
+// Query is what database/sql uses of a driver without contexts.
+func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
+	return s.QueryContext(context.Background(), named(args))
+}
+
+// ExecContext forwards to the driver.
+func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	mark, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.exec(ctx, args)
+	if err != nil {
+		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
+	}
+	s.c.answered()
+	return res, nil
+}
+
+func (s *stmt) exec(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if execer, ok := s.inner.(driver.StmtExecContext); ok {
+		return execer.ExecContext(ctx, args)
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	return s.inner.Exec(values)
+}
+
+// QueryContext forwards to the driver.
+func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	mark, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.querying(ctx, args)
+	if err != nil {
+		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
+	}
+	s.c.answered()
+	return rows, nil
+}
+
+func (s *stmt) querying(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if queryer, ok := s.inner.(driver.StmtQueryContext); ok {
+		return queryer.QueryContext(ctx, args)
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	return s.inner.Query(values)
+}
+
+// CheckNamedValue converts an argument as database/sql would with the driver's
+// own statement: its NamedValueChecker, else the connection's, and then its
+// ColumnConverter.
+func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
+	check := s.c.inner.CheckNamedValue
+	if checker, ok := s.inner.(driver.NamedValueChecker); ok {
+		check = checker.CheckNamedValue
+	}
+	err := check(nv)
+	if err != driver.ErrSkip {
+		return err
+	}
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	converter, ok := s.inner.(driver.ColumnConverter)
+	if !ok || s.inner.NumInput() < nv.Ordinal {
+		return driver.ErrSkip
+	}
+	value := nv.Value
+	if v, ok := value.(driver.Valuer); ok {
+		if value, err = v.Value(); err != nil {
+			return err
+		}
+	}
+	nv.Value, err = converter.ColumnConverter(nv.Ordinal - 1).ConvertValue(value)
+	return err
+}
