@@ -153,8 +153,8 @@ func (p *Proxy) each(f func(*conn)) {
 // has gone away without a word. New connections work. Heal ends it.
 func (p *Proxy) Stall() { p.each((*conn).stall) }
 
-// HangNew(true) takes new connections and says nothing on them, nor to the server, until Heal.
-// HangNew(false) ends that for connections yet to come.
+// HangNew makes the proxy take new connections and say nothing on them, nor to the server, until
+// Heal. HangNew(false) ends that for connections yet to come.
 func (p *Proxy) HangNew(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

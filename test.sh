@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Runs every check and test of every module, on real servers that it fetches by
+# itself. With CI=true nothing may be skipped.
+#
+# The race detector needs a C compiler: as root it is installed where missing;
+# otherwise the tests run without it, and say so.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+step() { printf '\n== %s\n' "$*"; }
+staticcheck='honnef.co/go/tools/cmd/staticcheck@v0.8.2'
+
+race=-race
+if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		step 'installing a C compiler for the race detector'
+		apt-get update -q
+		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends gcc libc6-dev
+	elif [ "${CI:-}" = true ]; then
+		echo 'the race detector needs a C compiler, such as gcc' >&2
+		exit 1
+	else
+		echo 'SKIPPED the race detector: it needs a C compiler, such as gcc' >&2
+		race=
+	fi
+fi
+
+step 'gofmt'
+unformatted=$(gofmt -l .)
+if [ -n "$unformatted" ]; then
+	printf 'gofmt would change:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+
+step 'vet'
+go vet ./... ./bench/...
+for system in darwin windows; do GOOS=$system go vet ./...; done
+
+step 'staticcheck'
+go run "$staticcheck" ./... ./bench/...
+
+step 'tests of livepool and of the test ground'
+go test $race -timeout 20m ./...
+
+step 'tests of the benchmark, and each of its benchmarks once'
+go test $race -timeout 20m ./bench/...
+go test -run '^$' -bench . -benchtime 1x ./bench/...
+
+step 'the embedded server, in a module of its own'
+(cd bench/embedded && GOWORK=off CGO_ENABLED=0 go vet ./... && GOWORK=off CGO_ENABLED=0 go test ./...)
