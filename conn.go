@@ -36,7 +36,8 @@ type conn struct {
 	// unconverted: arguments were let through while there was no driver to
 	// convert them.
 	unconverted bool
-	inTx        bool
+
+	transaction transaction
 
 	tx   tx
 	slot stmt // the one open statement that most callers have at a time
@@ -55,8 +56,11 @@ type link struct {
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
 }
 
-// prove notes a completed round trip.
-func (c *conn) prove() { c.proved = c.ctr.now() }
+// prove notes a completed round trip, a little early rather than late.
+func (c *conn) prove() {
+	earliest, _ := c.ctr.clock.bounds()
+	c.proved = max(c.proved, earliest)
+}
 
 // answered notes a statement that was answered.
 func (c *conn) answered() {
@@ -87,7 +91,7 @@ func (l *link) close() error {
 // belongs inside sql.Conn.Raw, whose function gets the wrapped one. It is nil
 // if the connection could not be opened.
 func (c *conn) Raw() driver.Conn {
-	if _, err := c.enter(context.Background()); err != nil {
+	if _, err := c.enter(context.Background(), ""); err != nil {
 		return nil
 	}
 	return c.inner.Conn
@@ -148,7 +152,7 @@ func (c *conn) discarded(v verdict) {
 
 // describe says which connection, for a log.
 func (c *conn) describe() []any {
-	now := c.ctr.now()
+	now := c.ctr.clock.now()
 	return []any{
 		slog.String("addr", c.ctr.addr), slog.Uint64("thread_id", uint64(c.threadID())),
 		slog.Duration("age", now-c.born), slog.Duration("last_answer", now-c.proved),
@@ -157,17 +161,43 @@ func (c *conn) describe() []any {
 
 // enter comes before anything that is sent. It returns how many bytes had been
 // written by then, by which a failure tells whether anything was sent.
-func (c *conn) enter(ctx context.Context) (mark uint64, err error) {
-	if c.unchecked {
-		if err := c.firstUse(ctx); err != nil {
+func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error) {
+	if c.unchecked || c.transaction.doubtful {
+		if err := c.hesitate(ctx, query); err != nil {
 			return 0, err
 		}
 	}
 	c.used = true
-	if c.wire != nil {
-		mark = c.wire.written
+	return c.written(), nil
+}
+
+// hesitate is what enter does where something is not as usual.
+func (c *conn) hesitate(ctx context.Context, query string) error {
+	if c.unchecked {
+		if err := c.firstUse(ctx); err != nil {
+			return err
+		}
 	}
-	return mark, nil
+	if c.transaction.doubtful {
+		return c.mayRun(query)
+	}
+	return nil
+}
+
+func (c *conn) written() uint64 {
+	if c.wire == nil {
+		return 0
+	}
+	return c.wire.written
+}
+
+// isGone says whether the link was lost or closed. The driver's IsValid does not
+// tell that from a result that is still being read.
+func (c *conn) isGone() bool {
+	if c.wire == nil {
+		return !c.inner.IsValid()
+	}
+	return c.wire.broken != nil || c.wire.closed.Load()
 }
 
 // firstUse makes up for the checkout that a connection did not get.
@@ -225,9 +255,6 @@ func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
 
 // convert makes up for it, as database/sql would have done.
 func (c *conn) convert(args []driver.NamedValue) error {
-	if !c.unconverted {
-		return nil
-	}
 	c.unconverted = false
 	for i := range args {
 		err := c.inner.CheckNamedValue(&args[i])
@@ -243,14 +270,16 @@ func (c *conn) convert(args []driver.NamedValue) error {
 
 // ExecContext forwards to the driver.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	mark, err := c.enter(ctx)
+	mark, err := c.enter(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.convert(args); err != nil {
-		return nil, err
+	if c.unconverted {
+		if err := c.convert(args); err != nil {
+			return nil, err
+		}
 	}
-	if beginsWith(skipComments(query), "LOAD") {
+	if c.wire != nil && c.wire.limited && beginsWith(skipComments(query), "LOAD") {
 		defer c.wire.unhurried()()
 	}
 	res, err := c.inner.ExecContext(ctx, query, args)
@@ -258,24 +287,29 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 		return nil, c.failed(ctx, err, query, mark, effectUnknown)
 	}
 	c.answered()
+	if c.transaction.curable {
+		c.cured()
+	}
 	return res, nil
 }
 
 // QueryContext forwards to the driver.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	mark, err := c.enter(ctx)
+	mark, err := c.enter(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.convert(args); err != nil {
-		return nil, err
+	if c.unconverted {
+		if err := c.convert(args); err != nil {
+			return nil, err
+		}
 	}
 	rows, err := c.inner.QueryContext(ctx, query, args)
 	if err != nil {
 		return nil, c.failed(ctx, err, query, mark, effectUnknown)
 	}
 	c.answered()
-	return rows, nil
+	return c.wrapRows(rows, query), nil
 }
 
 // Prepare is what database/sql uses of a driver without contexts.
@@ -285,7 +319,7 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 
 // PrepareContext forwards to the driver. A lost PREPARE has no effect.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	mark, err := c.enter(ctx)
+	mark, err := c.enter(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +338,7 @@ func (c *conn) Begin() (driver.Tx, error) {
 
 // BeginTx forwards to the driver. A lost BEGIN has no effect.
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	mark, err := c.enter(ctx)
+	mark, err := c.enter(ctx, "BEGIN")
 	if err != nil {
 		return nil, err
 	}
@@ -314,10 +348,10 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	}
 	c.prove()
 	t := &c.tx
-	if c.inTx { // begun twice on a sql.Conn; the first is still its owner's to end
+	if c.transaction.open { // begun twice on a sql.Conn; the first is still its owner's to end
 		t = new(tx)
 	}
-	c.inTx = true
+	c.transaction.begins(ctx)
 	*t = tx{c: c, inner: inner}
 	return t, nil
 }
@@ -327,7 +361,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 // sql.DB.Ping promises, but database/sql does not send a ping again.
 func (c *conn) Ping(ctx context.Context) error {
 	fresh := !c.used
-	mark, err := c.enter(ctx)
+	mark, err := c.enter(ctx, "")
 	if err != nil {
 		return err
 	}
@@ -339,7 +373,7 @@ func (c *conn) Ping(ctx context.Context) error {
 		return nil
 	}
 	c.used = false
-	switch v := c.prePing(ctx, c.ctr.now()); {
+	switch v := c.prePing(ctx); {
 	case v == keep && !c.unchecked:
 		return nil
 	case ctx.Err() != nil:

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -78,6 +79,8 @@ type wire struct {
 	hello   handshake
 	written uint64 // bytes, ever
 	broken  error  // the first I/O error: what ended the connection
+	closed  atomic.Bool
+	until   time.Time // no deadline is later, unless it is zero
 }
 
 func newWire(nc net.Conn) *wire {
@@ -92,14 +95,11 @@ func newWire(nc net.Conn) *wire {
 	return w
 }
 
-// unhurried lets the peer take as long as it likes, until the function that it
+// unhurried lets the peer of a limited wire take as long as it likes, until the function that it
 // returns is called. The kernel counts a peer that is there but takes no more
 // bytes as silent too, which is what a server does that waits for a lock in the
 // middle of LOAD DATA LOCAL.
 func (w *wire) unhurried() (hurry func()) {
-	if w == nil || !w.limited {
-		return func() {}
-	}
 	_ = setUserTimeout("tcp", w.raw, 0)
 	return func() { _ = setUserTimeout("tcp", w.raw, tcpUserTimeout) }
 }
@@ -131,6 +131,47 @@ func (w *wire) Write(b []byte) (int, error) {
 		w.breaks(err)
 	}
 	return n, err
+}
+
+// Close closes the connection. The driver does so from a goroutine of its own
+// when a context ends.
+func (w *wire) Close() error {
+	w.closed.Store(true)
+	return w.Conn.Close()
+}
+
+// limit bounds all that is read and written until unlimit, whatever deadlines
+// the driver sets meanwhile.
+func (w *wire) limit(d time.Duration) {
+	if w == nil {
+		return
+	}
+	w.until = time.Now().Add(d)
+	_ = w.Conn.SetDeadline(w.until)
+}
+
+func (w *wire) unlimit() {
+	if w == nil {
+		return
+	}
+	w.until = time.Time{}
+	_ = w.Conn.SetDeadline(time.Time{})
+}
+
+// SetReadDeadline sets the deadline within the limit; a zero t is none.
+func (w *wire) SetReadDeadline(t time.Time) error { return w.Conn.SetReadDeadline(w.within(t)) }
+
+// SetWriteDeadline sets the deadline within the limit; a zero t is none.
+func (w *wire) SetWriteDeadline(t time.Time) error { return w.Conn.SetWriteDeadline(w.within(t)) }
+
+// SetDeadline sets both.
+func (w *wire) SetDeadline(t time.Time) error { return w.Conn.SetDeadline(w.within(t)) }
+
+func (w *wire) within(t time.Time) time.Time {
+	if w.until.IsZero() || !t.IsZero() && t.Before(w.until) {
+		return t
+	}
+	return w.until
 }
 
 func (w *wire) breaks(err error) {

@@ -31,6 +31,7 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if err == driver.ErrSkip {
 		return err
 	}
+	c.suffers(err, query)
 	var my *mysql.MySQLError
 	if errors.As(err, &my) {
 		c.prove() // an answer is a proof of life, whatever it says
@@ -41,8 +42,8 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 		return err // the caller's own context, or an error of the driver's that the connection survives
 	}
 	c.mourn(err)
-	nothingSent := badConn || c.wire != nil && c.wire.written == mark
-	if c.inTx || !nothingSent && has != effectNone && !isIdempotent(ctx) {
+	nothingSent := badConn || c.wire != nil && c.written() == mark
+	if c.transaction.open || !nothingSent && has != effectNone && !isIdempotent(ctx) {
 		return err
 	}
 	return c.lost(err, "before the statement ran")
@@ -57,7 +58,7 @@ func (c *conn) refused(my *mysql.MySQLError, err error, query string, has effect
 		c.ctr.died(c, c.proved, hungUp, err)
 	}
 	switch {
-	case class&NotRun == 0 || c.inTx:
+	case class&NotRun == 0 || c.transaction.open:
 		return err
 	case class&Elsewhere == 0:
 		return c.lost(err, "before it read the statement")
@@ -96,7 +97,7 @@ func (c *conn) mourn(err error) {
 		return
 	}
 	if how := howLost(err); how != notLost {
-		c.ctr.died(c, c.ctr.now(), how, err)
+		c.ctr.died(c, c.ctr.clock.now(), how, err)
 	}
 }
 
@@ -121,7 +122,7 @@ type lostError struct {
 }
 
 func (c *conn) lost(err error, when string) error {
-	now := c.ctr.now()
+	now := c.ctr.clock.now()
 	c.ctr.stats.resent.Add(1)
 	return &lostError{c.ctr.addr, c.threadID(), now - c.born, now - c.proved, when, c.cause(err)}
 }

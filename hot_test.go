@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"io"
 	"math"
+	"runtime"
 	"testing"
 
 	"github.com/livepool/livepool"
@@ -115,6 +116,7 @@ func TestHotPathAllocatesNoMoreThanPlain(t *testing.T) {
 					if err := op.run(db); err != nil {
 						t.Fatal(err)
 					}
+					runtime.Gosched() // so that the goroutine of a sql.Tx ends, and the next finds its stack
 				}))
 			}
 			return least

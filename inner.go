@@ -44,11 +44,16 @@ func (in *inner) Ping(ctx context.Context) error {
 	return in.pinger.Ping(ctx)
 }
 
+// ResetSession of a driver that cannot reset succeeds if the connection is
+// valid; one that can looks for itself.
 func (in *inner) ResetSession(ctx context.Context) error {
-	if in.resetter == nil {
-		return nil
+	switch {
+	case in.resetter != nil:
+		return in.resetter.ResetSession(ctx)
+	case !in.IsValid():
+		return driver.ErrBadConn
 	}
-	return in.resetter.ResetSession(ctx)
+	return nil
 }
 
 func (in *inner) IsValid() bool { return in.validator == nil || in.validator.IsValid() }

@@ -118,7 +118,7 @@ func (m *maintainer) look(c *conn, soon time.Duration) time.Duration {
 			due = never
 			return false
 		}
-		now := m.ctr.now()
+		now := m.ctr.clock.now()
 		v := c.retired(m.ctr, now)
 		if v == keep {
 			due = c.expires - now

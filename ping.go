@@ -17,12 +17,11 @@ type verdict int
 
 const (
 	keep verdict = iota
-	byClosed
 	byRecycle
 	byAge
 	bySilence // no answer since another connection fell silent
 	byPeek    // the socket shows that the server has hung up
-	byReset   // the driver's own ResetSession refused it
+	byDriver  // the driver's own ResetSession refused it
 	byPing    // the ping failed
 	byTimeout // the ping was not answered in time
 	byCaller  // the caller's context ended in the middle of the ping
@@ -30,12 +29,11 @@ const (
 )
 
 var verdictNames = [verdicts]string{
-	byClosed:  "it was closed already",
 	byRecycle: "Recycle was called",
 	byAge:     "it reached its age limit",
 	bySilence: "it has not answered since another connection fell silent",
 	byPeek:    "the server has hung up",
-	byReset:   "the driver refused to reset it",
+	byDriver:  "the driver says that it is closed, or refuses to reset it",
 	byPing:    "its ping failed",
 	byTimeout: "its ping was not answered in time",
 	byCaller:  "the caller gave up during the ping",
@@ -78,11 +76,12 @@ func raise(at *atomic.Int64, t time.Duration) {
 	}
 }
 
-// check looks at a connection that nobody uses, cheapest look first.
+// check looks at a connection that nobody uses, cheapest look first. It reads the
+// clock only if what it decides could depend on it.
 func (c *conn) check(ctx context.Context, mode PrePing) verdict {
-	now := c.ctr.now()
-	if !c.inner.IsValid() {
-		return byClosed
+	_, now := c.ctr.clock.bounds()
+	if now >= c.expires || now-c.proved > c.ctr.cfg.PingAfter {
+		now = c.ctr.clock.now()
 	}
 	if v := c.retired(c.ctr, now); v != keep {
 		return v
@@ -92,17 +91,17 @@ func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	}
 	if c.wire != nil && c.ctr.peeks {
 		if err := c.wire.peek(); err != nil {
-			c.ctr.died(c, now, howLost(err), err)
+			c.ctr.died(c, c.ctr.clock.now(), howLost(err), err)
 			return byPeek
 		}
 	}
 	if err := c.inner.ResetSession(ctx); err != nil {
-		return byReset
+		return byDriver
 	}
 	if !c.needsPing(mode, now) {
 		return keep
 	}
-	return c.prePing(ctx, now)
+	return c.prePing(ctx)
 }
 
 func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
@@ -122,23 +121,24 @@ func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 // is not evidence against the connection, but the driver closes it all the
 // same; and a caller whose context has ended already leaves the check to the
 // first use.
-func (c *conn) prePing(ctx context.Context, now time.Duration) verdict {
+func (c *conn) prePing(ctx context.Context) verdict {
 	if ctx.Err() != nil {
 		c.unchecked = true
 		return keep
 	}
+	sent := c.ctr.clock.now()
 	err := c.boundedPing(ctx)
 	switch {
 	case err == nil:
-		c.prove()
+		c.proved = c.ctr.clock.now()
 		return keep
 	case ctx.Err() != nil:
 		return byCaller
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(c.cause(err), os.ErrDeadlineExceeded):
-		c.ctr.died(c, now, wentSilent, err)
+		c.ctr.died(c, sent, wentSilent, err)
 		return byTimeout
 	default:
-		c.ctr.died(c, now, hungUp, c.cause(err))
+		c.ctr.died(c, sent, hungUp, c.cause(err))
 		return byPing
 	}
 }

@@ -25,7 +25,8 @@ import (
 // SetMaxIdleConns or SetConnMaxIdleTime on it.
 type Pool struct {
 	*sql.DB
-	ctr *connector
+	ctr    *connector
+	places places
 }
 
 // Open opens a pool on a driver's DSN with livepool's pool_* parameters in it;
@@ -82,7 +83,9 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxIdleConns(ctr.cfg.PoolSize)
 	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
 	ctr.startMaintainer()
-	return &Pool{DB: db, ctr: ctr}, nil
+	p := &Pool{DB: db, ctr: ctr}
+	p.places.init(limit)
+	return p, nil
 }
 
 // GetDBConn returns the *sql.DB itself; GORM asks for it.
@@ -98,11 +101,12 @@ type connector struct {
 	inner driver.Connector
 	cfg   *Config
 	addr  string // for errors and logs, without user and password
-	epoch time.Time
+	clock *clock
 
 	tapped          bool // livepool's dialer is in use
 	peeks           bool // livepool looks at the socket itself
 	multiStatements bool
+	mysqlDriver     bool // whose ResetSession only looks
 
 	maintainer *maintainer // nil for a connector without a Pool
 
@@ -111,7 +115,11 @@ type connector struct {
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
-	stats      counters
+	lockWait   atomic.Int32 // what a lock wait timeout ends
+
+	connectTrouble atomic.Pointer[error] // of the last connect, nil if it succeeded
+
+	stats counters
 }
 
 func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
@@ -121,9 +129,10 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	ctr := &connector{inner: c, cfg: cfg.clone(), epoch: time.Now(), addr: "the database", conns: map[*conn]struct{}{}}
+	ctr := &connector{inner: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
 	if c != nil {
+		_, ctr.mysqlDriver = c.Driver().(*mysql.MySQLDriver)
 		return ctr, nil
 	}
 	if ctr.cfg.MySQL == nil {
@@ -162,9 +171,6 @@ func standardNetwork(network string) bool {
 	return false
 }
 
-// now is the connector's clock, which a change of the wall clock does not move.
-func (ctr *connector) now() time.Duration { return time.Since(ctr.epoch) }
-
 // Driver returns the driver's own.
 func (ctr *connector) Driver() driver.Driver { return ctr.inner.Driver() }
 
@@ -174,6 +180,7 @@ func (ctr *connector) Close() error {
 	if ctr.maintainer != nil {
 		ctr.maintainer.close()
 	}
+	ctr.clock.close()
 	if closer, ok := ctr.inner.(io.Closer); ok {
 		return closer.Close()
 	}
@@ -226,7 +233,7 @@ func (ctr *connector) register(c *conn) *conn {
 
 // dial opens the connection to the server.
 func (ctr *connector) dial(caller context.Context) (link, error) {
-	start, generation := ctr.now(), ctr.generation.Load()
+	start, generation := ctr.clock.now(), ctr.generation.Load()
 	ctx, cancel := context.WithTimeout(caller, ctr.cfg.ConnectTimeout)
 	defer cancel()
 	var w *wire
@@ -236,9 +243,12 @@ func (ctr *connector) dial(caller context.Context) (link, error) {
 	dc, err := ctr.inner.Connect(ctx)
 	if err != nil {
 		ctr.stats.connectFailed.Add(1)
-		return link{}, ctr.connectError(caller, ctx, err, w, ctr.now()-start)
+		err = ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
+		ctr.connectTrouble.Store(&err)
+		return link{}, err
 	}
-	now := ctr.now()
+	ctr.connectTrouble.Store(nil)
+	now := ctr.clock.now()
 	limit := ctr.cfg.ageLimit()
 	if limit < never-now {
 		limit += now
@@ -251,22 +261,39 @@ func (ctr *connector) dial(caller context.Context) (link, error) {
 	}, nil
 }
 
+// connectError is a connection that could not be opened: how far it came, and
+// why.
+type connectError struct {
+	text  string
+	cause error
+}
+
+func (e *connectError) Error() string { return e.text + ": " + e.cause.Error() }
+func (e *connectError) Unwrap() error { return e.cause }
+
 // connectError tells how far a connect came. The ConnectTimeout is not the
 // caller's own deadline and must not look like it, so that it does not match
 // context.DeadlineExceeded but os.ErrDeadlineExceeded, as a network timeout.
 func (ctr *connector) connectError(caller, ctx context.Context, err error, w *wire, took time.Duration) error {
-	took = took.Round(time.Millisecond)
+	text := fmt.Sprintf("livepool: connecting to %s failed after %s", ctr.addr, took.Round(time.Millisecond))
 	switch {
 	case caller.Err() != nil:
-		return fmt.Errorf("livepool: connecting to %s was given up by its caller after %s, %s: %w",
-			ctr.addr, took, w.progress(), caller.Err())
+		return &connectError{text + ", its caller having given up, " + w.progress(), caller.Err()}
 	case ctx.Err() != nil:
-		return fmt.Errorf("livepool: connecting to %s took longer than ConnectTimeout (pool_connect_timeout) %s, %s: %w",
-			ctr.addr, ctr.cfg.ConnectTimeout, w.progress(), os.ErrDeadlineExceeded)
+		return &connectError{text + ", the ConnectTimeout (pool_connect_timeout), " + w.progress(), os.ErrDeadlineExceeded}
 	case w != nil && w.broken != nil:
-		return fmt.Errorf("livepool: connecting to %s failed after %s, %s (%v): %w", ctr.addr, took, w.progress(), w.broken, err)
+		return &connectError{fmt.Sprintf("%s, %s (%v)", text, w.progress(), w.broken), err}
 	}
-	return fmt.Errorf("livepool: connecting to %s failed after %s: %w", ctr.addr, took, err)
+	return &connectError{text, err}
+}
+
+// lastConnectError is why the last connection could not be opened, nil if it
+// could.
+func (ctr *connector) lastConnectError() error {
+	if err := ctr.connectTrouble.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // progress says how far the opening of a connection has come.

@@ -326,7 +326,7 @@ func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want a timeout that is not the caller's", err)
 		}
-		if !strings.Contains(err.Error(), "ConnectTimeout (pool_connect_timeout) 5s") {
+		if !strings.Contains(err.Error(), "after 5s, the ConnectTimeout (pool_connect_timeout)") {
 			t.Errorf("%q does not say which limit", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

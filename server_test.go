@@ -312,6 +312,8 @@ func TestPoolOfOneSurvivesASilentServer(t *testing.T) {
 			via.HangNew(true)
 			var wg sync.WaitGroup
 			for i := range 4 {
+				// The first dials itself; when it gives up, the one goroutine of
+				// database/sql dials for those who still wait.
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i+1)*300*time.Millisecond)
 					defer cancel()
@@ -319,6 +321,7 @@ func TestPoolOfOneSurvivesASilentServer(t *testing.T) {
 						t.Error("a ping succeeded on a silent server")
 					}
 				})
+				eventually(t, "the first is dialling", func() bool { return via.Conns() > 0 })
 			}
 			wg.Wait()
 			via.HangNew(false)

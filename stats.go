@@ -26,8 +26,13 @@ type Stats struct {
 	ClosedBySilence int64 // unproved when another connection fell silent: not pinged
 	ClosedByPeek    int64 // the socket showed that the server had hung up
 	ClosedByPing    int64 // the ping failed or was not answered in time
-	ClosedByDriver  int64 // closed already, or the driver refused to reset it
+	ClosedByDriver  int64 // the driver said that it is closed, or refused to reset it
 	ClosedByCaller  int64 // the caller's context ended during the ping
+
+	Retried         int64 // attempts of units of work after the first
+	Poisoned        int64 // transactions that an error ended before their COMMIT
+	CommitsUnknown  int64 // COMMITs whose answer was lost
+	CommitsResolved int64 // of those, how many were found committed by Once or VerifyCommit
 
 	// Resent counts the failures after which database/sql was told to send the
 	// statement again, because it cannot have run or may run twice.
@@ -36,8 +41,9 @@ type Stats struct {
 
 // counters are the live values behind Stats.
 type counters struct {
-	opened, connectFailed, pings, deaths, resent atomic.Int64
-	discards                                     [verdicts]atomic.Int64
+	opened, connectFailed, pings, deaths, resent       atomic.Int64
+	retried, poisoned, commitsUnknown, commitsResolved atomic.Int64
+	discards                                           [verdicts]atomic.Int64
 }
 
 // Stats returns the pool's counters. Deaths growing while Opened grows with it
@@ -62,15 +68,22 @@ func (p *Pool) Stats() Stats {
 		ClosedBySilence: closed(bySilence),
 		ClosedByPeek:    closed(byPeek),
 		ClosedByPing:    closed(byPing, byTimeout),
-		ClosedByDriver:  closed(byClosed, byReset),
+		ClosedByDriver:  closed(byDriver),
 		ClosedByCaller:  closed(byCaller),
 		Resent:          s.resent.Load(),
+		Retried:         s.retried.Load(),
+		Poisoned:        s.poisoned.Load(),
+		CommitsUnknown:  s.commitsUnknown.Load(),
+		CommitsResolved: s.commitsResolved.Load(),
 	}
 }
 
 // died spreads the news of a connection that was found dead. since is when the
 // request that got no answer was sent, or when the death was found.
 func (ctr *connector) died(c *conn, since time.Duration, how loss, cause error) {
+	if how == notLost {
+		return
+	}
 	ctr.stats.deaths.Add(1)
 	first := ctr.news.spread(since, how)
 	level := slog.LevelDebug

@@ -1,5 +1,5 @@
-// stmt.go wraps the driver's transactions and prepared statements, so that what
-// happens on them is known to their connection.
+// stmt.go wraps the driver's prepared statements, so that what happens on them
+// is known to their connection.
 
 package livepool
 
@@ -7,37 +7,6 @@ import (
 	"context"
 	"database/sql/driver"
 )
-
-// tx wraps the one transaction that a connection has at a time; it lives in
-// its conn, so that it costs no allocation.
-type tx struct {
-	c     *conn
-	inner driver.Tx
-}
-
-// Commit forwards to the driver. It is never sent again.
-func (t *tx) Commit() error {
-	err := t.inner.Commit()
-	t.c.ended(err)
-	return err
-}
-
-// Rollback forwards to the driver.
-func (t *tx) Rollback() error {
-	err := t.inner.Rollback()
-	t.c.ended(err)
-	return err
-}
-
-// ended notes the end of the transaction. An error stays as the driver has it.
-func (c *conn) ended(err error) {
-	if err == nil {
-		c.prove()
-	} else {
-		_ = c.failed(context.Background(), err, "", 0, effectUnknown)
-	}
-	c.inTx = false
-}
 
 // stmt wraps a prepared statement.
 type stmt struct {
@@ -74,7 +43,7 @@ func (s *stmt) Close() error {
 // enter is the conn's, and prepares the statement again where its link has been
 // replaced, which happens only while nobody uses the connection.
 func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
-	mark, err = s.c.enter(ctx)
+	mark, err = s.c.enter(ctx, s.query)
 	if err != nil || s.on == s.c.serial {
 		return mark, err
 	}
@@ -83,7 +52,7 @@ func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
 		return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
 	}
 	s.inner, s.on = inner, s.c.serial
-	return s.c.enter(ctx)
+	return s.c.enter(ctx, s.query)
 }
 
 // NumInput forwards to the driver.
@@ -136,7 +105,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driv
 		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
 	}
 	s.c.answered()
-	return rows, nil
+	return s.c.wrapRows(rows, s.query), nil
 }
 
 func (s *stmt) querying(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {

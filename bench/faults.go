@@ -1,0 +1,203 @@
+// faults.go is the plan of a run: what befalls the connections, when, and
+// whether livepool promises that no job is lost by it. It waits and strikes; it
+// judges nothing.
+
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/livepool/livepool/internal/proxy"
+)
+
+// phase is one stretch of a run: the workers idle, something may befall them,
+// and then a burst of jobs arrives.
+type phase struct {
+	name string
+	what string // happens, for a person
+	idle time.Duration
+
+	// strike is what befalls all lanes: in the middle of the idle time, or of
+	// the burst if atWork is set. Nil: nothing does.
+	strike func(ctx context.Context, r *run) error
+	atWork bool
+	// heal ends what strike began, after the burst.
+	heal func(r *run)
+
+	// promised: livepool loses no job here. It promises nothing for what is
+	// under way when the connection dies: that it cannot know to be safe.
+	promised bool
+	// needs says what the server must allow, if not everything has it.
+	needs func(s *site) error
+}
+
+const (
+	shortIdle = 1200 * time.Millisecond // longer than livepool's PingAfter, so that a silent death is looked for
+	longIdle  = waitTimeout + time.Second
+	silence   = 3 * time.Second // longer than a job may run
+	calmIdle  = 3 * time.Second
+)
+
+var plan = []phase{
+	{
+		name: "calm", what: "nothing happens", idle: 0, promised: true,
+	},
+	{
+		name: "wait_timeout", what: fmt.Sprintf("idle for %s, wait_timeout is %s", longIdle, waitTimeout),
+		idle: longIdle, promised: true,
+	},
+	{
+		name: "killed", what: "KILL of all connections while idle",
+		idle: shortIdle, strike: killConnections, promised: true,
+	},
+	{
+		name: "restart", what: "server SIGKILLed and started again while idle",
+		idle: shortIdle, strike: restart, promised: true, needs: canRestart,
+	},
+	{
+		name: "FIN", what: "all connections closed by the network while idle",
+		idle: shortIdle, strike: eachProxy((*proxy.Proxy).FIN), promised: true,
+	},
+	{
+		name: "RST", what: "all connections reset by the network while idle",
+		idle: shortIdle, strike: eachProxy((*proxy.Proxy).RST), promised: true,
+	},
+	{
+		name: "forgotten", what: "a NAT forgets the idle connections: their next packet is answered by RST",
+		idle: shortIdle, strike: forget, heal: remember, promised: true,
+	},
+	{
+		name: "black hole", what: "idle connections vanish without a word, new ones work",
+		idle: shortIdle, strike: eachProxy((*proxy.Proxy).Stall), heal: heal, promised: true,
+	},
+	{
+		name: "restart at work", what: "server SIGKILLed and started again under running jobs",
+		idle: shortIdle, strike: restart, atWork: true, needs: canRestart,
+	},
+	{
+		name: "silent server", what: fmt.Sprintf("connections reset under running jobs; new ones are accepted but hear nothing for %s", silence),
+		idle: shortIdle, strike: fallSilent, atWork: true,
+	},
+	{
+		name: "recovered", what: fmt.Sprintf("the server has been well again for more than %s; who still waits for its greeting is stuck", calmIdle),
+		idle: calmIdle, promised: true,
+	},
+}
+
+// planFor returns the plan less what the server does not allow, and says what
+// that is.
+func planFor(s *site) (phases []phase, skipped []string) {
+	for _, p := range plan {
+		if p.needs != nil {
+			if err := p.needs(s); err != nil {
+				skipped = append(skipped, fmt.Sprintf("%s: %v", p.name, err))
+				continue
+			}
+		}
+		phases = append(phases, p)
+	}
+	return phases, skipped
+}
+
+func canRestart(s *site) error {
+	switch {
+	case s.kill != nil:
+		return nil
+	case s.firstLook != "":
+		return errors.New("the embedded server keeps its rows in memory")
+	default:
+		return errors.New("the server is yours")
+	}
+}
+
+func eachProxy(fault func(*proxy.Proxy)) func(context.Context, *run) error {
+	return func(_ context.Context, r *run) error {
+		for _, l := range r.lanes {
+			fault(l.proxy)
+		}
+		return nil
+	}
+}
+
+func heal(r *run) {
+	for _, l := range r.lanes {
+		l.proxy.Heal()
+	}
+}
+
+// killConnections kills the lanes' own connections and no others.
+func killConnections(ctx context.Context, r *run) error {
+	for _, l := range r.lanes {
+		for _, id := range l.takeConnIDs() {
+			if err := kill(ctx, r.admin, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const errNoSuchThread = 1094
+
+func kill(ctx context.Context, admin *sql.DB, id int64) error {
+	_, err := admin.ExecContext(ctx, fmt.Sprintf("KILL %d", id))
+	if serverErrorNumber(err) == errNoSuchThread {
+		return nil // it was closed meanwhile
+	}
+	return err
+}
+
+// restart also forgets the connections' ids: the new server gives them anew.
+func restart(_ context.Context, r *run) error {
+	if err := r.site.kill(); err != nil {
+		return err
+	}
+	for _, l := range r.lanes {
+		l.takeConnIDs()
+	}
+	return r.site.start()
+}
+
+// forget has the next request on each idle connection answered by a reset. The
+// proxy cannot tell old connections from new ones here, but the requests with
+// which a job begins come on the idle ones first.
+func forget(_ context.Context, r *run) error {
+	for _, l := range r.lanes {
+		for range min(l.proxy.Conns(), workers) {
+			r.cuts = append(r.cuts, l.proxy.CutBefore(beginsJob, proxy.RST))
+		}
+	}
+	return nil
+}
+
+func beginsJob(cmd byte, payload []byte) bool {
+	return proxy.Command(proxy.ComPing)(cmd, payload) || proxy.QueryPrefix("START TRANSACTION")(cmd, payload)
+}
+
+func remember(r *run) {
+	for _, cut := range r.cuts {
+		cut.Cancel()
+	}
+	r.cuts = nil
+}
+
+// fallSilent resets what there is and leaves new connections without a
+// greeting for a while, as a server that hangs behind a balancer does.
+func fallSilent(ctx context.Context, r *run) error {
+	for _, l := range r.lanes {
+		l.proxy.HangNew(true)
+		l.proxy.RST()
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(silence):
+	}
+	for _, l := range r.lanes {
+		l.proxy.HangNew(false)
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+// lane.go is one of the pools that are compared: its own proxy, its own tables
+// and its own workers. All lanes do the same jobs at the same time.
+
+package main
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/proxy"
+)
+
+const (
+	workers     = 24
+	jobTimeout  = 2 * time.Second // how long a runner lets one job run
+	waitTimeout = 4 * time.Second // the server's patience with an idle connection
+	maxLifetime = 3500 * time.Millisecond
+)
+
+// contender says how a lane's pool is opened.
+type contender struct {
+	name  string // one word: in tables' names too
+	title string
+	open  func(dsn string) (pool, error)
+}
+
+// pool is a *sql.DB that may be more than that, and is closed as what it is.
+type pool struct {
+	*sql.DB
+	close func() error
+}
+
+var contenders = []contender{
+	{"plain", `sql.Open("mysql", dsn), its defaults`, openPlain},
+	{"tuned", fmt.Sprintf("the same, set up as the driver's documentation advises: 10 connections, kept idle, ConnMaxLifetime %s, just below wait_timeout", maxLifetime), openTuned},
+	{"livepool", "livepool.Open(dsn), its defaults", openLivepool},
+}
+
+func openPlain(dsn string) (pool, error) {
+	db, err := sql.Open("mysql", dsn)
+	if err != nil {
+		return pool{}, err
+	}
+	return pool{db, db.Close}, nil
+}
+
+func openTuned(dsn string) (pool, error) {
+	p, err := openPlain(dsn)
+	if err == nil {
+		p.SetConnMaxLifetime(maxLifetime)
+		p.SetMaxOpenConns(10)
+		p.SetMaxIdleConns(10)
+	}
+	return p, err
+}
+
+func openLivepool(dsn string) (pool, error) {
+	p, err := livepool.Open(dsn)
+	if err != nil {
+		return pool{}, err
+	}
+	return pool{p.DB, p.Close}, nil
+}
+
+// lane is one contender at work.
+type lane struct {
+	contender
+	pool   pool
+	proxy  *proxy.Proxy
+	tables tables
+	queue  chan arrival
+	start  time.Time // of the run
+
+	working sync.WaitGroup // jobs that have arrived and are not done
+
+	mu      sync.Mutex
+	samples []sample
+	failed  int
+	connIDs map[int64]bool // the server's ids of the lane's connections
+}
+
+// arrival is a job in the queue.
+type arrival struct {
+	job   job
+	phase int
+	at    time.Duration // since the run began
+}
+
+// openLane opens a contender's pool through a proxy of its own, and starts its
+// workers, which end with ctx.
+func openLane(ctx context.Context, c contender, site *site, start time.Time) (*lane, error) {
+	p, err := proxy.New(site.mysql.Addr)
+	if err != nil {
+		return nil, err
+	}
+	opened, err := c.open(laneDSN(site.mysql, p.Addr()))
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	l := &lane{
+		contender: c, pool: opened, proxy: p, start: start,
+		tables:  newTables(c.name),
+		queue:   make(chan arrival, 1000),
+		connIDs: map[int64]bool{},
+	}
+	for range workers {
+		go l.work(ctx)
+	}
+	return l, nil
+}
+
+// laneDSN leads to the server through the proxy, with a short wait_timeout for
+// the lane's own sessions.
+func laneDSN(server *mysql.Config, proxy string) string {
+	cfg := server.Clone()
+	cfg.Addr = proxy
+	params := map[string]string{"wait_timeout": fmt.Sprint(waitTimeout.Seconds())}
+	for name, value := range cfg.Params {
+		params[name] = value
+	}
+	cfg.Params = params
+	return cfg.FormatDSN()
+}
+
+func (l *lane) close() {
+	l.pool.close()
+	l.proxy.Close()
+}
+
+// arrive puts a job in the queue.
+func (l *lane) arrive(j job, phase int) {
+	l.working.Add(1)
+	l.queue <- arrival{j, phase, time.Since(l.start)}
+}
+
+// work is one worker: it takes one job after the other.
+func (l *lane) work(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case a := <-l.queue:
+			l.run(ctx, a)
+			l.working.Done()
+		}
+	}
+}
+
+func (l *lane) run(ctx context.Context, a arrival) {
+	ctx, cancel := context.WithTimeout(ctx, jobTimeout)
+	defer cancel()
+	connID, err := a.job.do(ctx, l.pool.DB, l.tables)
+	s := sample{
+		job: a.job, phase: a.phase, arrived: a.at,
+		latency: time.Since(l.start) - a.at,
+		failure: failureOf(err),
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.samples = append(l.samples, s)
+	if s.failed() {
+		l.failed++
+	}
+	if connID != 0 {
+		l.connIDs[connID] = true
+	}
+}
+
+// done returns how many jobs were done and how many of them failed.
+func (l *lane) done() (all, failed int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.samples), l.failed
+}
+
+// takeConnIDs returns the server's ids of the connections that jobs ran on
+// since the last call.
+func (l *lane) takeConnIDs() []int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := make([]int64, 0, len(l.connIDs))
+	for id := range l.connIDs {
+		ids = append(ids, id)
+	}
+	clear(l.connIDs)
+	return ids
+}

@@ -1,0 +1,119 @@
+// ledger.go owns the tables of one lane, and checks them against what the jobs
+// were told: which were lost, applied although they failed, or applied twice.
+
+package main
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+)
+
+// tables are one lane's own, so that the lanes do not meet on the server.
+type tables struct {
+	account, ledger                          string
+	readAccount, updateAccount, insertLedger string
+}
+
+func newTables(lane string) tables {
+	account, ledger := "livepool_bench_"+lane+"_account", "livepool_bench_"+lane+"_ledger"
+	return tables{
+		account: account, ledger: ledger,
+		readAccount:   "SELECT balance, CONNECTION_ID() FROM " + account + " WHERE id = ?",
+		updateAccount: "UPDATE " + account + " SET balance = ? WHERE id = ?",
+		insertLedger:  "INSERT INTO " + ledger + " (job, account, amount) VALUES (?, ?, ?)",
+	}
+}
+
+// create makes the tables afresh. The ledger's job is not unique: a job that
+// is applied twice must show.
+func (t tables) create(ctx context.Context, db *sql.DB) error {
+	if err := t.drop(ctx, db); err != nil {
+		return err
+	}
+	values := make([]string, accounts)
+	for id := range values {
+		values[id] = fmt.Sprintf("(%d, %d)", id, openingBalance)
+	}
+	return execAll(ctx, db,
+		"CREATE TABLE "+t.account+" (id INT PRIMARY KEY, balance BIGINT NOT NULL)",
+		"CREATE TABLE "+t.ledger+" (id INT AUTO_INCREMENT PRIMARY KEY, job INT NOT NULL, account INT NOT NULL, amount BIGINT NOT NULL)",
+		"INSERT INTO "+t.account+" VALUES "+strings.Join(values, ", "))
+}
+
+func (t tables) drop(ctx context.Context, db *sql.DB) error {
+	return execAll(ctx, db, "DROP TABLE IF EXISTS "+t.account, "DROP TABLE IF EXISTS "+t.ledger)
+}
+
+func execAll(ctx context.Context, db *sql.DB, statements ...string) error {
+	for _, s := range statements {
+		if _, err := db.ExecContext(ctx, s); err != nil {
+			return fmt.Errorf("%.60s: %w", s, err)
+		}
+	}
+	return nil
+}
+
+// audit is what the ledger says of the jobs.
+type audit struct {
+	lost        int   // failed, and left nothing: the work was not done
+	ghosts      int   // failed, and applied all the same: a naive retry applies it twice
+	twice       int   // applied more than once
+	vanished    int   // succeeded, and not in the ledger
+	discrepancy int64 // the accounts' money less what the ledger says
+}
+
+// auditLane reads the tables and holds them against the samples.
+func auditLane(ctx context.Context, db *sql.DB, t tables, samples []sample) (audit, error) {
+	rows, err := countRows(ctx, db, t)
+	if err != nil {
+		return audit{}, err
+	}
+	a := checkSamples(samples, rows)
+	var money, booked int64
+	if err := db.QueryRowContext(ctx, "SELECT SUM(balance) FROM "+t.account).Scan(&money); err != nil {
+		return audit{}, err
+	}
+	if err := db.QueryRowContext(ctx, "SELECT COALESCE(SUM(amount), 0) FROM "+t.ledger).Scan(&booked); err != nil {
+		return audit{}, err
+	}
+	a.discrepancy = money - accounts*openingBalance - booked
+	return a, nil
+}
+
+// countRows returns how many rows each job left in the ledger.
+func countRows(ctx context.Context, db *sql.DB, t tables) (map[int]int, error) {
+	rows, err := db.QueryContext(ctx, "SELECT job, COUNT(*) FROM "+t.ledger+" GROUP BY job")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	counts := map[int]int{}
+	for rows.Next() {
+		var id, n int
+		if err := rows.Scan(&id, &n); err != nil {
+			return nil, err
+		}
+		counts[id] = n
+	}
+	return counts, rows.Err()
+}
+
+// checkSamples holds what the jobs were told against what they left.
+func checkSamples(samples []sample, rows map[int]int) (a audit) {
+	for _, s := range samples {
+		n := rows[s.job.id]
+		switch {
+		case n > 1:
+			a.twice++
+		case s.failed() && n == 0:
+			a.lost++
+		case s.failed():
+			a.ghosts++
+		case s.job.kind.writes() && n == 0:
+			a.vanished++
+		}
+	}
+	return a
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/testenv"
+)
+
+// A short run on a real server: every job is accounted for, and livepool loses
+// none to connections that were closed or reset while idle.
+func TestRun(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	s, err := findSite(t.Context(), testWriter{t}, "", "mariadb")
+	if err != nil {
+		testenv.Missing(t, "%v", err)
+	}
+	defer s.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r, err := newRun(ctx, s, load{jobs: 40, span: 200 * time.Millisecond, seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	var phases []phase
+	for _, p := range plan {
+		switch p.name {
+		case "calm", "killed", "restart", "forgotten":
+			phases = append(phases, p)
+		}
+	}
+	marks, err := r.play(ctx, phases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outcome{site: s, phases: phases, marks: marks, took: r.now()}
+	if o.lanes, err = r.audit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if kept, verdict := o.verdict(); !kept {
+		t.Error(verdict)
+	}
+	for _, l := range o.lanes {
+		if got, want := len(l.samples), len(phases)*40; got != want {
+			t.Errorf("%s: %d jobs, want %d", l.name, got, want)
+		}
+		if l.audit.discrepancy != 0 {
+			t.Errorf("%s: money off by %d", l.name, l.audit.discrepancy)
+		}
+		if !strings.Contains(r.progress(), l.name) {
+			t.Errorf("no %s in the progress line %q", l.name, r.progress())
+		}
+	}
+	if n := failures(inPhase(o.lanes[1].samples, 3)); n == 0 {
+		t.Error("a forgotten connection cost the plain pool nothing: the fault did not strike")
+	}
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+func TestPlanFor(t *testing.T) {
+	private := &site{kill: func() error { return nil }}
+	if phases, skipped := planFor(private); len(phases) != len(plan) || skipped != nil {
+		t.Errorf("a private server: %d phases, skipped %q", len(phases), skipped)
+	}
+	for _, s := range []*site{{}, {firstLook: embeddedCaveat}} {
+		phases, skipped := planFor(s)
+		if len(phases) != len(plan)-2 || len(skipped) != 2 {
+			t.Errorf("a server that must not be restarted: %d phases, skipped %q", len(phases), skipped)
+		}
+	}
+}
+
+func TestOwnSite(t *testing.T) {
+	s, err := ownSite("u:p@tcp(db.example:3306)/shop?interpolateParams=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.kill != nil || s.start != nil {
+		t.Error("somebody's own server would be restarted")
+	}
+	dsn := laneDSN(s.mysql, "127.0.0.1:1")
+	for _, want := range []string{"tcp(127.0.0.1:1)/shop", "wait_timeout=4", "interpolateParams=true"} {
+		if !strings.Contains(dsn, want) {
+			t.Errorf("no %s in %s", want, dsn)
+		}
+	}
+	for _, bad := range []string{"nonsense", "u@unix(/s)/shop", "u@tcp(h:1)/"} {
+		if _, err := ownSite(bad); err == nil {
+			t.Errorf("-dsn %s was accepted", bad)
+		}
+	}
+}
+
+func TestPreferredKinds(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if kinds := preferredKinds(); kinds[0] != server.MariaDB || len(kinds) != 2 {
+		t.Errorf("kinds: %v", kinds)
+	}
+}

@@ -1,0 +1,48 @@
+// clock.go tells the time, exactly where something depends on it and cheaply
+// where it does not.
+
+package livepool
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// clock counts from the opening of the connector; a change of the wall clock
+// does not move it.
+type clock struct {
+	epoch time.Time
+	// reading is one that is at most lease old, or none, -1. Reading the clock
+	// is the dearest thing that a checkout would do without it.
+	reading atomic.Int64
+	expiry  *time.Timer
+}
+
+// lease is how long a reading serves. It is short beside any time that a
+// connection is trusted for.
+const lease = 20 * time.Millisecond
+
+func newClock() *clock {
+	k := &clock{epoch: time.Now()}
+	k.reading.Store(-1)
+	k.expiry = time.AfterFunc(never, func() { k.reading.Store(-1) })
+	return k
+}
+
+// now is exact.
+func (k *clock) now() time.Duration { return time.Since(k.epoch) }
+
+// bounds are two times between which it is now. They are apart by a lease, but
+// for how late the runtime is with its timers.
+func (k *clock) bounds() (earliest, latest time.Duration) {
+	if r := time.Duration(k.reading.Load()); r >= 0 {
+		return r, r + lease
+	}
+	now := k.now()
+	if k.reading.CompareAndSwap(-1, int64(now)) {
+		k.expiry.Reset(lease)
+	}
+	return now, now
+}
+
+func (k *clock) close() { k.expiry.Stop() }

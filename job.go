@@ -1,0 +1,63 @@
+// job.go makes a unit of work into a job body for a runner, and refuses to let
+// a session or a pool be passed to a job.
+
+package livepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+)
+
+// ID is what identifies the object that a job is about: an integer, a string or
+// a UUID. A row object or a session is none: by the time the job runs it would
+// be stale, or ended.
+type ID interface {
+	~int | ~int32 | ~int64 | ~uint | ~uint32 | ~uint64 | ~string | ~[16]byte
+}
+
+// Job returns a job body that runs fn as a unit of work on p. The id is looked
+// up by fn, in its own transaction.
+func Job[I ID](p *Pool, fn func(ctx context.Context, s *Session, id I) error, opts ...SessionOption) func(ctx context.Context, id I) error {
+	return func(ctx context.Context, id I) error {
+		return p.WithSession(ctx, func(ctx context.Context, s *Session) error { return fn(ctx, s, id) },
+			append(opts[:len(opts):len(opts)], completeOnce(id))...)
+	}
+}
+
+// OncePerID is for Job: Once with the key "name:id", so that a job of that name
+// is applied at most once for each id.
+func OncePerID(name string) SessionOption { return func(o *sessionOptions) { o.onceName = name } }
+
+// completeOnce gives OncePerID the id.
+func completeOnce[I ID](id I) SessionOption {
+	return func(o *sessionOptions) {
+		if o.onceName == "" {
+			return
+		}
+		o.once, o.onceName = o.onceName+":"+idText(id), ""
+	}
+}
+
+// idText is the id in a key: decimal, as it is, or 32 hexadecimal digits.
+func idText[I ID](id I) string {
+	if reflect.TypeFor[I]().Kind() == reflect.Array {
+		return fmt.Sprintf("%x", id)
+	}
+	return fmt.Sprint(reflect.ValueOf(id))
+}
+
+var errNotSerialisable = errors.New("livepool: a session or a pool cannot be passed to a job: pass the id of the object, and look it up in the job's own session")
+
+// MarshalJSON refuses: pass an id to a job, never a session.
+func (s *Session) MarshalJSON() ([]byte, error) { return nil, errNotSerialisable }
+
+// GobEncode refuses: pass an id to a job, never a session.
+func (s *Session) GobEncode() ([]byte, error) { return nil, errNotSerialisable }
+
+// MarshalJSON refuses: pass an id to a job, never a pool.
+func (p *Pool) MarshalJSON() ([]byte, error) { return nil, errNotSerialisable }
+
+// GobEncode refuses: pass an id to a job, never a pool.
+func (p *Pool) GobEncode() ([]byte, error) { return nil, errNotSerialisable }

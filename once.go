@@ -1,0 +1,219 @@
+// once.go has a unit of work applied at most once, whatever happens to COMMIT:
+// its key goes into the commit table as the first statement of its transaction,
+// and the primary key decides everything.
+//
+//   - The insert says duplicate: a unit with this key has been committed.
+//   - The insert waits: an earlier attempt is still alive on the server.
+//   - The insert succeeds: no earlier attempt was committed, and none can be any
+//     more, for its own insert would fail.
+//
+// So the retry is the probe. No plain SELECT is trusted anywhere: it says "not
+// there" while the earlier attempt is about to be committed.
+
+package livepool
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// maxKey is the length of the key column, in bytes.
+const maxKey = 255
+
+// Once applies the unit at most once among all units of the same key, ever: of
+// those that come later fn is not run, and they succeed. It needs the commit
+// table (see CreateCommitTable), costs one round trip, and holds until
+// PurgeCommits removes the key. A key has at most 255 bytes.
+func Once(key string) SessionOption {
+	return func(o *sessionOptions) { o.once = key }
+}
+
+// VerifyCommit resolves a COMMIT whose answer was lost: the unit is run again
+// only if it was not applied, and WithSession returns nil if it was. It is Once
+// with a random key: it needs the commit table and costs one round trip.
+func VerifyCommit() SessionOption {
+	return func(o *sessionOptions) { o.verify = true }
+}
+
+// CreateCommitTable creates the table that Once and VerifyCommit need
+// (Config.CommitTable), if it does not exist.
+func (p *Pool) CreateCommitTable(ctx context.Context) error {
+	_, err := p.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS "+p.ctr.cfg.CommitTable+` (
+	unit VARBINARY(255) NOT NULL PRIMARY KEY,
+	committed_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+	KEY (committed_at)
+) ENGINE=InnoDB`)
+	if err != nil {
+		return fmt.Errorf("livepool: creating the commit table %s: %w", p.ctr.cfg.CommitTable, err)
+	}
+	return nil
+}
+
+// purgeBatch bounds the locks that PurgeCommits holds at a time.
+const purgeBatch = 1000
+
+// PurgeCommits removes the keys of units committed longer ago than olderThan
+// and returns how many. From then on such a unit would be applied again: choose
+// a time beyond any redelivery.
+func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (int64, error) {
+	if olderThan < 0 {
+		return 0, fmt.Errorf("livepool: PurgeCommits(%s): takes a duration of 0 or more", olderThan)
+	}
+	query := fmt.Sprintf("DELETE FROM %s WHERE committed_at <= NOW() - INTERVAL %d MICROSECOND LIMIT %d",
+		p.ctr.cfg.CommitTable, olderThan.Microseconds(), purgeBatch)
+	for total := int64(0); ; {
+		res, err := p.ExecContext(Idempotent(ctx), query)
+		if err != nil {
+			return total, fmt.Errorf("livepool: purging %s: %w", p.ctr.cfg.CommitTable, err)
+		}
+		n, err := res.RowsAffected()
+		total += n
+		if err != nil || n < purgeBatch {
+			return total, err
+		}
+	}
+}
+
+// errKeyTaken: a unit with this key has been committed.
+var errKeyTaken = errors.New("livepool: a unit with this key has been committed")
+
+// takeKey inserts the key, as the transaction's first statement. It is written
+// as a literal, because a statement with arguments costs the driver a round
+// trip more.
+func (s *Session) takeKey(ctx context.Context, key string) error {
+	table := s.pool.ctr.cfg.CommitTable
+	_, err := s.ExecContext(ctx, "INSERT INTO "+table+" (unit) VALUES (x'"+hex.EncodeToString([]byte(key))+"')")
+	switch errorNumber(err) {
+	case 1062:
+		return errKeyTaken
+	case 1146:
+		return fmt.Errorf("livepool: the commit table %s, which Once and VerifyCommit need, does not exist: call CreateCommitTable once: %w", table, err)
+	}
+	return err
+}
+
+func errorNumber(err error) uint16 {
+	var my *mysql.MySQLError
+	if errors.As(err, &my) {
+		return my.Number
+	}
+	return 0
+}
+
+// runKeyed runs a unit of work that has a key in the commit table. Once the
+// answer to a COMMIT was lost, nothing but the insert of the key ends the
+// uncertainty, and whatever ends the unit before that leaves it unknown.
+func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions, c *course) error {
+	key := o.once
+	if key == "" {
+		key = "verify:" + rand.Text()
+	}
+	c.key = key
+	var unknown error    // the lost COMMIT that is to be resolved
+	var pending *Session // whose it was
+	for {
+		c.attempts++
+		s := p.newSession(ctx, o, c.attempts)
+		err := s.run(func(ctx context.Context, s *Session) error {
+			if err := s.takeKey(ctx, key); err != nil {
+				return err
+			}
+			unknown, pending = nil, nil // it was not committed, and cannot be any more
+			return fn(ctx, s)
+		})
+		switch {
+		case err == nil:
+			s.committed()
+			return nil
+		case errors.Is(err, errKeyTaken):
+			if pending != nil {
+				p.ctr.stats.commitsResolved.Add(1)
+				pending.committed()
+			}
+			return nil
+		case errors.Is(err, ErrCommitUnknown):
+			unknown, pending = err, s
+		case !s.mayRunAgain(err) && unknown == nil:
+			return s.explain(err, c)
+		case !s.mayRunAgain(err):
+			return c.failed(errors.Join(unknown, err), "before its lost COMMIT was resolved")
+		}
+		if err := c.again(ctx, s.cause(err)); err != nil {
+			if unknown != nil {
+				return errors.Join(unknown, err)
+			}
+			return err
+		}
+	}
+}
+
+// within runs a unit inside another one, in its transaction.
+func (s *Session) within(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) (err error) {
+	if o.tx != s.root.options.tx && (o.tx.Isolation != 0 || o.tx.ReadOnly) {
+		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
+			o.name, s.options.name)
+	}
+	if !s.nesting.CompareAndSwap(false, true) {
+		return fmt.Errorf("livepool: %s: another unit is running inside %s at the same time: savepoints only nest; use RequiresNew", o.name, s.options.name)
+	}
+	defer s.nesting.Store(false)
+	if _, err := s.ExecContext(ctx, "SAVEPOINT livepool"); err != nil {
+		return err
+	}
+	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, number: s.root.number, caller: ctx}
+	inner.inside = sessionContext{ctx, inner}
+	returned := false
+	defer func() {
+		inner.done.Store(true)
+		if !returned {
+			inner.undo()
+		}
+	}()
+	if o.once != "" {
+		err = inner.takeKey(&inner.inside, o.once)
+	}
+	if err == nil {
+		err = fn(&inner.inside, inner)
+	}
+	inner.done.Store(true)
+	returned = true
+	switch {
+	case err == nil:
+		_, err = s.ExecContext(ctx, "RELEASE SAVEPOINT livepool")
+		if err == nil {
+			s.adopt(inner)
+		}
+	case errors.Is(err, errKeyTaken):
+		inner.undo()
+		err = nil
+	default:
+		inner.undo()
+	}
+	return err
+}
+
+// undo undoes what a unit inside another one has done. If that fails the
+// transaction is over, and the outer unit meets it.
+func (s *Session) undo() {
+	ctx := context.WithoutCancel(s.root.caller)
+	if _, err := s.parent.ExecContext(ctx, "ROLLBACK TO SAVEPOINT livepool"); err == nil {
+		_, _ = s.parent.ExecContext(ctx, "RELEASE SAVEPOINT livepool")
+	}
+}
+
+// adopt takes over the hooks of a unit inside this one: they wait for the
+// common commit.
+func (s *Session) adopt(inner *Session) {
+	inner.hooksMu.Lock()
+	hooks := inner.hooks
+	inner.hooksMu.Unlock()
+	for _, f := range hooks {
+		s.AfterCommit(f)
+	}
+}

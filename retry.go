@@ -1,0 +1,176 @@
+// retry.go runs a unit of work again, if its transaction cannot have been
+// committed and the cause is one that may pass.
+
+package livepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+)
+
+// unitError is the last error of a unit of work that was tried more than once,
+// or whose outcome needs telling.
+type unitError struct {
+	name     string
+	key      string
+	attempts int
+	elapsed  time.Duration
+	why      string // it was not tried again
+	cause    error
+}
+
+func (e *unitError) Error() string {
+	text := fmt.Sprintf("livepool: %s failed after %d attempt(s) in %s", e.name, e.attempts, e.elapsed.Round(time.Millisecond))
+	if e.key != "" {
+		text += fmt.Sprintf(" (key %q)", e.key)
+	}
+	if e.why != "" {
+		text += ", " + e.why
+	}
+	return text + ": " + e.cause.Error()
+}
+func (e *unitError) Unwrap() error { return e.cause }
+
+// course is the course of one unit of work over its attempts.
+type course struct {
+	pool     *Pool
+	name     string
+	key      string // of the commit table, "" for none
+	limit    int
+	started  time.Time
+	attempts int
+	waits    backoff.BackOff // made at the first retry
+}
+
+func (p *Pool) newCourse(o *sessionOptions) course {
+	return course{pool: p, name: o.name, limit: o.maxAttempts, started: time.Now()}
+}
+
+// again waits until the unit may be run again after cause, and returns nil; or
+// returns the error that ends it.
+func (c *course) again(ctx context.Context, cause error) error {
+	cfg := c.pool.ctr.cfg
+	class := c.pool.ctr.classify(cause)
+	wait := time.Duration(0)
+	if c.attempts > 1 || class&BackOff != 0 { // a stale connection is replaced at once, the first time
+		if c.waits == nil {
+			c.waits = cfg.BackOff()
+		}
+		wait = c.waits.NextBackOff()
+	}
+	elapsed := time.Since(c.started)
+	switch {
+	case c.attempts >= c.limit:
+		return c.failed(cause, "the limit of MaxAttempts (pool_max_attempts)")
+	case wait == backoff.Stop:
+		return c.failed(cause, "where BackOff stops")
+	case cfg.MaxElapsed > 0 && elapsed+wait > cfg.MaxElapsed:
+		return c.failed(cause, "the limit of MaxElapsed (pool_max_elapsed)")
+	}
+	c.pool.ctr.stats.retried.Add(1)
+	c.pool.ctr.cfg.logger().Log(ctx, slog.LevelInfo, "livepool: a unit of work is run again",
+		slog.String("unit", c.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return c.failed(errors.Join(&sessionDoneError{c.name, err}, cause), "when its context ended")
+	}
+	return nil
+}
+
+// failed is the error of a unit that is not tried again. The first attempt's
+// own error, with nothing to add, stays as it is.
+func (c *course) failed(cause error, why string) error {
+	return &unitError{c.name, c.key, c.attempts, time.Since(c.started), why, cause}
+}
+
+// Retry runs fn, which must bear to be run twice, until it succeeds or fails
+// with an error that will not pass: lost connections, deadlocks, servers that
+// refuse or cannot be reached are tried again, within MaxAttempts, MaxElapsed
+// and ctx. There is no transaction, and the context that fn gets is Idempotent.
+// It is safe for concurrent use.
+func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error {
+	c := p.newCourse(&sessionOptions{name: "a retried function", maxAttempts: p.ctr.cfg.MaxAttempts})
+	for {
+		c.attempts++
+		err := fn(Idempotent(ctx))
+		if err == nil || ctx.Err() != nil || p.ctr.classify(err)&Retry == 0 {
+			return err
+		}
+		if err := c.again(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// runUnit runs a unit of work to its end.
+func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
+	c := p.newCourse(o)
+	if o.once != "" || o.verify {
+		return p.runKeyed(ctx, fn, o, &c)
+	}
+	for {
+		c.attempts++
+		s := p.newSession(ctx, o, c.attempts)
+		err := s.run(fn)
+		switch {
+		case err == nil:
+			s.committed()
+			return nil
+		case !s.mayRunAgain(err):
+			return s.explain(err, &c)
+		}
+		if err := c.again(ctx, s.cause(err)); err != nil {
+			return err
+		}
+	}
+}
+
+// mayRunAgain says whether an attempt that failed with err has certainly left
+// nothing behind, and for a cause that may pass.
+func (s *Session) mayRunAgain(err error) bool {
+	switch {
+	case s.caller.Err() != nil, s.attempt.implicit != "":
+		return false
+	case errors.Is(err, ErrCommitUnknown):
+		return s.options.tx.ReadOnly
+	}
+	return s.pool.ctr.classify(s.cause(err))&Retry != 0 && !s.asksToWriteReadOnly(err)
+}
+
+// cause is the error by which an attempt is judged: what the connection said,
+// which the function may have swallowed or replaced, before what it returned.
+func (s *Session) cause(err error) error {
+	if s.attempt.failure != nil {
+		return s.attempt.failure
+	}
+	return err
+}
+
+// asksToWriteReadOnly: a write in a unit that is ReadOnly is refused by every
+// server.
+func (s *Session) asksToWriteReadOnly(err error) bool {
+	return s.options.tx.ReadOnly && errorNumber(s.cause(err)) == 1792
+}
+
+// explain adds what the caller of a failed unit must know.
+func (s *Session) explain(err error, c *course) error {
+	switch {
+	case s.attempt.implicit != "":
+		return c.failed(err, fmt.Sprintf("and what it had done before %q may be committed, because that statement commits implicitly", s.attempt.implicit))
+	case c.attempts > 1 || errors.Is(err, ErrCommitUnknown):
+		return c.failed(err, "")
+	}
+	return err
+}

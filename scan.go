@@ -1,0 +1,104 @@
+// scan.go tells apart the few statements that livepool must know about, by
+// their text. It reads words, not SQL: where it is in doubt it answers on the
+// safe side, and each function says which side that is.
+
+package livepool
+
+import (
+	"slices"
+	"strings"
+)
+
+// singleStatements are the verbs of statements of which a refusal proves that
+// nothing ran. CALL is not among them: the procedure may have done, and
+// committed, half of its work before the server became read-only; nor is LOAD,
+// whose local file cannot be read again.
+var singleStatements = []string{
+	"SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "REPLACE",
+	"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME",
+}
+
+// singleStatement says whether query is one of those; when in doubt it is not.
+func singleStatement(query string) bool {
+	query = skipComments(query)
+	return slices.ContainsFunc(singleStatements, func(verb string) bool { return beginsWith(query, verb) })
+}
+
+// beginsWith says whether verb is query's first word.
+func beginsWith(query, verb string) bool {
+	n := len(verb)
+	return len(query) > n && strings.EqualFold(query[:n], verb) && !isWordByte(query[n])
+}
+
+func isWordByte(b byte) bool {
+	return b == '_' || b == '$' || b >= '0' && b <= '9' || b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z'
+}
+
+// skipComments skips white space and the comments that tracing puts before a
+// statement. A comment that the server executes (/*! and /*M!) is no comment.
+func skipComments(query string) string {
+	if query != "" && isWordByte(query[0]) {
+		return query // the usual case, at no price
+	}
+	for {
+		query = strings.TrimLeft(query, " \t\r\n\f\v")
+		switch {
+		case strings.HasPrefix(query, "/*!"), strings.HasPrefix(query, "/*M!"):
+			return query
+		case strings.HasPrefix(query, "/*"):
+			_, rest, closed := strings.Cut(query[2:], "*/")
+			if !closed {
+				return ""
+			}
+			query = rest
+		case strings.HasPrefix(query, "-- "), strings.HasPrefix(query, "#"):
+			_, rest, found := strings.Cut(query, "\n")
+			if !found {
+				return ""
+			}
+			query = rest
+		default:
+			return query
+		}
+	}
+}
+
+// asksNotToWait says whether a statement asked for the lock wait timeout that it
+// got: MariaDB answers NOWAIT with error 1205.
+func asksNotToWait(query string) bool {
+	query = skipComments(query)
+	return (beginsWith(query, "SELECT") || beginsWith(query, "WITH")) && containsWord(query, "NOWAIT")
+}
+
+// rollsBackToSavepoint says whether query is ROLLBACK TO a savepoint.
+func rollsBackToSavepoint(query string) bool {
+	rest, ok := cutWord(skipComments(query), "ROLLBACK")
+	if !ok {
+		return false
+	}
+	if after, ok := cutWord(rest, "WORK"); ok {
+		rest = after
+	}
+	_, ok = cutWord(rest, "TO")
+	return ok
+}
+
+// cutWord takes verb off the beginning of query, if it is its first word.
+func cutWord(query, verb string) (rest string, ok bool) {
+	if !beginsWith(query, verb) {
+		return query, false
+	}
+	return skipComments(query[len(verb):]), true
+}
+
+// containsWord looks for word anywhere in query, in strings and comments too.
+func containsWord(query, word string) bool {
+	for i := 0; i+len(word) <= len(query); i++ {
+		if strings.EqualFold(query[i:i+len(word)], word) &&
+			(i == 0 || !isWordByte(query[i-1])) &&
+			(i+len(word) == len(query) || !isWordByte(query[i+len(word)])) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,438 @@
+// session.go is the unit of work: one function, one connection, one
+// transaction. It takes the connection at the first statement, ends the
+// transaction one way or the other, and gives the connection back. Whether the
+// unit is run again is retry.go's affair, what COMMIT's outcome was tx.go's.
+
+package livepool
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrSessionDone is what errors.Is finds in the error of a statement on a
+// session that has ended: its function has returned, or the context under which
+// it runs has.
+var ErrSessionDone = errors.New("livepool: the session has ended")
+
+// sessionDoneError is ErrSessionDone with its story.
+type sessionDoneError struct {
+	unit  string
+	cause error // the context's, nil when the function has returned
+}
+
+func (e *sessionDoneError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("livepool: the session of %s has ended: its function has returned, and with it the transaction", e.unit)
+	}
+	return fmt.Sprintf("livepool: the session of %s has ended, and nothing of it is committed: its context ended: %v", e.unit, e.cause)
+}
+func (e *sessionDoneError) Is(target error) bool { return target == ErrSessionDone }
+func (e *sessionDoneError) Unwrap() error        { return e.cause }
+
+// A SessionOption changes one unit of work.
+type SessionOption func(*sessionOptions)
+
+type sessionOptions struct {
+	name        string
+	tx          sql.TxOptions
+	maxAttempts int
+	requiresNew bool
+	once        string
+	verify      bool
+	onceName    string // of OncePerID, which only Job can complete
+}
+
+// Name names the unit in errors, logs, statistics and leak reports.
+func Name(name string) SessionOption { return func(o *sessionOptions) { o.name = name } }
+
+// ReadOnly runs the unit in a read-only transaction. Since it changes nothing,
+// it is run again even when the answer to its COMMIT was lost.
+func ReadOnly() SessionOption { return func(o *sessionOptions) { o.tx.ReadOnly = true } }
+
+// Isolation sets the transaction's isolation level; it costs a round trip.
+func Isolation(level sql.IsolationLevel) SessionOption {
+	return func(o *sessionOptions) { o.tx.Isolation = level }
+}
+
+// MaxAttempts takes the place of Config.MaxAttempts; 1 never retries.
+func MaxAttempts(n int) SessionOption { return func(o *sessionOptions) { o.maxAttempts = n } }
+
+// RequiresNew gives a unit inside another one a session of its own, with its
+// own connection and commit, in place of a savepoint. It needs a second place
+// in the pool while the first is held.
+func RequiresNew() SessionOption { return func(o *sessionOptions) { o.requiresNew = true } }
+
+// A Session is one attempt of a unit of work: it runs statements on one
+// connection, in one transaction, which ends with the function that got it. It
+// satisfies sqlc's DBTX, GORM's ConnPool and bun's IConn. It may be used from
+// several goroutines, which then take turns; a result must be closed before the
+// next statement.
+type Session struct {
+	pool    *Pool
+	options *sessionOptions
+	parent  *Session // of a unit inside another one, whose transaction it shares
+	root    *Session // itself, but for those
+	attempt attempt
+	number  int
+
+	caller context.Context
+	inside sessionContext // what the function gets
+	begin  beginContext   // what the transaction is begun under
+
+	mu       sync.Mutex // guards what follows
+	tx       *sql.Tx
+	conn     *sql.Conn // set where tx was begun on one
+	cleanups []func()
+
+	place   place
+	done    atomic.Bool
+	nesting atomic.Bool // a unit inside this one is running
+
+	hooksMu sync.Mutex
+	hooks   []func(context.Context)
+}
+
+// attempt is what the connection tells the session about its transaction.
+type attempt struct {
+	failure  error  // for which the unit may be run again
+	implicit string // the statement that committed implicitly
+}
+
+type sessionKey struct{}
+
+// sessionContext is the caller's context with the Session in it.
+type sessionContext struct {
+	context.Context
+	s *Session
+}
+
+func (c *sessionContext) Value(key any) any {
+	if _, ok := key.(sessionKey); ok {
+		return c.s
+	}
+	return c.Context.Value(key)
+}
+
+// beginContext is the caller's context by which the connection knows the unit.
+// Only BeginTx sees it: a transaction that the function begins by itself, on
+// the pool, is none of the unit's.
+type beginContext struct {
+	context.Context
+	a *attempt
+}
+
+// endedContext is a context that has ended with an error of ours.
+type endedContext struct {
+	context.Context
+	err error
+}
+
+var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func (c *endedContext) Done() <-chan struct{} { return closedChannel }
+func (c *endedContext) Err() error            { return c.err }
+
+// FromContext returns the Session of the unit of work that ctx belongs to.
+func FromContext(ctx context.Context) (*Session, bool) {
+	s, ok := ctx.Value(sessionKey{}).(*Session)
+	return s, ok
+}
+
+// WithSession runs fn as a unit of work: its statements in one transaction on
+// one connection, committed if fn returns nil, rolled back if it returns an
+// error, panics or exits. It is run again, on a fresh session, if its
+// transaction cannot have been committed and the cause is one that may pass: a
+// lost connection, a deadlock, a server that refuses or cannot be reached;
+// within MaxAttempts, MaxElapsed and ctx. So fn may run more than once: what it
+// does outside the database should bear that, or wait for AfterCommit.
+//
+// It returns nil if the unit was applied once. It returns an error that is
+// ErrCommitUnknown if COMMIT was sent and its answer lost: applied once or not
+// at all. Any other error: nothing was applied, but for what a statement that
+// commits implicitly, such as DDL, had committed by then; the error says so.
+//
+// Inside another unit of the same pool it joins its transaction with a
+// savepoint, and is not retried by itself. WithSession is safe for concurrent
+// use.
+func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Session) error, opts ...SessionOption) error {
+	var o sessionOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if err := o.check(p); err != nil {
+		return err
+	}
+	if outer, ok := FromContext(ctx); ok && outer.pool == p && !o.requiresNew {
+		return outer.within(ctx, fn, &o)
+	}
+	return p.runUnit(ctx, fn, &o)
+}
+
+// check refuses what contradicts itself.
+func (o *sessionOptions) check(p *Pool) error {
+	switch {
+	case o.maxAttempts < 0:
+		return fmt.Errorf("livepool: MaxAttempts(%d): takes 1 or more", o.maxAttempts)
+	case o.onceName != "":
+		return errors.New("livepool: OncePerID is an option of Job, which knows the id; WithSession takes Once")
+	case o.tx.ReadOnly && (o.once != "" || o.verify):
+		return errors.New("livepool: ReadOnly contradicts Once and VerifyCommit, which write a key")
+	case len(o.once) > maxKey:
+		return fmt.Errorf("livepool: Once: the key has %d bytes, takes at most %d", len(o.once), maxKey)
+	}
+	if o.name == "" {
+		o.name = "a unit of work"
+	}
+	if o.maxAttempts == 0 {
+		o.maxAttempts = p.ctr.cfg.MaxAttempts
+	}
+	return nil
+}
+
+// newSession is one attempt.
+func (p *Pool) newSession(ctx context.Context, o *sessionOptions, number int) *Session {
+	s := &Session{pool: p, options: o, number: number, caller: ctx}
+	s.root = s
+	s.inside = sessionContext{ctx, s}
+	s.begin = beginContext{ctx, &s.attempt}
+	return s
+}
+
+// run runs fn and ends the transaction. Whatever way fn is left, the connection
+// goes back.
+func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
+	returned := false
+	defer func() {
+		s.done.Store(true)
+		if !returned { // by a panic or runtime.Goexit, which goes on
+			s.rollback()
+		}
+		s.release()
+	}()
+	err = fn(&s.inside, s)
+	s.done.Store(true)
+	if err == nil {
+		err = s.commit()
+	} else {
+		s.rollback()
+	}
+	returned = true
+	return err
+}
+
+// open returns the transaction, which it begins at the first statement.
+func (s *Session) open() (*sql.Tx, error) {
+	root := s.root
+	if s.done.Load() || root.done.Load() {
+		return nil, s.ended()
+	}
+	root.mu.Lock()
+	defer root.mu.Unlock()
+	if root.tx != nil {
+		return root.tx, nil
+	}
+	if err := root.caller.Err(); err != nil {
+		return nil, s.ended()
+	}
+	return root.start()
+}
+
+// ended is the error of a statement that comes too late.
+func (s *Session) ended() error {
+	return &sessionDoneError{s.options.name, s.root.caller.Err()}
+}
+
+// start takes a place and a connection, and begins. root.mu is held.
+func (s *Session) start() (*sql.Tx, error) {
+	asked := time.Now()
+	deadline := asked.Add(s.pool.ctr.cfg.PoolTimeout)
+	err := s.pool.places.acquire(s.caller, &s.place, s.options.name, deadline)
+	if err == nil {
+		err = s.beginTx(deadline)
+	}
+	switch {
+	case err == nil:
+		return s.tx, nil
+	case s.caller.Err() != nil:
+		err = s.ended()
+	case err == errWaitedTooLong:
+		err = s.pool.places.timeout(s.pool, time.Since(asked))
+	case s.pool.ctr.classify(err)&Retry != 0:
+		s.attempt.failure = err // there is nothing to lose
+	}
+	s.pool.places.release(&s.place)
+	return nil, err
+}
+
+// beginTx begins on a connection of the pool. A place is one of as many as
+// there may be connections, so that one is free unless the pool is also used
+// without sessions; only then is there a wait to be bounded, and the price of
+// that to be paid.
+func (s *Session) beginTx(deadline time.Time) (err error) {
+	if st := s.pool.DB.Stats(); st.MaxOpenConnections == 0 || st.InUse < st.MaxOpenConnections {
+		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
+		return err
+	}
+	ctx, cancel := context.WithDeadline(s.caller, deadline)
+	defer cancel()
+	s.conn, err = s.pool.DB.Conn(ctx)
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) && s.caller.Err() == nil {
+			return errWaitedTooLong
+		}
+		return err
+	}
+	s.tx, err = s.conn.BeginTx(&s.begin, &s.options.tx)
+	if err != nil {
+		s.conn.Close()
+		s.conn = nil
+	}
+	return err
+}
+
+// commit commits what there is to commit.
+func (s *Session) commit() error {
+	if s.tx == nil {
+		if s.attempt.failure != nil {
+			return s.attempt.failure // the function swallowed that there was no connection
+		}
+		return nil
+	}
+	err := s.tx.Commit()
+	switch {
+	case err == nil, errors.Is(err, ErrCommitUnknown):
+		return err
+	case s.caller.Err() != nil:
+		return s.ended()
+	case errors.Is(err, sql.ErrTxDone):
+		return fmt.Errorf("livepool: the transaction of %s was ended through Session.Tx, which only the session may: whether it was applied is not known here", s.options.name)
+	}
+	return err
+}
+
+func (s *Session) rollback() {
+	if s.tx != nil {
+		_ = s.tx.Rollback() // its failure closes the connection, and the server rolls back
+	}
+}
+
+// release gives the connection and the place back.
+func (s *Session) release() {
+	s.mu.Lock()
+	conn, cleanups := s.conn, s.cleanups
+	s.mu.Unlock()
+	for _, f := range cleanups {
+		f()
+	}
+	if conn != nil {
+		conn.Close()
+	}
+	s.pool.places.release(&s.place)
+}
+
+// under returns a context under which a statement ends when the session does,
+// whatever context its caller gave it.
+func (s *Session) under(ctx context.Context) context.Context {
+	root := s.root
+	if in, ok := FromContext(ctx); ok && in.root == root || root.caller.Done() == nil {
+		return ctx
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(root.caller, cancel)
+	root.mu.Lock()
+	defer root.mu.Unlock()
+	root.cleanups = append(root.cleanups, func() { stop(); cancel() })
+	return ctx
+}
+
+// told makes an error that only says that the transaction is over say why.
+func (s *Session) told(err error) error {
+	if err == nil || errors.Is(err, ErrPoisoned) {
+		return err
+	}
+	if errors.Is(err, sql.ErrTxDone) || s.root.caller.Err() != nil {
+		return s.ended()
+	}
+	return err
+}
+
+// ExecContext runs a statement in the session's transaction.
+func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	tx, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	res, err := tx.ExecContext(s.under(ctx), query, args...)
+	return res, s.told(err)
+}
+
+// QueryContext runs a query in the session's transaction. Close the rows before
+// the next statement.
+func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	tx, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.QueryContext(s.under(ctx), query, args...)
+	return rows, s.told(err)
+}
+
+// QueryRowContext runs a query of one row in the session's transaction.
+func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	tx, err := s.open()
+	if err != nil {
+		// A sql.Row with an error can be had only from a query that fails so.
+		return s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
+	}
+	return tx.QueryRowContext(s.under(ctx), query, args...)
+}
+
+// PrepareContext prepares a statement in the session's transaction, with which
+// it is closed.
+func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
+	tx, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	stmt, err := tx.PrepareContext(s.under(ctx), query)
+	return stmt, s.told(err)
+}
+
+// Tx returns the transaction itself, for a library that wants a *sql.Tx. The
+// session ends it: whoever else does ends the unit with an error.
+func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) { return s.open() }
+
+// Attempt says how often the unit has been tried, this time included: 1 the
+// first time.
+func (s *Session) Attempt() int { return s.number }
+
+// AfterCommit has f run once, after the unit's commit is known to have
+// happened, with the context of WithSession's caller less its cancellation; of
+// a unit inside another one after the outer's. It is not run if the attempt is
+// rolled back.
+func (s *Session) AfterCommit(f func(context.Context)) {
+	s.hooksMu.Lock()
+	defer s.hooksMu.Unlock()
+	s.hooks = append(s.hooks, f)
+}
+
+// committed runs the hooks.
+func (s *Session) committed() {
+	s.hooksMu.Lock()
+	hooks := s.hooks
+	s.hooks = nil
+	s.hooksMu.Unlock()
+	if len(hooks) == 0 {
+		return
+	}
+	ctx := context.WithoutCancel(s.caller)
+	for _, f := range hooks {
+		f(ctx)
+	}
+}

@@ -1,0 +1,390 @@
+// tx.go keeps a transaction honest: once the server has ended it nothing more
+// runs in it, and COMMIT says what is known of its outcome. It holds for plain
+// sql.Tx as for sessions. It retries nothing.
+
+package livepool
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// ErrPoisoned is what errors.Is finds in the error of a statement, or of a
+// Commit, that came after the server had ended the transaction; the error that
+// ended it is wrapped too. Such a statement is not sent: it would run outside
+// the transaction, and survive its rollback.
+var ErrPoisoned = errors.New("livepool: the transaction is over")
+
+// ErrCommitUnknown is what errors.Is finds in the error of a commit whose
+// outcome is open: COMMIT was sent, and its answer lost. The work was applied
+// once or not at all.
+var ErrCommitUnknown = errors.New("livepool: the outcome of the commit is unknown")
+
+// poisonedError is ErrPoisoned with its story.
+type poisonedError struct {
+	what  string // what was asked for
+	cause error
+}
+
+func (e *poisonedError) Error() string {
+	return fmt.Sprintf("livepool: %s: the transaction was ended by an earlier error, and nothing of it was applied: %v", e.what, e.cause)
+}
+func (e *poisonedError) Is(target error) bool { return target == ErrPoisoned }
+func (e *poisonedError) Unwrap() error        { return e.cause }
+
+// commitUnknownError is ErrCommitUnknown with its story.
+type commitUnknownError struct {
+	addr     string
+	threadID uint32
+	took     time.Duration
+	cause    error
+	socket   error
+}
+
+func (e *commitUnknownError) Error() string {
+	text := fmt.Sprintf("livepool: the outcome of the commit is unknown: COMMIT was sent on connection %d to %s and not answered within %s: %v",
+		e.threadID, e.addr, e.took.Round(time.Millisecond), e.cause)
+	if e.socket != nil && e.socket != e.cause {
+		text += fmt.Sprintf(" (%v)", e.socket)
+	}
+	return text + "; the work was applied once or not at all: look at the data before you repeat it"
+}
+func (e *commitUnknownError) Is(target error) bool { return target == ErrCommitUnknown }
+func (e *commitUnknownError) Unwrap() error        { return e.cause }
+
+// notCommittedError is a commit that certainly did not happen, because the
+// connection was lost before COMMIT was sent.
+type notCommittedError struct {
+	addr     string
+	threadID uint32
+	cause    error
+}
+
+func (e *notCommittedError) Error() string {
+	return fmt.Sprintf("livepool: nothing was committed: connection %d to %s was lost before COMMIT was sent: %v",
+		e.threadID, e.addr, e.cause)
+}
+func (e *notCommittedError) Unwrap() error { return e.cause }
+
+// tx wraps the one transaction that a connection has at a time; it lives in
+// its conn, so that it costs no allocation.
+type tx struct {
+	c     *conn
+	inner driver.Tx
+}
+
+// transaction is what a connection knows of the one that is open on it.
+type transaction struct {
+	open bool
+	// doubtful: there is a poison, or an undecided error.
+	doubtful bool
+	// poison is what ended it, nil while it can be committed.
+	poison error
+	// curable: the server has undone one statement only, so that a rollback to
+	// a savepoint makes the transaction whole again.
+	curable bool
+	// undecided is a lock wait timeout of which it is not known yet whether it
+	// ended the statement or the transaction.
+	undecided error
+	// unit is the attempt of a unit of work whose transaction it is, nil for a
+	// plain one.
+	unit *attempt
+	// rows is the one open result that most callers have at a time.
+	rows txRows
+}
+
+// begins notes a transaction that was begun under ctx, which database/sql hands
+// down as it gets it.
+func (t *transaction) begins(ctx context.Context) {
+	t.open, t.unit = true, nil
+	if unit, ok := ctx.(*beginContext); ok {
+		t.unit = unit.a
+	}
+}
+
+// suffers notes an error inside a transaction. Whatever ended the transaction
+// poisons it; a session is stricter, because a function that swallows the error
+// of one statement must not have the others committed.
+func (c *conn) suffers(err error, query string) {
+	t := &c.transaction
+	if !t.open || t.poison != nil {
+		return
+	}
+	class := c.ctr.classify(err)
+	switch {
+	case class&TxGone != 0 || c.isGone():
+		t.poison = err
+	case class&StatementUndone == 0:
+	case t.unit == nil:
+		if isLockWait(err) {
+			t.undecided = err
+		}
+	case !asksNotToWait(query):
+		t.poison, t.curable = err, true
+	}
+	t.doubtful = t.poison != nil || t.undecided != nil
+	if t.poison != nil {
+		c.ctr.stats.poisoned.Add(1)
+	}
+	if t.unit != nil && class&Retry != 0 {
+		t.unit.failure = err
+	}
+}
+
+// mayRun refuses what would run outside the transaction that it is meant for.
+func (c *conn) mayRun(query string) error {
+	t := &c.transaction
+	if t.undecided != nil {
+		if c.lockWaitEndsTx() {
+			t.poison = t.undecided
+		}
+		t.undecided, t.doubtful = nil, t.poison != nil
+	}
+	if t.poison == nil || t.curable && rollsBackToSavepoint(query) {
+		return nil
+	}
+	return &poisonedError{"statement refused", t.poison}
+}
+
+// cured notes a statement that ran although the transaction was poisoned: the
+// rollback to a savepoint, by whose success the transaction is known to exist.
+func (c *conn) cured() {
+	t := &c.transaction
+	t.poison, t.doubtful, t.curable, t.unit.failure = nil, false, false, nil
+}
+
+func isLockWait(err error) bool {
+	var my *mysql.MySQLError
+	return errors.As(err, &my) && my.Number == 1205
+}
+
+// What a lock wait timeout ends on this pool's server, once that is known.
+const (
+	lockWaitUnknown int32 = iota
+	lockWaitEndsStatement
+	lockWaitEndsTransaction
+)
+
+// lockWaitEndsTx asks, once a pool, whether the server ends the transaction on a
+// lock wait timeout; that cannot change while the server runs. An answer that
+// does not come counts as yes, the safe side.
+func (c *conn) lockWaitEndsTx() bool {
+	if known := c.ctr.lockWait.Load(); known != lockWaitUnknown {
+		return known == lockWaitEndsTransaction
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.cfg.PingTimeout)
+	defer cancel()
+	on, err := c.askInt(ctx, "SELECT @@innodb_rollback_on_timeout")
+	if err != nil {
+		return true
+	}
+	ends := on != 0
+	c.ctr.lockWait.Store(map[bool]int32{false: lockWaitEndsStatement, true: lockWaitEndsTransaction}[ends])
+	return ends
+}
+
+// askInt asks the server for one number, past all bookkeeping.
+func (c *conn) askInt(ctx context.Context, query string) (int, error) {
+	rows, err := c.inner.QueryContext(ctx, query, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	value := make([]driver.Value, 1)
+	if err := rows.Next(value); err != nil {
+		return 0, err
+	}
+	if text, ok := value[0].([]byte); ok {
+		return strconv.Atoi(string(text))
+	}
+	return strconv.Atoi(fmt.Sprint(value[0]))
+}
+
+// Commit commits, within CommitTimeout, and says what is known of the outcome:
+// nil, done; ErrPoisoned, or any other error but one, certainly not done;
+// ErrCommitUnknown, open. It is never sent again.
+func (t *tx) Commit() error {
+	c := t.c
+	defer c.ends()
+	if err := c.mayRun("COMMIT"); err != nil {
+		_ = t.rollback()
+		return &poisonedError{"commit refused", c.transaction.poison}
+	}
+	if err := c.lostBeforeCommit(); err != nil {
+		c.dead = true
+		c.mourn(err)
+		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+	}
+	start, _ := c.ctr.clock.bounds()
+	mark := c.written()
+	c.wire.limit(c.ctr.cfg.CommitTimeout)
+	err := t.inner.Commit()
+	c.wire.unlimit()
+	if err == nil {
+		c.prove()
+		return nil
+	}
+	c.dead = true // whatever is left of the transaction goes with the connection
+	_ = c.failed(context.Background(), err, "COMMIT", mark, effectUnknown)
+	var my *mysql.MySQLError
+	switch {
+	case errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark:
+		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+	case errors.As(err, &my) && c.ctr.refusesCommit(err):
+		return err
+	}
+	c.ctr.stats.commitsUnknown.Add(1)
+	return &commitUnknownError{c.ctr.addr, c.threadID(), c.ctr.clock.now() - start, err, c.cause(nil)}
+}
+
+// refusesCommit says whether a server's error in answer to COMMIT proves that
+// nothing was committed. An error that livepool does not know proves nothing.
+func (ctr *connector) refusesCommit(err error) bool {
+	class := ctr.classify(err)
+	return class&CommitUnknown == 0 && class&(NotRun|TxGone|StatementUndone) != 0
+}
+
+// lostBeforeCommit tells a connection that is gone before COMMIT is sent from
+// one that is lost after it, for which the driver has the same error.
+func (c *conn) lostBeforeCommit() error {
+	switch {
+	case !c.inner.IsValid():
+		return mysql.ErrInvalidConn
+	case c.wire != nil && c.ctr.peeks:
+		if err := c.wire.peek(); err != nil {
+			return err
+		}
+	case c.ctr.mysqlDriver:
+		if c.inner.ResetSession(context.Background()) != nil {
+			return mysql.ErrInvalidConn
+		}
+	}
+	return nil
+}
+
+// Rollback rolls back, within CommitTimeout. A connection on which that fails
+// is closed, by which the server rolls back.
+func (t *tx) Rollback() error {
+	defer t.c.ends()
+	return t.rollback()
+}
+
+func (t *tx) rollback() error {
+	c := t.c
+	mark := c.written()
+	c.wire.limit(c.ctr.cfg.CommitTimeout)
+	err := t.inner.Rollback()
+	c.wire.unlimit()
+	if err == nil {
+		c.prove()
+		return nil
+	}
+	c.dead = true
+	_ = c.failed(context.Background(), err, "ROLLBACK", mark, effectUnknown)
+	return err
+}
+
+// ends notes the end of the transaction. What there was of doubt is gone too.
+func (c *conn) ends() {
+	t := &c.transaction
+	t.open, t.unit = false, nil
+	if t.doubtful || t.poison != nil || t.rows.Rows != nil {
+		*t = transaction{}
+	}
+}
+
+// txRows wraps an open result inside a transaction, because an error may arrive
+// while rows are read: a streamed SELECT ... FOR UPDATE meets its deadlock after
+// some of its rows. It has every optional interface of driver.Rows, and answers
+// for a driver that lacks one as database/sql does.
+type txRows struct {
+	driver.Rows
+	c     *conn
+	query string
+}
+
+// wrapRows uses the transaction's own slot for the first open result: a
+// connection has one at a time. database/sql does not touch a result after it
+// has closed it.
+func (c *conn) wrapRows(rows driver.Rows, query string) driver.Rows {
+	if !c.transaction.open {
+		return rows
+	}
+	wrapped := &c.transaction.rows
+	if wrapped.Rows != nil {
+		wrapped = new(txRows)
+	}
+	*wrapped = txRows{Rows: rows, c: c, query: query}
+	return wrapped
+}
+
+func (r *txRows) saw(err error) error {
+	if err != nil && err != io.EOF {
+		r.c.suffers(err, r.query)
+	}
+	return err
+}
+
+func (r *txRows) Next(dest []driver.Value) error { return r.saw(r.Rows.Next(dest)) }
+
+func (r *txRows) Close() error {
+	err := r.saw(r.Rows.Close())
+	r.Rows = nil
+	return err
+}
+
+func (r *txRows) HasNextResultSet() bool {
+	next, ok := r.Rows.(driver.RowsNextResultSet)
+	return ok && next.HasNextResultSet()
+}
+
+func (r *txRows) NextResultSet() error {
+	next, ok := r.Rows.(driver.RowsNextResultSet)
+	if !ok {
+		return io.EOF
+	}
+	return r.saw(next.NextResultSet())
+}
+
+func (r *txRows) ColumnTypeScanType(i int) reflect.Type {
+	if typed, ok := r.Rows.(driver.RowsColumnTypeScanType); ok {
+		return typed.ColumnTypeScanType(i)
+	}
+	return reflect.TypeFor[any]()
+}
+
+func (r *txRows) ColumnTypeDatabaseTypeName(i int) string {
+	if typed, ok := r.Rows.(driver.RowsColumnTypeDatabaseTypeName); ok {
+		return typed.ColumnTypeDatabaseTypeName(i)
+	}
+	return ""
+}
+
+func (r *txRows) ColumnTypeLength(i int) (length int64, ok bool) {
+	if typed, has := r.Rows.(driver.RowsColumnTypeLength); has {
+		return typed.ColumnTypeLength(i)
+	}
+	return 0, false
+}
+
+func (r *txRows) ColumnTypeNullable(i int) (nullable, ok bool) {
+	if typed, has := r.Rows.(driver.RowsColumnTypeNullable); has {
+		return typed.ColumnTypeNullable(i)
+	}
+	return false, false
+}
+
+func (r *txRows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool) {
+	if typed, has := r.Rows.(driver.RowsColumnTypePrecisionScale); has {
+		return typed.ColumnTypePrecisionScale(i)
+	}
+	return 0, 0, false
+}
