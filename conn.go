@@ -30,6 +30,8 @@ type conn struct {
 	// dead: its server has given it up, or is no good; it is closed when it is
 	// returned.
 	dead bool
+	// stained: a session left state on it that the next must not see.
+	stained bool
 	// shell: it has no link: its first user is to open one, or the one it had
 	// was closed and there is no other yet.
 	shell bool
@@ -118,7 +120,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // trip serves as now, which spares reading the clock.
 func (c *conn) IsValid() bool {
 	switch {
-	case c.dead, c.shell:
+	case c.dead, c.shell, c.stained:
 		return false
 	case !c.inner.IsValid():
 		c.mourn(nil)
@@ -162,7 +164,7 @@ func (c *conn) describe() []any {
 // enter comes before anything that is sent. It returns how many bytes had been
 // written by then, by which a failure tells whether anything was sent.
 func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error) {
-	if c.unchecked || c.transaction.doubtful {
+	if c.unchecked || c.transaction.open {
 		if err := c.hesitate(ctx, query); err != nil {
 			return 0, err
 		}
@@ -171,15 +173,22 @@ func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error)
 	return c.written(), nil
 }
 
-// hesitate is what enter does where something is not as usual.
+// hesitate is what enter does where there is something to look out for.
 func (c *conn) hesitate(ctx context.Context, query string) error {
 	if c.unchecked {
-		if err := c.firstUse(ctx); err != nil {
+		return c.firstUse(ctx)
+	}
+	t := &c.transaction
+	if t.doubtful {
+		if err := c.mayRun(query); err != nil {
 			return err
 		}
 	}
-	if c.transaction.doubtful {
-		return c.mayRun(query)
+	if t.rows.Rows != nil && c.ctr.oneResult {
+		return errResultOpen
+	}
+	if t.unit != nil {
+		return c.screen(query)
 	}
 	return nil
 }

@@ -107,6 +107,7 @@ type connector struct {
 	peeks           bool // livepool looks at the socket itself
 	multiStatements bool
 	mysqlDriver     bool // whose ResetSession only looks
+	oneResult       bool // a connection can have one open result, by its protocol
 
 	maintainer *maintainer // nil for a connector without a Pool
 
@@ -133,6 +134,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	ctr.news.init()
 	if c != nil {
 		_, ctr.mysqlDriver = c.Driver().(*mysql.MySQLDriver)
+		ctr.oneResult = ctr.mysqlDriver
 		return ctr, nil
 	}
 	if ctr.cfg.MySQL == nil {
@@ -158,6 +160,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
 	ctr.inner = inner
+	ctr.oneResult = true
 	ctr.multiStatements = my.MultiStatements
 	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
 	return nil

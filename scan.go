@@ -102,3 +102,98 @@ func containsWord(query, word string) bool {
 	}
 	return false
 }
+
+// What scan can see in a statement.
+type sight int
+
+const (
+	// endsTransaction: COMMIT, ROLLBACK, BEGIN and their like.
+	endsTransaction sight = 1 << iota
+	// commitsImplicitly: DDL, LOCK TABLES and their like (MySQL manual,
+	// Statements That Cause an Implicit Commit).
+	commitsImplicitly
+	// leavesState: something of it stays on the connection after the
+	// transaction.
+	leavesState
+)
+
+// plainVerbs begin statements that end with themselves, unless they touch a
+// user variable or a named lock.
+var plainVerbs = []string{
+	"SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH", "TABLE", "VALUES", "DO",
+	"SHOW", "DESCRIBE", "DESC", "EXPLAIN", "SAVEPOINT", "RELEASE", "KILL",
+}
+
+// statefulVerbs begin statements that leave state, or may, and commit nothing.
+// What a procedure does is not seen: it may leave anything.
+var statefulVerbs = []string{
+	"SET", "USE", "CALL", "PREPARE", "EXECUTE", "DEALLOCATE", "HANDLER", "LOAD",
+}
+
+// enders begin statements that end or begin a transaction. ROLLBACK TO a
+// savepoint is none of them.
+var enders = []string{"COMMIT", "ROLLBACK", "BEGIN", "XA"}
+
+// scan looks at the first words of a statement, and for what it touches. A
+// statement that it does not know commits implicitly and leaves state, for all
+// it knows; of a stored function it sees nothing.
+func scan(query string) sight {
+	query = skipComments(query)
+	begins := func(verb string) bool { return beginsWord(query, verb) }
+	switch {
+	case query == "":
+		return 0
+	case query[0] == '(' || slices.ContainsFunc(plainVerbs, begins):
+		if touchesState(query) {
+			return leavesState
+		}
+		return 0
+	case rollsBackToSavepoint(query):
+		return 0
+	case slices.ContainsFunc(enders, begins):
+		return endsTransaction
+	}
+	rest, _ := cutWord(query, firstWord(query))
+	switch {
+	case begins("START") && beginsWord(rest, "TRANSACTION"), begins("SET") && containsWord(query, "AUTOCOMMIT"):
+		return endsTransaction
+	case slices.ContainsFunc(statefulVerbs, begins),
+		(begins("CREATE") || begins("DROP")) && beginsWord(rest, "TEMPORARY"),
+		begins("CREATE") && containsWord(query, "REPLACE") && containsWord(query, "TEMPORARY"):
+		return leavesState
+	}
+	return commitsImplicitly | leavesState
+}
+
+// touchesState looks for an assignment to a user variable and for a named lock,
+// in strings too.
+func touchesState(query string) bool {
+	if strings.Contains(query, ":=") || containsWord(query, "GET_LOCK") {
+		return true
+	}
+	for rest := query; ; {
+		_, after, found := strings.Cut(rest, "@")
+		if !found {
+			return false
+		}
+		before := strings.TrimRight(rest[:len(rest)-len(after)-1], " \t\r\n,")
+		if n := len(before); n >= 4 && strings.EqualFold(before[n-4:], "INTO") {
+			return true
+		}
+		rest = after
+	}
+}
+
+func firstWord(query string) string {
+	for i := range len(query) {
+		if !isWordByte(query[i]) {
+			return query[:i]
+		}
+	}
+	return query
+}
+
+// beginsWord is beginsWith, or the whole of it.
+func beginsWord(query, word string) bool {
+	return beginsWith(query, word) || strings.EqualFold(query, word)
+}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"reflect"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -159,6 +160,27 @@ func (c *conn) mayRun(query string) error {
 func (c *conn) cured() {
 	t := &c.transaction
 	t.poison, t.doubtful, t.curable, t.unit.failure = nil, false, false, nil
+}
+
+// errResultOpen is in place of a query sent into the middle of a result, which
+// the protocol does not allow and the driver does not always notice.
+var errResultOpen = errors.New("livepool: the result of an earlier query is still open on this transaction: read it to its end or close it before the next statement")
+
+// screen looks at a statement of a session before it is sent: it refuses what
+// would end the transaction behind the session's back, and notes what commits
+// implicitly and what leaves state on the connection.
+func (c *conn) screen(query string) error {
+	seen := scan(query)
+	if seen&endsTransaction != 0 {
+		return fmt.Errorf("livepool: refused in a session: %.40q would end its transaction, which its function ends by returning", query)
+	}
+	if seen&commitsImplicitly != 0 && c.transaction.unit.implicit == "" {
+		c.transaction.unit.implicit = fmt.Sprintf("%.40s", query)
+	}
+	if seen&leavesState != 0 || c.ctr.multiStatements && strings.Contains(query, ";") {
+		c.stained = true
+	}
+	return nil
 }
 
 func isLockWait(err error) bool {
