@@ -280,10 +280,10 @@ func durationParam(dsn, field string, positive bool, at func(*Config) *time.Dura
 
 // parseDuration reads a Go duration or plain seconds.
 func parseDuration(value string) (time.Duration, error) {
-	if d, err := time.ParseDuration(value); err == nil {
-		return d, nil
+	if strings.Trim(value, "0123456789.+-") == "" {
+		value += "s"
 	}
-	return time.ParseDuration(value + "s")
+	return time.ParseDuration(value)
 }
 
 func wordParam[T comparable](dsn, field string, words []word[T], at func(*Config) *T) param {
@@ -346,22 +346,31 @@ var tableParam = param{
 func ParseDSN(dsn string) (*Config, error) {
 	cfg := NewConfig()
 	ours, theirs := splitDSN(dsn)
-	seen := map[string]bool{}
-	for _, pair := range ours {
-		if err := cfg.set(pair, seen); err != nil {
-			return nil, err
-		}
-	}
 	my, err := parseDriverDSN(theirs)
 	if err != nil {
 		return nil, err
 	}
 	cfg.MySQL = my
+	seen := map[string]bool{}
+	for _, pair := range ours {
+		if err := cfg.set(pair, seen); err != nil {
+			if tail := dsn[strings.LastIndexByte(dsn, '/')+1:]; strings.ContainsAny(tail, "@(") || strings.Contains(tail, "%40") {
+				return nil, errUnreadableDSN
+			}
+			return nil, err
+		}
+	}
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
 	return cfg, nil
 }
+
+// errUnreadableDSN quotes nothing. With a slash, a bracket or the @ astray, what
+// the driver takes for a network or a parameter is a piece of the password.
+var errUnreadableDSN = errors.New("livepool: the DSN cannot be read; it has the form user:password@tcp(host:port)/database?name=value, " +
+	"where names and values are URL-escaped (/ is %2F, @ is %40) and the slash before the database is never left out " +
+	"(it is not quoted here because it may hold the password)")
 
 // splitDSN takes the pool_* parameters out of a DSN. The parameters begin at
 // the first question mark after the last slash, as in the driver.
@@ -400,7 +409,7 @@ func (c *Config) set(pair string, seen map[string]bool) error {
 	seen[name] = true
 	value, err := url.QueryUnescape(escaped)
 	if err != nil || !hasValue || !p.set(c, value) || !p.ok(c) {
-		return fmt.Errorf("livepool: DSN parameter %s=%s: takes %s", name, mask(escaped), p.takes)
+		return fmt.Errorf("livepool: DSN parameter %s=%s: takes %s", name, escaped, p.takes)
 	}
 	return nil
 }
@@ -413,21 +422,25 @@ func knownParams() string {
 	return strings.Join(names, ", ")
 }
 
+// networkName is what a network can be called: what a DSN with its @ astray has
+// in this place is no such name.
+var networkName = regexp.MustCompile(`^[A-Za-z0-9_.+-]*$`)
+
 // parseDriverDSN lets the driver read its part. Its errors quote what they
-// could not read, which, with a slash or a bracket astray, is a piece of the
-// password; so the two parts are tried apart, and only an error about
+// could not read; so the two parts are tried apart, and only an error about
 // parameters is passed on.
 func parseDriverDSN(dsn string) (*mysql.Config, error) {
 	cfg, err := safeParse(dsn)
 	if err == nil {
+		if !networkName.MatchString(cfg.Net) || strings.ContainsAny(cfg.Addr, "@()") && cfg.Net != "unix" {
+			return nil, errUnreadableDSN
+		}
 		return cfg, nil
 	}
 	base, query, _ := strings.Cut(dsn[strings.LastIndexByte(dsn, '/')+1:], "?")
 	_, baseErr := safeParse(dsn[:strings.LastIndexByte(dsn, '/')+1] + base)
 	if baseErr != nil || strings.ContainsAny(query, "@()") {
-		return nil, errors.New("livepool: the DSN cannot be read; it has the form user:password@tcp(host:port)/database?name=value, " +
-			"where names and values are URL-escaped (a / in a value is %2F) and the slash before the database is never left out " +
-			"(it is not quoted here because it may hold the password)")
+		return nil, errUnreadableDSN
 	}
 	return nil, fmt.Errorf("livepool: the driver refuses a parameter of the DSN: %w", err)
 }
@@ -441,15 +454,6 @@ func safeParse(dsn string) (cfg *mysql.Config, err error) {
 		}
 	}()
 	return mysql.ParseDSN(dsn)
-}
-
-// mask hides a value that may be a piece of a password: one that holds an @
-// is what follows when a DSN's slash is missing.
-func mask(value string) string {
-	if strings.ContainsAny(value, "@()") {
-		return "(not shown)"
-	}
-	return value
 }
 
 // validate reports the first setting that is out of its range and the first

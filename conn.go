@@ -27,6 +27,8 @@ type conn struct {
 	// used: something ran since the last checkout. As long as nothing has, no
 	// state of the caller's is on it, and a dead link can be replaced in place.
 	used bool
+	// spoke: a statement was answered since the last checkout.
+	spoke bool
 	// dead: its server has given it up, or is no good; it is closed when it is
 	// returned.
 	dead bool
@@ -55,6 +57,7 @@ type link struct {
 	proved     time.Duration // when the last round trip completed
 	generation uint64
 	worked     bool          // a statement was answered on it
+	mourned    bool          // its death has been told
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
 }
 
@@ -67,7 +70,7 @@ func (c *conn) prove() {
 // answered notes a statement that was answered.
 func (c *conn) answered() {
 	c.prove()
-	c.worked = true
+	c.worked, c.spoke = true, true
 }
 
 // threadID is the server's id for the connection, 0 when it is not known.
@@ -104,13 +107,13 @@ func (c *conn) Raw() driver.Conn {
 // dead connection out.
 func (c *conn) ResetSession(ctx context.Context) error {
 	c.claim()
-	c.used = false
-	c.unchecked = false
+	c.used, c.spoke, c.unchecked = false, false, false
 	if c.shell {
 		return driver.ErrBadConn
 	}
+	l := c.link
 	if v := c.check(ctx, c.ctr.cfg.PrePing); v != keep {
-		c.discarded(v)
+		c.ctr.discarded(&l, v)
 		return driver.ErrBadConn
 	}
 	return nil
@@ -127,7 +130,7 @@ func (c *conn) IsValid() bool {
 		return false
 	}
 	if v := c.retired(c.ctr, c.proved); v != keep {
-		c.discarded(v)
+		c.ctr.discarded(&c.link, v)
 		return false
 	}
 	c.state.Store(idle)
@@ -140,24 +143,25 @@ func (c *conn) Close() error {
 	delete(c.ctr.conns, c)
 	c.ctr.mu.Unlock()
 	c.visit.Lock()
-	defer c.visit.Unlock()
+	l := c.detach()
 	c.gone = true
-	return c.link.close()
+	c.visit.Unlock()
+	return l.close()
 }
 
-func (c *conn) discarded(v verdict) {
-	c.ctr.stats.discards[v].Add(1)
-	if c.ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {
-		c.ctr.cfg.logger().Debug("livepool: connection discarded", append(c.describe(), slog.String("why", v.String()))...)
+func (ctr *connector) discarded(l *link, v verdict) {
+	ctr.stats.discards[v].Add(1)
+	if ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {
+		ctr.cfg.logger().Debug("livepool: connection discarded", append(ctr.describe(l), slog.String("why", v.String()))...)
 	}
 }
 
 // describe says which connection, for a log.
-func (c *conn) describe() []any {
-	now := c.ctr.clock.now()
+func (ctr *connector) describe(l *link) []any {
+	now := ctr.clock.now()
 	return []any{
-		slog.String("addr", c.ctr.addr), slog.Uint64("thread_id", uint64(c.threadID())),
-		slog.Duration("age", now-c.born), slog.Duration("last_answer", now-c.proved),
+		slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(l.threadID())),
+		slog.Duration("age", now-l.born), slog.Duration("last_answer", now-l.proved),
 	}
 }
 
@@ -211,6 +215,7 @@ func (c *conn) isGone() bool {
 
 // firstUse makes up for the checkout that a connection did not get.
 func (c *conn) firstUse(ctx context.Context) error {
+	c.claim()
 	c.unchecked = false
 	mode := c.ctr.cfg.PrePing
 	if mode == PrePingAlways && !c.worked {
@@ -219,15 +224,14 @@ func (c *conn) firstUse(ctx context.Context) error {
 	if c.shell {
 		return c.renew(ctx)
 	}
-	switch v := c.check(ctx, mode); v {
-	case keep:
+	l := c.link
+	switch v := c.check(ctx, mode); {
+	case v == keep && !c.unchecked:
 		return nil
-	case byCaller:
-		c.discarded(v)
-		c.empty()
-		return ctx.Err()
+	case ctx.Err() != nil:
+		return ctx.Err() // and the check is still owed
 	default:
-		c.discarded(v)
+		c.ctr.discarded(&l, v)
 		return c.renew(ctx)
 	}
 }
@@ -235,7 +239,8 @@ func (c *conn) firstUse(ctx context.Context) error {
 // renew opens another link in place of the one that is gone. It must not be
 // called once the caller may have state on the connection.
 func (c *conn) renew(ctx context.Context) error {
-	c.empty()
+	old := c.detach()
+	old.close()
 	l, err := c.ctr.dial(ctx)
 	if err != nil {
 		return err
@@ -244,10 +249,11 @@ func (c *conn) renew(ctx context.Context) error {
 	return nil
 }
 
-// empty closes the link and leaves a shell, whose next use opens another.
-func (c *conn) empty() {
-	c.link.close()
+// detach takes the link away and leaves a shell, whose next use opens another.
+func (c *conn) detach() link {
+	l := c.link
 	c.link, c.shell, c.unchecked = link{}, true, true
+	return l
 }
 
 func (c *conn) fill(l link) { c.link, c.shell, c.unchecked = l, false, false }
@@ -263,18 +269,23 @@ func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
 }
 
 // convert makes up for it, as database/sql would have done.
-func (c *conn) convert(args []driver.NamedValue) error {
+func (c *conn) convert(args []driver.NamedValue) ([]driver.NamedValue, error) {
 	c.unconverted = false
-	for i := range args {
-		err := c.inner.CheckNamedValue(&args[i])
+	kept := args[:0]
+	for _, arg := range args {
+		err := c.inner.CheckNamedValue(&arg)
 		if err == driver.ErrSkip {
-			args[i].Value, err = driver.DefaultParameterConverter.ConvertValue(args[i].Value)
+			arg.Value, err = driver.DefaultParameterConverter.ConvertValue(arg.Value)
 		}
-		if err != nil {
-			return fmt.Errorf("sql: converting argument $%d type: %w", args[i].Ordinal, err)
+		switch err {
+		case nil:
+			kept = append(kept, arg)
+		case driver.ErrRemoveArgument:
+		default:
+			return nil, fmt.Errorf("sql: converting argument $%d type: %w", arg.Ordinal, err)
 		}
 	}
-	return nil
+	return kept, nil
 }
 
 // ExecContext forwards to the driver.
@@ -284,7 +295,7 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 		return nil, err
 	}
 	if c.unconverted {
-		if err := c.convert(args); err != nil {
+		if args, err = c.convert(args); err != nil {
 			return nil, err
 		}
 	}
@@ -309,7 +320,7 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 		return nil, err
 	}
 	if c.unconverted {
-		if err := c.convert(args); err != nil {
+		if args, err = c.convert(args); err != nil {
 			return nil, err
 		}
 	}
@@ -382,13 +393,14 @@ func (c *conn) Ping(ctx context.Context) error {
 		return nil
 	}
 	c.used = false
+	l := c.link
 	switch v := c.prePing(ctx); {
 	case v == keep && !c.unchecked:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
-		c.discarded(v)
+		c.ctr.discarded(&l, v)
 		return c.renew(ctx)
 	}
 }

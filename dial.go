@@ -7,6 +7,7 @@ package livepool
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"net"
 	"sync/atomic"
@@ -33,7 +34,10 @@ var dialNetwork dialFunc = (&net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
 	},
-	Control: func(network, _ string, c syscall.RawConn) error { return setUserTimeout(network, c, tcpUserTimeout) },
+	Control: func(network, _ string, c syscall.RawConn) error {
+		_ = setUserTimeout(network, c, tcpUserTimeout) // a kernel without it has keep-alive
+		return nil
+	},
 }).DialContext
 
 // dialedKey is under what a dial in progress finds where to leave its wire.
@@ -175,7 +179,7 @@ func (w *wire) within(t time.Time) time.Time {
 }
 
 func (w *wire) breaks(err error) {
-	if w.broken == nil {
+	if w.broken == nil && !w.closed.Load() { // what follows this side's own close says nothing
 		w.broken = err
 	}
 }
@@ -250,7 +254,8 @@ const (
 // are only slow.
 func howLost(err error) loss {
 	switch {
-	case errors.Is(err, net.ErrClosed):
+	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, driver.ErrBadConn),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return notLost
 	case errors.Is(err, syscall.ETIMEDOUT):
 		return wentSilent

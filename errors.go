@@ -10,6 +10,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"strings"
 	"syscall"
@@ -225,10 +226,21 @@ func classifyServer(my *mysql.MySQLError) Class {
 }
 
 // isNetworkLoss is true of what a socket says when the other end is gone. It
-// is not true of a context's end, though that is a net.Error too.
+// is not true of a context's end, though that is a net.Error too, nor of a
+// file's.
 func isNetworkLoss(err error) bool {
 	var op *net.OpError
-	var errno syscall.Errno
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.As(err, &op) || errors.As(err, &errno)
+	var file *fs.PathError
+	switch {
+	case errors.As(err, &file):
+		return false
+	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return true
+	}
+	for _, errno := range []syscall.Errno{syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }

@@ -9,6 +9,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -38,32 +39,60 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 		return c.refused(my, err, query, has)
 	}
 	badConn := errors.Is(err, driver.ErrBadConn)
-	if !badConn && (ctx.Err() != nil || c.inner.IsValid() && c.ctr.classify(err)&ConnDead == 0) {
-		return err // the caller's own context, or an error of the driver's that the connection survives
+	if !badConn && (ctx.Err() != nil || c.classify(err)&ConnDead == 0) {
+		return err // the caller's own context, or an error that the connection survives
 	}
 	c.mourn(err)
-	nothingSent := badConn || c.wire != nil && c.written() == mark
-	if c.transaction.open || !nothingSent && has != effectNone && !isIdempotent(ctx) {
+	switch {
+	case c.transaction.open:
 		return err
+	case c.nothingSent(badConn, mark), has == effectNone, isIdempotent(ctx):
+		return c.lost(err, "before the statement ran")
+	case badConn:
+		return mysql.ErrInvalidConn // the driver is mistaken, see nothingSent
 	}
-	return c.lost(err, "before the statement ran")
+	return err
+}
+
+// nothingSent says whether the request cannot have reached the server. Where
+// there is a wire it knows; the driver says driver.ErrBadConn also of a later
+// packet of LOAD DATA LOCAL that could not be written. Of a connection whose
+// wire is whole ErrBadConn is the driver's refusal to use it.
+func (c *conn) nothingSent(badConn bool, mark uint64) bool {
+	if c.wire == nil {
+		return badConn
+	}
+	return c.wire.written == mark || badConn && c.wire.broken == nil
+}
+
+// classify is the connector's, less what cannot be: as long as the wire is
+// whole, an error that is not the server's, such as that of a file to be
+// loaded, is none of the connection's.
+func (c *conn) classify(err error) Class {
+	class := c.ctr.classify(err)
+	if c.wire != nil && errorNumber(err) == 0 && !c.isGone() && c.inner.IsValid() && !errors.Is(err, driver.ErrBadConn) {
+		return 0
+	}
+	return class
 }
 
 // refused looks at a server's error: after a refusal that another connection
 // may not meet, and after 4031, the statement has not run.
 func (c *conn) refused(my *mysql.MySQLError, err error, query string, has effect) error {
-	class := c.ctr.classify(err)
+	class := c.classify(err)
 	if class&ConnDead != 0 {
 		c.dead = true
-		c.ctr.died(c, c.proved, hungUp, err)
+		c.ctr.died(&c.link, hungUp, c.proved, err)
 	}
 	switch {
 	case class&NotRun == 0 || c.transaction.open:
 		return err
 	case class&Elsewhere == 0:
 		return c.lost(err, "before it read the statement")
-	case c.ctr.multiStatements, has != effectNone && !singleStatement(query):
+	case has != effectNone && !singleStatement(query):
 		return err // an earlier part of it may have run
+	case c.spoke:
+		return err // on a sql.Conn, whose state would be lost for nothing
 	case c.believes():
 		return err
 	}
@@ -93,19 +122,20 @@ func (c *conn) mourn(err error) {
 	if c.wire != nil {
 		err = c.wire.broken
 	}
-	if err == nil {
-		return
-	}
-	if how := howLost(err); how != notLost {
-		c.ctr.died(c, c.ctr.clock.now(), how, err)
+	now := c.ctr.clock.now()
+	switch howLost(err) {
+	case hungUp:
+		c.ctr.died(&c.link, hungUp, now, err)
+	case wentSilent: // the kernel has waited that long for an answer
+		c.ctr.died(&c.link, wentSilent, now-tcpUserTimeout, err)
 	}
 }
 
 // cause is what the socket said where the driver only says that the connection
 // is bad.
-func (c *conn) cause(err error) error {
-	if c.wire != nil && c.wire.broken != nil {
-		return c.wire.broken
+func (l *link) cause(err error) error {
+	if l.wire != nil && l.wire.broken != nil && !errors.Is(l.wire.broken, net.ErrClosed) {
+		return l.wire.broken
 	}
 	return err
 }

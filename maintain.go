@@ -113,29 +113,39 @@ func (m *maintainer) round() time.Duration {
 // empty shell, and so does one that comes after a dial that failed.
 func (m *maintainer) look(c *conn, soon time.Duration) time.Duration {
 	due := soon
+	var old link
+	var v verdict
 	emptied := c.visitIdle(func() bool {
 		if c.shell {
 			due = never
 			return false
 		}
 		now := m.ctr.clock.now()
-		v := c.retired(m.ctr, now)
-		if v == keep {
+		if v = c.retired(m.ctr, now); v == keep {
 			due = c.expires - now
 			return false
 		}
-		c.discarded(v)
-		c.empty()
+		old = c.detach()
 		return true
 	})
 	if !emptied {
 		return due
 	}
+	// Closing takes its time, and nobody who waits for the visit to end is to
+	// wait for that.
+	old.close()
+	m.ctr.discarded(&old, v)
 	l, err := m.ctr.dial(m.ctx)
 	if err != nil {
 		return never
 	}
-	if !c.visitIdle(func() bool { c.fill(l); return true }) {
+	filled := c.visitIdle(func() bool {
+		if c.shell {
+			c.fill(l)
+		}
+		return c.serial == l.serial
+	})
+	if !filled {
 		l.close()
 	}
 	return soon

@@ -144,7 +144,7 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 		case !s.mayRunAgain(err):
 			return c.failed(errors.Join(unknown, err), "before its lost COMMIT was resolved")
 		}
-		if err := c.again(ctx, s.cause(err)); err != nil {
+		if err := c.again(ctx, s.cause(err), err); err != nil {
 			if unknown != nil {
 				return errors.Join(unknown, err)
 			}
@@ -163,10 +163,10 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 		return fmt.Errorf("livepool: %s: another unit is running inside %s at the same time: savepoints only nest; use RequiresNew", o.name, s.options.name)
 	}
 	defer s.nesting.Store(false)
-	if _, err := s.ExecContext(ctx, "SAVEPOINT livepool"); err != nil {
+	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, number: s.root.number, caller: ctx, depth: s.depth + 1}
+	if _, err := s.ExecContext(ctx, "SAVEPOINT "+inner.savepoint()); err != nil {
 		return err
 	}
-	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, number: s.root.number, caller: ctx}
 	inner.inside = sessionContext{ctx, inner}
 	returned := false
 	defer func() {
@@ -185,7 +185,7 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	returned = true
 	switch {
 	case err == nil:
-		_, err = s.ExecContext(ctx, "RELEASE SAVEPOINT livepool")
+		_, err = s.ExecContext(ctx, "RELEASE SAVEPOINT "+inner.savepoint())
 		if err == nil {
 			s.adopt(inner)
 		}
@@ -198,12 +198,15 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	return err
 }
 
+// savepoint is the name of the unit's. Two of one name would replace each other.
+func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
+
 // undo undoes what a unit inside another one has done. If that fails the
 // transaction is over, and the outer unit meets it.
 func (s *Session) undo() {
 	ctx := context.WithoutCancel(s.root.caller)
-	if _, err := s.parent.ExecContext(ctx, "ROLLBACK TO SAVEPOINT livepool"); err == nil {
-		_, _ = s.parent.ExecContext(ctx, "RELEASE SAVEPOINT livepool")
+	if _, err := s.parent.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+s.savepoint()); err == nil {
+		_, _ = s.parent.ExecContext(ctx, "RELEASE SAVEPOINT "+s.savepoint())
 	}
 }
 

@@ -59,15 +59,16 @@ func (n *news) init() {
 	n.silent.Store(-1)
 }
 
-// spread notes a death at since, and says whether it is the first in a while.
-func (n *news) spread(since time.Duration, how loss) (first bool) {
+// spread notes a death, and says whether it is the first in a while. since is,
+// of a silence, when it had begun at the latest; now is when it was found.
+func (n *news) spread(how loss, since, now time.Duration) (first bool) {
 	latest := max(n.hungUp.Load(), n.silent.Load())
 	if how == wentSilent {
 		raise(&n.silent, since)
 	} else {
 		raise(&n.hungUp, since)
 	}
-	return latest < 0 || int64(since)-latest > int64(time.Second)
+	return latest < 0 || int64(now)-latest > int64(time.Second)
 }
 
 // raise never moves a time back: two connections may die in either order.
@@ -91,7 +92,7 @@ func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	}
 	if c.wire != nil && c.ctr.peeks {
 		if err := c.wire.peek(); err != nil {
-			c.ctr.died(c, c.ctr.clock.now(), howLost(err), err)
+			c.mournIdle(err)
 			return byPeek
 		}
 	}
@@ -117,35 +118,75 @@ func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 	}
 }
 
-// prePing pings within PingTimeout. A caller whose own context ends meanwhile
-// is not evidence against the connection, but the driver closes it all the
-// same; and a caller whose context has ended already leaves the check to the
-// first use.
+// mournIdle spreads the news of a loss that a look at the socket found. If the
+// kernel gave the peer up it did so at some time since the last answer; what
+// answered later may be well.
+func (c *conn) mournIdle(err error) {
+	switch howLost(err) {
+	case hungUp:
+		c.ctr.died(&c.link, hungUp, c.ctr.clock.now(), err)
+	case wentSilent:
+		c.ctr.died(&c.link, wentSilent, c.proved, err)
+	}
+}
+
+// prePing pings within PingTimeout. A caller whose context has ended already
+// leaves the check to the first use. One whose context ends meanwhile is no
+// evidence against the connection, and need not wait for any: the ping goes on
+// without him, so that the others learn what becomes of it.
 func (c *conn) prePing(ctx context.Context) verdict {
 	if ctx.Err() != nil {
 		c.unchecked = true
 		return keep
 	}
+	c.ctr.stats.pings.Add(1)
 	sent := c.ctr.clock.now()
-	err := c.boundedPing(ctx)
-	switch {
-	case err == nil:
-		c.proved = c.ctr.clock.now()
-		return keep
-	case ctx.Err() != nil:
+	l := c.link
+	answer := make(chan error, 1)
+	asked := make(chan bool, 1) // whether the caller still asks when the answer is there
+	async := ctx.Done() != nil && c.ctr.spawn(func() {
+		err := c.ctr.ping(&l.inner)
+		answer <- err
+		if !<-asked {
+			c.ctr.pinged(&l, sent, err)
+			l.close()
+		}
+	})
+	if !async {
+		return c.ctr.pinged(&c.link, sent, c.ctr.ping(&c.inner))
+	}
+	select {
+	case err := <-answer:
+		asked <- true
+		return c.ctr.pinged(&c.link, sent, err)
+	case <-ctx.Done():
+		c.detach()
+		asked <- false
 		return byCaller
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(c.cause(err), os.ErrDeadlineExceeded):
-		c.ctr.died(c, sent, wentSilent, err)
-		return byTimeout
-	default:
-		c.ctr.died(c, sent, hungUp, c.cause(err))
-		return byPing
 	}
 }
 
-func (c *conn) boundedPing(ctx context.Context) error {
-	c.ctr.stats.pings.Add(1)
-	ctx, cancel := context.WithTimeout(ctx, c.ctr.cfg.PingTimeout)
+func (ctr *connector) ping(in *inner) error {
+	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
 	defer cancel()
-	return c.inner.Ping(ctx)
+	return in.Ping(ctx)
+}
+
+// pinged judges a ping that was sent at sent by what came of it.
+func (ctr *connector) pinged(l *link, sent time.Duration, err error) verdict {
+	if err == nil {
+		l.proved = ctr.clock.now()
+		return keep
+	}
+	err = l.cause(err)
+	switch {
+	case ctr.life.Err() != nil:
+		return byCaller
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		ctr.died(l, wentSilent, sent, err)
+		return byTimeout
+	default:
+		ctr.died(l, hungUp, sent, err)
+		return byPing
+	}
 }

@@ -103,16 +103,19 @@ type connector struct {
 	addr  string // for errors and logs, without user and password
 	clock *clock
 
-	tapped          bool // livepool's dialer is in use
-	peeks           bool // livepool looks at the socket itself
-	multiStatements bool
-	mysqlDriver     bool // whose ResetSession only looks
-	oneResult       bool // a connection can have one open result, by its protocol
+	tapped      bool // livepool's dialer is in use
+	peeks       bool // livepool looks at the socket itself
+	mysqlDriver bool // whose ResetSession only looks
+	oneResult   bool // a connection can have one open result, by its protocol
 
 	maintainer *maintainer // nil for a connector without a Pool
+	life       context.Context
+	end        context.CancelFunc
 
-	mu    sync.Mutex
-	conns map[*conn]struct{} // guarded by mu
+	mu         sync.Mutex // guards what follows
+	conns      map[*conn]struct{}
+	background sync.WaitGroup // what outlives its caller
+	closed     bool
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
@@ -132,6 +135,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	}
 	ctr := &connector{inner: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
+	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.mysqlDriver = c.Driver().(*mysql.MySQLDriver)
 		ctr.oneResult = ctr.mysqlDriver
@@ -161,7 +165,6 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	}
 	ctr.inner = inner
 	ctr.oneResult = true
-	ctr.multiStatements = my.MultiStatements
 	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
 	return nil
 }
@@ -183,6 +186,11 @@ func (ctr *connector) Close() error {
 	if ctr.maintainer != nil {
 		ctr.maintainer.close()
 	}
+	ctr.end()
+	ctr.mu.Lock()
+	ctr.closed = true
+	ctr.mu.Unlock()
+	ctr.background.Wait()
 	ctr.clock.close()
 	if closer, ok := ctr.inner.(io.Closer); ok {
 		return closer.Close()
@@ -225,6 +233,18 @@ func openerIsAsking() bool {
 			return false
 		}
 	}
+}
+
+// spawn runs f in the background, but not once the connector is closed, which
+// waits for all that runs there.
+func (ctr *connector) spawn(f func()) bool {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	if ctr.closed {
+		return false
+	}
+	ctr.background.Go(f)
+	return true
 }
 
 func (ctr *connector) register(c *conn) *conn {

@@ -51,9 +51,12 @@ func (p *Pool) newCourse(o *sessionOptions) course {
 	return course{pool: p, name: o.name, limit: o.maxAttempts, started: time.Now()}
 }
 
-// again waits until the unit may be run again after cause, and returns nil; or
-// returns the error that ends it.
-func (c *course) again(ctx context.Context, cause error) error {
+// again waits until the unit that failed with err, because of cause, may be run
+// again, and returns nil; or returns the error that ends it.
+func (c *course) again(ctx context.Context, cause, err error) error {
+	if !errors.Is(err, cause) {
+		err = errors.Join(err, cause)
+	}
 	cfg := c.pool.ctr.cfg
 	class := c.pool.ctr.classify(cause)
 	wait := time.Duration(0)
@@ -66,11 +69,11 @@ func (c *course) again(ctx context.Context, cause error) error {
 	elapsed := time.Since(c.started)
 	switch {
 	case c.attempts >= c.limit:
-		return c.failed(cause, "the limit of MaxAttempts (pool_max_attempts)")
+		return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
 	case wait == backoff.Stop:
-		return c.failed(cause, "where BackOff stops")
+		return c.failed(err, "where BackOff stops")
 	case cfg.MaxElapsed > 0 && elapsed+wait > cfg.MaxElapsed:
-		return c.failed(cause, "the limit of MaxElapsed (pool_max_elapsed)")
+		return c.failed(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
 	c.pool.ctr.stats.retried.Add(1)
 	c.pool.ctr.cfg.logger().Log(ctx, slog.LevelInfo, "livepool: a unit of work is run again",
@@ -83,8 +86,8 @@ func (c *course) again(ctx context.Context, cause error) error {
 		case <-ctx.Done():
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return c.failed(errors.Join(&sessionDoneError{c.name, err}, cause), "when its context ended")
+	if ended := ctx.Err(); ended != nil {
+		return c.failed(errors.Join(&sessionDoneError{c.name, ended}, err), "when its context ended")
 	}
 	return nil
 }
@@ -108,7 +111,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error 
 		if err == nil || ctx.Err() != nil || p.ctr.classify(err)&Retry == 0 {
 			return err
 		}
-		if err := c.again(ctx, err); err != nil {
+		if err := c.again(ctx, err, err); err != nil {
 			return err
 		}
 	}
@@ -131,7 +134,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 		case !s.mayRunAgain(err):
 			return s.explain(err, &c)
 		}
-		if err := c.again(ctx, s.cause(err)); err != nil {
+		if err := c.again(ctx, s.cause(err), err); err != nil {
 			return err
 		}
 	}
@@ -141,7 +144,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 // nothing behind, and for a cause that may pass.
 func (s *Session) mayRunAgain(err error) bool {
 	switch {
-	case s.caller.Err() != nil, s.attempt.implicit != "":
+	case s.caller.Err() != nil, s.attempt.implicit != "", errors.Is(err, ErrPoolTimeout):
 		return false
 	case errors.Is(err, ErrCommitUnknown):
 		return s.options.tx.ReadOnly

@@ -18,10 +18,20 @@ var singleStatements = []string{
 	"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME",
 }
 
-// singleStatement says whether query is one of those; when in doubt it is not.
+// singleStatement says whether query is one of those, and alone; when in doubt
+// it is not.
 func singleStatement(query string) bool {
+	if severalStatements(query) {
+		return false
+	}
 	query = skipComments(query)
 	return slices.ContainsFunc(singleStatements, func(verb string) bool { return beginsWith(query, verb) })
+}
+
+// severalStatements says whether there may be more than one statement in query:
+// a semicolon that is not its end, be it in a string.
+func severalStatements(query string) bool {
+	return strings.Contains(strings.TrimRight(query, "; \t\r\n"), ";")
 }
 
 // beginsWith says whether verb is query's first word.

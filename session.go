@@ -80,6 +80,7 @@ type Session struct {
 	root    *Session // itself, but for those
 	attempt attempt
 	number  int
+	depth   int // how many units it is inside of
 
 	caller context.Context
 	inside sessionContext // what the function gets

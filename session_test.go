@@ -1168,3 +1168,133 @@ func TestUnitAllocatesLittleMoreThanItsTransaction(t *testing.T) {
 		t.Errorf("a unit allocates %v times, its transaction alone %v: want at most 4 more", unit, tx)
 	}
 }
+
+// COMMIT and ROLLBACK, which take no context, are bounded; the driver bounds
+// neither.
+func TestCommitAndRollbackAreBounded(t *testing.T) {
+	s, _ := ledger(t, server.MariaDB)
+	for name, end := range map[string]func(*sql.Tx) error{"COMMIT": (*sql.Tx).Commit, "ROLLBACK": (*sql.Tx).Rollback} {
+		t.Run(name, func(t *testing.T) {
+			via := front(t, s)
+			p := open(t, s.DSNVia(via.Addr()), "pool_commit_timeout=300ms")
+			tx, err := p.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec("INSERT INTO t (v) VALUES (1)"); err != nil {
+				t.Fatal(err)
+			}
+			via.Stall()
+			start := time.Now()
+			err = end(tx)
+			if took := time.Since(start); err == nil || took < 300*time.Millisecond || took > 5*time.Second {
+				t.Errorf("got %v after %s, want an error after CommitTimeout, 300ms", err, took)
+			}
+			if errors.Is(err, livepool.ErrCommitUnknown) != (name == "COMMIT") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A transaction whose server has become read-only meanwhile was certainly not
+// committed, and a unit finds its way to the new primary.
+func TestCommitRefusedByADemotedServer(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			old, _ := ledger(t, kind)
+			fresh, _ := ledger(t, kind)
+			via := front(t, old)
+			p := open(t, old.AppDSN(via.Addr()), "")
+			attempts := 0
+			err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				attempts++
+				if err := insert(1)(ctx, s); err != nil {
+					return err
+				}
+				if attempts == 1 {
+					if err := old.SetReadOnly(true); err != nil {
+						t.Error(err)
+					}
+					via.SetUpstream(fresh.Addr())
+				}
+				return nil
+			})
+			if err != nil || attempts < 2 {
+				t.Errorf("%v after %d attempts, want success on the new primary", err, attempts)
+			}
+			if a, b := count(t, old, "t"), count(t, fresh, "t"); a != 0 || b != 1 {
+				t.Errorf("%d rows on the old primary, %d on the new one, want 0 and 1", a, b)
+			}
+		})
+	}
+}
+
+// A unit outlasts a server that is down for a while.
+func TestUnitWaitsForItsServer(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(time.Second, func() {
+		if err := s.Start(); err != nil {
+			t.Error(err)
+		}
+	})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := p.WithSession(t.Context(), insert(1)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, s, "t"); n != 8 {
+		t.Errorf("%d rows, want 8", n)
+	}
+}
+
+// Several goroutines may share a session; they take turns.
+func TestSessionIsSafeForConcurrentUse(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	if err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				if err := insert(i)(ctx, sess); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if n := count(t, s, "t"); n != 20 {
+		t.Errorf("%d rows, want 20", n)
+	}
+}
+
+// COMMIT runs to its end when the caller's context ends meanwhile.
+func TestCommitIsNotTornByACancel(t *testing.T) {
+	s, _ := ledger(t, server.MariaDB)
+	via := front(t, s)
+	p := open(t, s.DSNVia(via.Addr()), "")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cut := via.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.Stall)
+	go func() {
+		<-cut.Done() // COMMIT is on its way
+		cancel()
+		time.Sleep(200 * time.Millisecond)
+		via.Heal()
+	}()
+	if err := p.WithSession(ctx, insert(1)); err != nil {
+		t.Errorf("got %v, want the commit to run to its end", err)
+	}
+	if n := count(t, s, "t"); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+}

@@ -1,4 +1,4 @@
-// stats.go counts, and tells the operator once when connections begin to die.
+// stats.go counts, and tells the operator when connections begin to die.
 
 package livepool
 
@@ -19,7 +19,8 @@ type Stats struct {
 	Pinged        int64 // pings sent to verify a connection
 	Deaths        int64 // connections found dead: closed by the other end, or silent
 
-	// Why connections were given up, each counted once.
+	// Why healthy or idle connections were given up. One that died under a
+	// statement is in Deaths alone.
 
 	ClosedByRecycle int64 // Recycle was called
 	ClosedByAge     int64 // the age limit of Recycle and RecycleJitter
@@ -78,19 +79,19 @@ func (p *Pool) Stats() Stats {
 	}
 }
 
-// died spreads the news of a connection that was found dead. since is when the
-// request that got no answer was sent, or when the death was found.
-func (ctr *connector) died(c *conn, since time.Duration, how loss, cause error) {
-	if how == notLost {
+// died spreads the news of a connection that was found dead, once. since is, of
+// a silence, when it had begun at the latest; of a hang-up, when it was found.
+func (ctr *connector) died(l *link, how loss, since time.Duration, cause error) {
+	if l.mourned {
 		return
 	}
+	l.mourned = true
 	ctr.stats.deaths.Add(1)
-	first := ctr.news.spread(since, how)
 	level := slog.LevelDebug
-	if first {
+	if ctr.news.spread(how, since, ctr.clock.now()) {
 		level = slog.LevelWarn // the first of a series tells the story
 	}
 	ctr.cfg.logger().Log(context.Background(), level,
 		"livepool: a connection was found dead; the others are checked before they are handed out",
-		append(c.describe(), slog.Any("cause", cause))...)
+		append(ctr.describe(l), slog.Any("cause", cause))...)
 }

@@ -6,6 +6,7 @@ package livepool
 import (
 	"context"
 	"database/sql/driver"
+	"fmt"
 )
 
 // stmt wraps a prepared statement.
@@ -31,11 +32,15 @@ func (c *conn) wrapStmt(s driver.Stmt, query string) *stmt {
 // not use it afterwards, so that its slot is free again.
 // It closes them on idle connections too.
 func (s *stmt) Close() error {
-	s.c.visit.Lock()
-	defer s.c.visit.Unlock()
+	c := s.c
+	c.visit.Lock()
+	defer c.visit.Unlock()
+	if s.inner == nil {
+		return nil
+	}
 	err := s.inner.Close()
-	if s == &s.c.slot {
-		*s = stmt{}
+	if s == &c.slot {
+		*s = stmt{c: c}
 	}
 	return err
 }
@@ -134,15 +139,25 @@ func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	}
 	//lint:ignore SA1019 database/sql still serves drivers that have no other
 	converter, ok := s.inner.(driver.ColumnConverter)
-	if !ok || s.inner.NumInput() < nv.Ordinal {
+	if !ok {
 		return driver.ErrSkip
 	}
+	if want := s.inner.NumInput(); want >= 0 && want < nv.Ordinal {
+		return nil // database/sql will say that there are too many
+	}
 	value := nv.Value
-	if v, ok := value.(driver.Valuer); ok {
-		if value, err = v.Value(); err != nil {
+	if _, ok := value.(driver.Valuer); ok {
+		// The default converter calls it, and minds a nil pointer.
+		if value, err = driver.DefaultParameterConverter.ConvertValue(value); err != nil {
 			return err
 		}
 	}
-	nv.Value, err = converter.ColumnConverter(nv.Ordinal - 1).ConvertValue(value)
-	return err
+	if value, err = converter.ColumnConverter(nv.Ordinal - 1).ConvertValue(value); err != nil {
+		return err
+	}
+	if !driver.IsValue(value) {
+		return fmt.Errorf("driver ColumnConverter error converted %T to unsupported type %T", nv.Value, value)
+	}
+	nv.Value = value
+	return nil
 }

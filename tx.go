@@ -12,7 +12,6 @@ import (
 	"io"
 	"reflect"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -119,7 +118,7 @@ func (c *conn) suffers(err error, query string) {
 	if !t.open || t.poison != nil {
 		return
 	}
-	class := c.ctr.classify(err)
+	class := c.classify(err)
 	switch {
 	case class&TxGone != 0 || c.isGone():
 		t.poison = err
@@ -177,7 +176,7 @@ func (c *conn) screen(query string) error {
 	if seen&commitsImplicitly != 0 && c.transaction.unit.implicit == "" {
 		c.transaction.unit.implicit = fmt.Sprintf("%.40s", query)
 	}
-	if seen&leavesState != 0 || c.ctr.multiStatements && strings.Contains(query, ";") {
+	if seen&leavesState != 0 || severalStatements(query) {
 		c.stained = true
 	}
 	return nil

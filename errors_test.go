@@ -1,0 +1,141 @@
+package livepool
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// The table is what its comment says: numbers with a name, a SQLSTATE, a family
+// and a source, each found by its own row.
+func TestErrorTable(t *testing.T) {
+	seen := map[string]bool{}
+	for _, row := range serverErrors {
+		t.Run(fmt.Sprintf("%d %s", row.number, row.name), func(t *testing.T) {
+			key := fmt.Sprint(row.number, row.text)
+			if seen[key] {
+				t.Error("there is an earlier row for it, which hides this one")
+			}
+			seen[key] = true
+			if len(row.state) != 5 || row.name == "" || row.family == "" || row.source == "" {
+				t.Errorf("incomplete: %+v", row)
+			}
+			err := &mysql.MySQLError{Number: row.number, SQLState: [5]byte([]byte(row.state)), Message: "said " + row.text + " or so"}
+			for _, err := range []error{err, fmt.Errorf("job 7: %w", err), errors.Join(errors.New("and"), err)} {
+				if got := Classify(err); got != row.class {
+					t.Errorf("%v: %s, want %s", err, got, row.class)
+				}
+			}
+			// What the flags say must go together.
+			switch c := row.class; {
+			case c&BackOff != 0 && c&Retry == 0:
+				t.Error("a wait before no retry")
+			case c&TxGone != 0 && c&StatementUndone != 0:
+				t.Error("the transaction is gone, and only the statement is undone")
+			case c&ConnDead != 0 && c&TxGone == 0:
+				t.Error("a transaction outlives its connection")
+			case c&NotRun != 0 && c&CommitUnknown != 0:
+				t.Error("not run, and of unknown effect")
+			}
+		})
+	}
+}
+
+// The errors on which money depends, told without the table.
+func TestWhatErrorsMean(t *testing.T) {
+	const lost = ConnDead | TxGone | CommitUnknown | Retry
+	server := func(number uint16, message string) error {
+		return &mysql.MySQLError{Number: number, Message: message}
+	}
+	_, missing := os.Open("/no such file")
+	for _, tt := range []struct {
+		err  error
+		want Class
+	}{
+		{nil, 0},
+		{server(1062, "Duplicate entry"), 0},
+		{server(1064, "You have an error in your SQL syntax"), 0},
+		{server(1213, "Deadlock found when trying to get lock; try restarting transaction"), TxGone | Retry | BackOff},
+		{server(1205, "Lock wait timeout exceeded; try restarting transaction"), StatementUndone | Retry | BackOff},
+		{server(1290, "The MySQL server is running with the --super-read-only option so it cannot execute this statement"), NotRun | Elsewhere | Retry | BackOff},
+		{server(1290, "The MySQL server is running with the --skip-grant-tables option so it cannot execute this statement"), 0},
+		{server(1047, "WSREP has not yet prepared node for application use"), NotRun | Elsewhere | TxGone | Retry | BackOff},
+		{server(1047, "Unknown command"), 0},
+		{server(1180, "Got error 6 \"No such device or address\" during COMMIT"), TxGone | CommitUnknown},
+		{server(1317, "Query execution was interrupted"), StatementUndone | CommitUnknown},
+		{server(4031, "The client was disconnected by the server because of inactivity"), ConnDead | NotRun | TxGone | Retry},
+		{server(1045, "Access denied for user"), 0},
+		{server(1040, "Too many connections"), NotRun | Retry | BackOff},
+		{&mysql.MySQLError{Number: 60001, SQLState: [5]byte([]byte("40001"))}, TxGone | Retry | BackOff},
+		{driver.ErrBadConn, ConnDead | NotRun | TxGone | Retry},
+		{fmt.Errorf("job: %w", driver.ErrBadConn), ConnDead | NotRun | TxGone | Retry},
+		{mysql.ErrInvalidConn, lost},
+		{mysql.ErrPktSync, lost},
+		{io.EOF, lost},
+		{io.ErrUnexpectedEOF, lost},
+		{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, lost},
+		{syscall.EPIPE, lost},
+		{&connectError{"livepool: connecting failed", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}, NotRun | Retry | BackOff},
+		{&connectError{"livepool: connecting failed", os.ErrDeadlineExceeded}, NotRun | Retry | BackOff},
+		{&connectError{"livepool: connecting failed", context.Canceled}, 0},
+		{&connectError{"livepool: connecting failed", server(1045, "Access denied")}, 0},
+		{&poisonedError{"statement refused", server(1213, "Deadlock")}, TxGone | Retry | BackOff},
+		{context.Canceled, 0},
+		{context.DeadlineExceeded, 0},
+		{missing, 0},
+		{fs.ErrNotExist, 0},
+		{mysql.ErrPktTooLarge, 0},
+		{errors.New("sold out"), 0},
+	} {
+		if got := Classify(tt.err); got != tt.want {
+			t.Errorf("%v: %s, want %s", tt.err, got, tt.want)
+		}
+	}
+}
+
+func TestRefusedCommitIsADefiniteFailure(t *testing.T) {
+	ctr, err := newConnector(fakeConnector{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctr.Close()
+	for number, refused := range map[uint16]bool{
+		1213: true, 1205: true, 1290: true, 1836: true, 3101: true, 4031: true, 9007: true,
+		1180: false, 1053: false, 1317: false, 1927: false, 3169: false, 3100: false, 8501: false, 60002: false,
+	} {
+		err := &mysql.MySQLError{Number: number, Message: "read-only"}
+		if got := ctr.refusesCommit(err); got != refused {
+			t.Errorf("%d in answer to COMMIT: proves that nothing was committed: %v, want %v", number, got, refused)
+		}
+	}
+}
+
+type fakeConnector struct{}
+
+func (fakeConnector) Connect(context.Context) (driver.Conn, error) { return nil, io.EOF }
+func (fakeConnector) Driver() driver.Driver                        { return nil }
+
+func FuzzClassify(f *testing.F) {
+	f.Add(uint16(1213), "40001", "Deadlock found")
+	f.Add(uint16(1290), "HY000", "read-only")
+	f.Fuzz(func(t *testing.T, number uint16, state, message string) {
+		my := &mysql.MySQLError{Number: number, Message: message}
+		copy(my.SQLState[:], state)
+		if a, b := Classify(my), Classify(fmt.Errorf("%w", my)); a != b {
+			t.Errorf("%s as it is, %s wrapped", a, b)
+		}
+		if strings.Contains(Classify(my).String(), "  ") {
+			t.Error("String")
+		}
+	})
+}
