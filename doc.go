@@ -23,10 +23,32 @@
 // trip since is discarded without a ping, after a closed connection the others
 // are pinged before they are trusted.
 //
+// # A unit of work
+//
+// WithSession runs a function in one transaction on one connection, and applies
+// it exactly as often as it says: nil means once, an error that is
+// ErrCommitUnknown once or not at all, any other error not at all. The function
+// is run again as long as its transaction cannot have been committed and the
+// cause may pass (errors.go has the table); Once and VerifyCommit, whose key is
+// inserted in the same transaction, also resolve a COMMIT whose answer was
+// lost.
+//
+// A function may therefore run more than once: what it does outside the
+// database should bear that, or wait for Session.AfterCommit. It gets ids, not
+// objects. A statement that commits implicitly, such as DDL, ends what can be
+// promised.
+//
+// # Transactions
+//
+// Once the server has ended a transaction, by a deadlock or with its
+// connection, nothing more runs in it: a later statement would be committed by
+// itself, and survive the rollback. It fails with ErrPoisoned instead, in a
+// plain sql.Tx too.
+//
 // # What is sent again
 //
 // database/sql sends a statement again on another connection when the driver
 // says driver.ErrBadConn. livepool says it only of failures after which the
-// statement cannot have run (see Idempotent for the exception that a caller
-// can make), and never inside a transaction.
+// statement outside a transaction cannot have run (see Idempotent for the
+// exception that a caller can make).
 package livepool

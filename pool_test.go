@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(withExamples{m}) }
 
 func TestOpenDoesNotDial(t *testing.T) {
 	p, err := livepool.Open("app:secret@tcp(127.0.0.1:1)/shop")

@@ -210,14 +210,14 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, number int) *S
 func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	returned := false
 	defer func() {
-		s.done.Store(true)
 		if !returned { // by a panic or runtime.Goexit, which goes on
+			s.finish()
 			s.rollback()
 		}
 		s.release()
 	}()
 	err = fn(&s.inside, s)
-	s.done.Store(true)
+	s.finish()
 	if err == nil {
 		err = s.commit()
 	} else {
@@ -227,18 +227,26 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	return err
 }
 
+// finish lets no statement begin any more. One that is about to begin the
+// transaction either has done so by then or will not: a goroutine that outlives
+// the function cannot leave a transaction behind.
+func (s *Session) finish() {
+	s.done.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+}
+
 // open returns the transaction, which it begins at the first statement.
 func (s *Session) open() (*sql.Tx, error) {
 	root := s.root
-	if s.done.Load() || root.done.Load() {
-		return nil, s.ended()
-	}
 	root.mu.Lock()
 	defer root.mu.Unlock()
-	if root.tx != nil {
+	switch {
+	case s.done.Load(), root.done.Load():
+		return nil, s.ended()
+	case root.tx != nil:
 		return root.tx, nil
-	}
-	if err := root.caller.Err(); err != nil {
+	case root.caller.Err() != nil:
 		return nil, s.ended()
 	}
 	return root.start()

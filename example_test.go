@@ -1,0 +1,285 @@
+package livepool_test
+
+// One worked example per feature, run on a real server.
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/server"
+)
+
+// examples is the server that they share.
+var examples struct {
+	once   sync.Once
+	server *server.Server
+}
+
+// exampleDB opens a pool on a server with a bank of two accounts and an outbox.
+func exampleDB() *livepool.Pool {
+	examples.once.Do(func() {
+		s, err := server.Start(context.Background(), server.MariaDB, server.Options{})
+		must(err)
+		examples.server = s
+		for _, q := range []string{
+			"CREATE TABLE test.accounts (id INT PRIMARY KEY, balance INT NOT NULL)",
+			"CREATE TABLE test.audit (id INT AUTO_INCREMENT PRIMARY KEY, what VARCHAR(100))",
+		} {
+			must(s.Exec(q))
+		}
+	})
+	must(examples.server.Exec("REPLACE INTO test.accounts VALUES (1, 100), (2, 100)"))
+	db, err := livepool.Open(examples.server.DSN())
+	must(err)
+	must(db.CreateCommitTable(context.Background()))
+	return db
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// withExamples runs the tests, without the examples where there is no server
+// for them.
+type withExamples struct{ *testing.M }
+
+func (m withExamples) Run() int {
+	flag.Parse()
+	if run := flag.Lookup("test.run").Value.String(); run == "" || strings.Contains(run, "Example") {
+		_, err := server.Find(context.Background(), server.MariaDB)
+		if errors.Is(err, server.ErrUnavailable) && os.Getenv("CI") != "true" {
+			fmt.Fprintf(os.Stderr, "SKIPPED the examples: %v\n", err)
+			must(flag.Set("test.skip", "^Example"))
+		}
+	}
+	code := m.M.Run()
+	if examples.server != nil {
+		must(examples.server.Close())
+	}
+	return code
+}
+
+// A unit of work: both updates or neither, whatever happens to the connection.
+func ExamplePool_WithSession() {
+	db := exampleDB()
+	defer db.Close()
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		if _, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance - ? WHERE id = ?", 30, 1); err != nil {
+			return err // rolled back; run again if the cause may pass
+		}
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance + ? WHERE id = ?", 30, 2)
+		return err
+	})
+	var a, b int
+	must(db.QueryRow("SELECT MIN(balance), MAX(balance) FROM accounts").Scan(&a, &b))
+	fmt.Println(err, a, b)
+	// Output: <nil> 70 130
+}
+
+// A payment that arrives twice is made once.
+func ExampleOnce() {
+	db := exampleDB()
+	defer db.Close()
+	pay := func() error {
+		return db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+			fmt.Println("paying")
+			_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance - 10 WHERE id = 1")
+			return err
+		}, livepool.Once("payment 4711"))
+	}
+	fmt.Println(pay(), pay())
+	// Output:
+	// paying
+	// <nil> <nil>
+}
+
+// A COMMIT whose answer is lost is looked up, not guessed: nil means applied
+// once, and an error that it was not.
+func ExampleVerifyCommit() {
+	db := exampleDB()
+	defer db.Close()
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance + 1 WHERE id = 1")
+		return err
+	}, livepool.VerifyCommit())
+	fmt.Println(err)
+	// Output: <nil>
+}
+
+// A report changes nothing, so it is run again whatever happens.
+func ExampleReadOnly() {
+	db := exampleDB()
+	defer db.Close()
+	var total int
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		return s.QueryRowContext(ctx, "SELECT SUM(balance) FROM accounts").Scan(&total)
+	}, livepool.ReadOnly(), livepool.Isolation(sql.LevelRepeatableRead))
+	fmt.Println(err, total)
+	// Output: <nil> 200
+}
+
+// The number of attempts can be set for one unit, and its name for the logs.
+func ExampleMaxAttempts() {
+	db := exampleDB()
+	defer db.Close()
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		fmt.Println("attempt", s.Attempt())
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = 0 WHERE id = 1")
+		return err
+	}, livepool.MaxAttempts(3), livepool.Name("nightly reset"))
+	fmt.Println(err)
+	// Output:
+	// attempt 1
+	// <nil>
+}
+
+// What must not happen unless the work is committed, such as a mail, waits.
+func ExampleSession_AfterCommit() {
+	db := exampleDB()
+	defer db.Close()
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		s.AfterCommit(func(context.Context) { fmt.Println("mail sent") })
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance - 5 WHERE id = 2")
+		fmt.Println("work done")
+		return err
+	})
+	fmt.Println(err)
+	// Output:
+	// work done
+	// mail sent
+	// <nil>
+}
+
+// A unit inside another one joins its transaction with a savepoint, unless it
+// is to be kept whatever becomes of the outer one.
+func ExampleRequiresNew() {
+	db := exampleDB()
+	defer db.Close()
+	audit := func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "INSERT INTO audit (what) VALUES ('tried')")
+		return err
+	}
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		if err := db.WithSession(ctx, audit, livepool.RequiresNew()); err != nil {
+			return err
+		}
+		return errors.New("not enough money")
+	})
+	var kept int
+	must(db.QueryRow("SELECT COUNT(*) FROM audit").Scan(&kept))
+	fmt.Println(err, kept)
+	// Output: not enough money 1
+}
+
+// Code far below the job body finds the session of its unit in the context.
+func ExampleFromContext() {
+	db := exampleDB()
+	defer db.Close()
+	deep := func(ctx context.Context) error {
+		s, ok := livepool.FromContext(ctx)
+		if !ok {
+			return errors.New("not in a unit of work")
+		}
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance + 1 WHERE id = 1")
+		return err
+	}
+	fmt.Println(db.WithSession(context.Background(), func(ctx context.Context, _ *livepool.Session) error { return deep(ctx) }))
+	fmt.Println(deep(context.Background()))
+	// Output:
+	// <nil>
+	// not in a unit of work
+}
+
+// A library that wants the *sql.Tx itself gets it; the session still ends it.
+func ExampleSession_Tx() {
+	db := exampleDB()
+	defer db.Close()
+	fmt.Println(db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		tx, err := s.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "UPDATE accounts SET balance = 7 WHERE id = 1")
+		return err
+	}))
+	// Output: <nil>
+}
+
+// A job body for a runner: it gets an id, never an object, and is applied once
+// for each id however often the runner delivers it.
+func ExampleJob() {
+	db := exampleDB()
+	defer db.Close()
+	interest := livepool.Job(db, func(ctx context.Context, s *livepool.Session, account int64) error {
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance * 2 WHERE id = ?", account)
+		return err
+	}, livepool.OncePerID("interest 2026"))
+
+	fmt.Println(interest(context.Background(), 1), interest(context.Background(), 1))
+	var balance int
+	must(db.QueryRow("SELECT balance FROM accounts WHERE id = 1").Scan(&balance))
+	fmt.Println(balance)
+	// Output:
+	// <nil> <nil>
+	// 200
+}
+
+// A function that bears to be run twice needs no transaction.
+func ExamplePool_Retry() {
+	db := exampleDB()
+	defer db.Close()
+	fmt.Println(db.Retry(context.Background(), func(ctx context.Context) error {
+		_, err := db.ExecContext(ctx, "UPDATE accounts SET balance = 50 WHERE id = 1")
+		return err
+	}))
+	// Output: <nil>
+}
+
+// A single statement that bears it, too.
+func ExampleIdempotent() {
+	db := exampleDB()
+	defer db.Close()
+	_, err := db.ExecContext(livepool.Idempotent(context.Background()), "UPDATE accounts SET balance = 50 WHERE id = 1")
+	fmt.Println(err)
+	// Output: <nil>
+}
+
+// Keys of the commit table are kept until they are purged: longer than any
+// redelivery takes.
+func ExamplePool_PurgeCommits() {
+	db := exampleDB()
+	defer db.Close()
+	_, err := db.PurgeCommits(context.Background(), 30*24*time.Hour)
+	fmt.Println(err)
+	// Output: <nil>
+}
+
+// The outcome of a commit is one of three.
+func ExampleErrCommitUnknown() {
+	db := exampleDB()
+	defer db.Close()
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance + 1 WHERE id = 1")
+		return err
+	})
+	switch {
+	case err == nil:
+		fmt.Println("applied once")
+	case errors.Is(err, livepool.ErrCommitUnknown):
+		fmt.Println("applied once or not at all: look before you repeat it")
+	default:
+		fmt.Println("not applied")
+	}
+	// Output: applied once
+}
