@@ -9,8 +9,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
-	"reflect"
 	"strconv"
 	"time"
 
@@ -320,92 +318,4 @@ func (c *conn) ends() {
 	if t.doubtful || t.poison != nil || t.rows.Rows != nil {
 		*t = transaction{}
 	}
-}
-
-// txRows wraps an open result inside a transaction, because an error may arrive
-// while rows are read: a streamed SELECT ... FOR UPDATE meets its deadlock after
-// some of its rows. It has every optional interface of driver.Rows, and answers
-// for a driver that lacks one as database/sql does.
-type txRows struct {
-	driver.Rows
-	c     *conn
-	query string
-}
-
-// wrapRows uses the transaction's own slot for the first open result: a
-// connection has one at a time. database/sql does not touch a result after it
-// has closed it.
-func (c *conn) wrapRows(rows driver.Rows, query string) driver.Rows {
-	if !c.transaction.open {
-		return rows
-	}
-	wrapped := &c.transaction.rows
-	if wrapped.Rows != nil {
-		wrapped = new(txRows)
-	}
-	*wrapped = txRows{Rows: rows, c: c, query: query}
-	return wrapped
-}
-
-func (r *txRows) saw(err error) error {
-	if err != nil && err != io.EOF {
-		r.c.suffers(err, r.query)
-	}
-	return err
-}
-
-func (r *txRows) Next(dest []driver.Value) error { return r.saw(r.Rows.Next(dest)) }
-
-func (r *txRows) Close() error {
-	err := r.saw(r.Rows.Close())
-	r.Rows = nil
-	return err
-}
-
-func (r *txRows) HasNextResultSet() bool {
-	next, ok := r.Rows.(driver.RowsNextResultSet)
-	return ok && next.HasNextResultSet()
-}
-
-func (r *txRows) NextResultSet() error {
-	next, ok := r.Rows.(driver.RowsNextResultSet)
-	if !ok {
-		return io.EOF
-	}
-	return r.saw(next.NextResultSet())
-}
-
-func (r *txRows) ColumnTypeScanType(i int) reflect.Type {
-	if typed, ok := r.Rows.(driver.RowsColumnTypeScanType); ok {
-		return typed.ColumnTypeScanType(i)
-	}
-	return reflect.TypeFor[any]()
-}
-
-func (r *txRows) ColumnTypeDatabaseTypeName(i int) string {
-	if typed, ok := r.Rows.(driver.RowsColumnTypeDatabaseTypeName); ok {
-		return typed.ColumnTypeDatabaseTypeName(i)
-	}
-	return ""
-}
-
-func (r *txRows) ColumnTypeLength(i int) (length int64, ok bool) {
-	if typed, has := r.Rows.(driver.RowsColumnTypeLength); has {
-		return typed.ColumnTypeLength(i)
-	}
-	return 0, false
-}
-
-func (r *txRows) ColumnTypeNullable(i int) (nullable, ok bool) {
-	if typed, has := r.Rows.(driver.RowsColumnTypeNullable); has {
-		return typed.ColumnTypeNullable(i)
-	}
-	return false, false
-}
-
-func (r *txRows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool) {
-	if typed, has := r.Rows.(driver.RowsColumnTypePrecisionScale); has {
-		return typed.ColumnTypePrecisionScale(i)
-	}
-	return 0, 0, false
 }

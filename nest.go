@@ -1,0 +1,79 @@
+// nest.go runs a unit of work inside another one, in the transaction of the
+// outer one, with a savepoint to undo it by. So nested units need one connection
+// only, and cannot lock up the pool among themselves.
+
+package livepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// within runs a unit inside another one, in its transaction.
+func (s *Session) within(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) (err error) {
+	if o.tx != s.root.options.tx && (o.tx.Isolation != 0 || o.tx.ReadOnly) {
+		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
+			o.name, s.options.name)
+	}
+	if !s.nesting.CompareAndSwap(false, true) {
+		return fmt.Errorf("livepool: %s: another unit is running inside %s at the same time: savepoints only nest; use RequiresNew", o.name, s.options.name)
+	}
+	defer s.nesting.Store(false)
+	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, number: s.root.number, caller: ctx, depth: s.depth + 1}
+	if _, err := s.ExecContext(ctx, "SAVEPOINT "+inner.savepoint()); err != nil {
+		return err
+	}
+	inner.inside = sessionContext{ctx, inner}
+	returned := false
+	defer func() {
+		inner.done.Store(true)
+		if !returned {
+			inner.undo()
+		}
+	}()
+	if o.once != "" {
+		err = inner.takeKey(&inner.inside, o.once)
+	}
+	if err == nil {
+		err = fn(&inner.inside, inner)
+	}
+	inner.done.Store(true)
+	returned = true
+	switch {
+	case err == nil:
+		_, err = s.ExecContext(ctx, "RELEASE SAVEPOINT "+inner.savepoint())
+		if err == nil {
+			s.adopt(inner)
+		}
+	case errors.Is(err, errKeyTaken):
+		inner.undo()
+		err = nil
+	default:
+		inner.undo()
+	}
+	return err
+}
+
+// savepoint is the name of the unit's. Two of one name would replace each other.
+func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
+
+// undo undoes what a unit inside another one has done. If that fails the
+// transaction is over, and the outer unit meets it.
+func (s *Session) undo() {
+	ctx := context.WithoutCancel(s.root.caller)
+	if _, err := s.parent.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+s.savepoint()); err == nil {
+		_, _ = s.parent.ExecContext(ctx, "RELEASE SAVEPOINT "+s.savepoint())
+	}
+}
+
+// adopt takes over the hooks of a unit inside this one: they wait for the
+// common commit.
+func (s *Session) adopt(inner *Session) {
+	inner.hooksMu.Lock()
+	hooks := inner.hooks
+	inner.hooksMu.Unlock()
+	for _, f := range hooks {
+		s.AfterCommit(f)
+	}
+}
