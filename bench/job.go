@@ -1,6 +1,6 @@
 // job.go is the work: the jobs of a small bank, each reading and writing real
-// rows. A job is never tried again here: its error is what the pool made of
-// the fault. Who did what is checked by ledger.go.
+// rows. A job is never tried again here: its error is what the pool, or its unit
+// of work, made of the fault. Who did what is checked by ledger.go.
 
 package main
 
@@ -8,6 +8,8 @@ import (
 	"context"
 	"database/sql"
 	"math/rand/v2"
+
+	"github.com/livepool/livepool"
 )
 
 type jobKind int
@@ -51,34 +53,63 @@ func makeJobs(rng *rand.Rand, first, n int) []job {
 
 // do runs the job and returns the server's id of the connection it ran on, 0
 // if it did not learn it.
-func (j job) do(ctx context.Context, db *sql.DB, t tables) (connID int64, err error) {
-	switch j.kind {
-	case deposit:
-		return j.deposit(ctx, db, t)
-	case note:
-		_, err = db.ExecContext(ctx, t.insertLedger, j.id, j.account, 0)
-		return 0, err
-	default:
-		var balance int64
-		err = db.QueryRowContext(ctx, t.readAccount, j.account).Scan(&balance, &connID)
-		return connID, err
+func (j job) do(ctx context.Context, p pool, t tables) (connID int64, err error) {
+	switch {
+	case p.units != nil:
+		return j.unit(ctx, p.units, t)
+	case j.kind == deposit:
+		return j.transaction(ctx, p.DB, t)
 	}
+	return j.body(ctx, p.DB, t)
 }
 
-func (j job) deposit(ctx context.Context, db *sql.DB, t tables) (connID int64, err error) {
+// runner runs statements: a pool, a transaction or a session.
+type runner interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// body is what the job does.
+func (j job) body(ctx context.Context, db runner, t tables) (connID int64, err error) {
+	var balance int64
+	switch j.kind {
+	case deposit:
+		if err := db.QueryRowContext(ctx, t.readAccount+" FOR UPDATE", j.account).Scan(&balance, &connID); err != nil {
+			return connID, err
+		}
+		if _, err := db.ExecContext(ctx, t.updateAccount, balance+int64(j.amount), j.account); err != nil {
+			return connID, err
+		}
+		_, err = db.ExecContext(ctx, t.insertLedger, j.id, j.account, j.amount)
+	case note:
+		_, err = db.ExecContext(ctx, t.insertLedger, j.id, j.account, 0)
+	default:
+		err = db.QueryRowContext(ctx, t.readAccount, j.account).Scan(&balance, &connID)
+	}
+	return connID, err
+}
+
+// unit runs the job as a unit of work.
+func (j job) unit(ctx context.Context, p *livepool.Pool, t tables) (connID int64, err error) {
+	option := livepool.VerifyCommit()
+	if !j.kind.writes() {
+		option = livepool.ReadOnly()
+	}
+	err = p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+		connID, err = j.body(ctx, s, t)
+		return err
+	}, option)
+	return connID, err
+}
+
+// transaction runs the job in a plain transaction.
+func (j job) transaction(ctx context.Context, db *sql.DB, t tables) (connID int64, err error) {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer tx.Rollback()
-	var balance int64
-	if err := tx.QueryRowContext(ctx, t.readAccount+" FOR UPDATE", j.account).Scan(&balance, &connID); err != nil {
-		return connID, err
-	}
-	if _, err := tx.ExecContext(ctx, t.updateAccount, balance+int64(j.amount), j.account); err != nil {
-		return connID, err
-	}
-	if _, err := tx.ExecContext(ctx, t.insertLedger, j.id, j.account, j.amount); err != nil {
+	if connID, err = j.body(ctx, tx, t); err != nil {
 		return connID, err
 	}
 	return connID, tx.Commit()

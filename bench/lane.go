@@ -34,12 +34,14 @@ type contender struct {
 type pool struct {
 	*sql.DB
 	close func() error
+	units *livepool.Pool // set where each job is a unit of work
 }
 
 var contenders = []contender{
 	{"plain", `sql.Open("mysql", dsn), its defaults`, openPlain},
 	{"tuned", fmt.Sprintf("the same, set up as the driver's documentation advises: 10 connections, kept idle, ConnMaxLifetime %s, just below wait_timeout", maxLifetime), openTuned},
 	{"livepool", "livepool.Open(dsn), its defaults", openLivepool},
+	{"units", "the same, each job in WithSession, writing ones with VerifyCommit", openUnits},
 }
 
 func openPlain(dsn string) (pool, error) {
@@ -47,7 +49,7 @@ func openPlain(dsn string) (pool, error) {
 	if err != nil {
 		return pool{}, err
 	}
-	return pool{db, db.Close}, nil
+	return pool{DB: db, close: db.Close}, nil
 }
 
 func openTuned(dsn string) (pool, error) {
@@ -65,7 +67,20 @@ func openLivepool(dsn string) (pool, error) {
 	if err != nil {
 		return pool{}, err
 	}
-	return pool{p.DB, p.Close}, nil
+	return pool{DB: p.DB, close: p.Close}, nil
+}
+
+func openUnits(dsn string) (pool, error) {
+	cfg, err := livepool.ParseDSN(dsn)
+	if err != nil {
+		return pool{}, err
+	}
+	cfg.CommitTable = newTables("units").commits
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		return pool{}, err
+	}
+	return pool{p.DB, p.Close, p}, nil
 }
 
 // lane is one contender at work.
@@ -156,7 +171,7 @@ func (l *lane) work(ctx context.Context) {
 func (l *lane) run(ctx context.Context, a arrival) {
 	ctx, cancel := context.WithTimeout(ctx, jobTimeout)
 	defer cancel()
-	connID, err := a.job.do(ctx, l.pool.DB, l.tables)
+	connID, err := a.job.do(ctx, l.pool, l.tables)
 	s := sample{
 		job: a.job, phase: a.phase, arrived: a.at,
 		latency: time.Since(l.start) - a.at,

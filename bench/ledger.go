@@ -12,14 +12,14 @@ import (
 
 // tables are one lane's own, so that the lanes do not meet on the server.
 type tables struct {
-	account, ledger                          string
+	account, ledger, commits                 string
 	readAccount, updateAccount, insertLedger string
 }
 
 func newTables(lane string) tables {
 	account, ledger := "livepool_bench_"+lane+"_account", "livepool_bench_"+lane+"_ledger"
 	return tables{
-		account: account, ledger: ledger,
+		account: account, ledger: ledger, commits: "livepool_bench_" + lane + "_commits",
 		readAccount:   "SELECT balance, CONNECTION_ID() FROM " + account + " WHERE id = ?",
 		updateAccount: "UPDATE " + account + " SET balance = ? WHERE id = ?",
 		insertLedger:  "INSERT INTO " + ledger + " (job, account, amount) VALUES (?, ?, ?)",
@@ -43,7 +43,7 @@ func (t tables) create(ctx context.Context, db *sql.DB) error {
 }
 
 func (t tables) drop(ctx context.Context, db *sql.DB) error {
-	return execAll(ctx, db, "DROP TABLE IF EXISTS "+t.account, "DROP TABLE IF EXISTS "+t.ledger)
+	return execAll(ctx, db, "DROP TABLE IF EXISTS "+t.account, "DROP TABLE IF EXISTS "+t.ledger, "DROP TABLE IF EXISTS "+t.commits)
 }
 
 func execAll(ctx context.Context, db *sql.DB, statements ...string) error {

@@ -99,7 +99,7 @@ func (o *outcome) byPhase() []row {
 	return rows
 }
 
-const footnote = "* faults strike running jobs: livepool hands such an error to the caller, as plain database/sql does"
+const footnote = "* faults strike running jobs: a statement or transaction gets the error, on livepool as on plain database/sql; a unit of work runs again, for as long as the runner lets its job run"
 
 // write prints the tables and the verdict.
 func (o *outcome) write(w io.Writer) {
@@ -140,22 +140,34 @@ func (o *outcome) writeTable(w io.Writer, title string, rows []row) {
 	tw.Flush()
 }
 
-// verdict says whether livepool kept its promise.
+// verdict says whether livepool kept its promise, in both lanes that are its own.
 func (o *outcome) verdict() (kept bool, text string) {
-	i := slices.IndexFunc(o.lanes, func(l laneOutcome) bool { return l.name == "livepool" })
-	l := o.lanes[i]
+	kept = true
+	var texts []string
+	for _, l := range o.lanes {
+		if l.name != "livepool" && l.name != "units" {
+			continue
+		}
+		ok, text := o.verdictOn(l)
+		kept = kept && ok
+		texts = append(texts, text)
+	}
+	return kept, strings.Join(texts, "\n")
+}
+
+func (o *outcome) verdictOn(l laneOutcome) (kept bool, text string) {
 	lost := failures(o.promised(l.samples))
 	wrong := l.audit.twice + l.audit.vanished
 	where := fmt.Sprintf("of the %d jobs where it promises to lose none (phases without *)", len(o.promised(l.samples)))
 	switch {
 	case lost > 0:
-		return false, fmt.Sprintf("livepool LOST %d %s", lost, where)
+		return false, fmt.Sprintf("%s LOST %d %s", l.name, lost, where)
 	case o.site.firstLook != "":
-		return true, "livepool lost none " + where
+		return true, l.name + " lost none " + where
 	case wrong > 0 || l.audit.discrepancy != 0:
-		return false, fmt.Sprintf("livepool's ledger is WRONG: %d jobs in it twice or not at all, money off by %d", wrong, l.audit.discrepancy)
+		return false, fmt.Sprintf("the ledger of %s is WRONG: %d jobs in it twice or not at all, money off by %d", l.name, wrong, l.audit.discrepancy)
 	}
-	return true, "livepool lost none " + where + ", and its ledger is right to the penny"
+	return true, l.name + " lost none " + where + ", and its ledger is right to the penny"
 }
 
 // promised are the samples of the phases for which livepool promises.

@@ -71,6 +71,9 @@ func newRun(ctx context.Context, site *site, load load) (*run, error) {
 	admin.SetMaxIdleConns(-1)
 	r := &run{site: site, admin: admin, load: load, start: time.Now()}
 	for _, c := range contenders {
+		if c.name == "units" && site.firstLook != "" {
+			continue // the embedded server keeps no promise on which units could build
+		}
 		l, err := openLane(ctx, c, site, r.start)
 		if err != nil {
 			r.close()
@@ -80,6 +83,13 @@ func newRun(ctx context.Context, site *site, load load) (*run, error) {
 		if err := l.tables.create(ctx, admin); err != nil {
 			r.close()
 			return nil, fmt.Errorf("making the tables: %w", err)
+		}
+		if l.pool.units == nil {
+			continue
+		}
+		if err := l.pool.units.CreateCommitTable(ctx); err != nil {
+			r.close()
+			return nil, err
 		}
 	}
 	return r, nil
