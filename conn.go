@@ -111,9 +111,8 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	if c.shell {
 		return driver.ErrBadConn
 	}
-	l := c.link
 	if v := c.check(ctx, c.ctr.cfg.PrePing); v != keep {
-		c.ctr.discarded(&l, v)
+		c.ctr.discarded(&c.link, v)
 		return driver.ErrBadConn
 	}
 	return nil
@@ -149,7 +148,12 @@ func (c *conn) Close() error {
 	return l.close()
 }
 
+// discarded counts a link that is given up, and logs it. One that was taken from
+// a caller who gave up is counted then.
 func (ctr *connector) discarded(l *link, v verdict) {
+	if l.inner.Conn == nil {
+		return
+	}
 	ctr.stats.discards[v].Add(1)
 	if ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {
 		ctr.cfg.logger().Debug("livepool: connection discarded", append(ctr.describe(l), slog.String("why", v.String()))...)
@@ -224,14 +228,13 @@ func (c *conn) firstUse(ctx context.Context) error {
 	if c.shell {
 		return c.renew(ctx)
 	}
-	l := c.link
 	switch v := c.check(ctx, mode); {
 	case v == keep && !c.unchecked:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err() // and the check is still owed
 	default:
-		c.ctr.discarded(&l, v)
+		c.ctr.discarded(&c.link, v)
 		return c.renew(ctx)
 	}
 }
@@ -393,14 +396,13 @@ func (c *conn) Ping(ctx context.Context) error {
 		return nil
 	}
 	c.used = false
-	l := c.link
 	switch v := c.prePing(ctx); {
 	case v == keep && !c.unchecked:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
-		c.ctr.discarded(&l, v)
+		c.ctr.discarded(&c.link, v)
 		return c.renew(ctx)
 	}
 }

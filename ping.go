@@ -140,26 +140,35 @@ func (c *conn) prePing(ctx context.Context) verdict {
 		return keep
 	}
 	c.ctr.stats.pings.Add(1)
+	if ctx.Done() != nil {
+		return c.pingFor(ctx)
+	}
+	sent := c.ctr.clock.now()
+	return c.ctr.pinged(&c.link, sent, c.ctr.ping(&c.inner))
+}
+
+// pingFor pings for a caller who may give up meanwhile.
+func (c *conn) pingFor(ctx context.Context) verdict {
 	sent := c.ctr.clock.now()
 	l := c.link
 	answer := make(chan error, 1)
 	asked := make(chan bool, 1) // whether the caller still asks when the answer is there
-	async := ctx.Done() != nil && c.ctr.spawn(func() {
+	if !c.ctr.spawn(func() {
 		err := c.ctr.ping(&l.inner)
 		answer <- err
 		if !<-asked {
 			c.ctr.pinged(&l, sent, err)
 			l.close()
 		}
-	})
-	if !async {
-		return c.ctr.pinged(&c.link, sent, c.ctr.ping(&c.inner))
+	}) {
+		return byDriver // the pool is closed
 	}
 	select {
 	case err := <-answer:
 		asked <- true
 		return c.ctr.pinged(&c.link, sent, err)
 	case <-ctx.Done():
+		c.ctr.discarded(&l, byCaller)
 		c.detach()
 		asked <- false
 		return byCaller
