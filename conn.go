@@ -264,8 +264,8 @@ func (c *conn) fill(l link) { c.link, c.shell, c.unchecked = l, false, false }
 // CheckNamedValue forwards to the driver. As long as there is none, it lets the
 // arguments through to where there is one; it has no context to open one with.
 func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
+	c.unconverted = c.shell
 	if c.shell {
-		c.unconverted = true
 		return nil
 	}
 	return c.inner.CheckNamedValue(nv)
@@ -276,6 +276,7 @@ func (c *conn) convert(args []driver.NamedValue) ([]driver.NamedValue, error) {
 	c.unconverted = false
 	kept := args[:0]
 	for _, arg := range args {
+		arg.Ordinal = len(kept) + 1
 		err := c.inner.CheckNamedValue(&arg)
 		if err == driver.ErrSkip {
 			arg.Value, err = driver.DefaultParameterConverter.ConvertValue(arg.Value)

@@ -21,6 +21,7 @@ type inner struct {
 	resetter  driver.SessionResetter
 	validator driver.Validator
 	checker   driver.NamedValueChecker
+	prepares  bool // every statement: it has no way to run one with arguments at once
 }
 
 func newInner(dc driver.Conn) inner {
@@ -33,6 +34,11 @@ func newInner(dc driver.Conn) inner {
 	in.resetter, _ = dc.(driver.SessionResetter)
 	in.validator, _ = dc.(driver.Validator)
 	in.checker, _ = dc.(driver.NamedValueChecker)
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	_, execer := dc.(driver.Execer)
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	_, queryer := dc.(driver.Queryer)
+	in.prepares = in.execer == nil && in.queryer == nil && !execer && !queryer
 	return in
 }
 
@@ -58,11 +64,16 @@ func (in *inner) ResetSession(ctx context.Context) error {
 
 func (in *inner) IsValid() bool { return in.validator == nil || in.validator.IsValid() }
 
+// CheckNamedValue lets arguments through to the prepared statement of a driver
+// that prepares every statement: they are checked there.
 func (in *inner) CheckNamedValue(nv *driver.NamedValue) error {
-	if in.checker == nil {
-		return driver.ErrSkip
+	switch {
+	case in.checker != nil:
+		return in.checker.CheckNamedValue(nv)
+	case in.prepares:
+		return nil
 	}
-	return in.checker.CheckNamedValue(nv)
+	return driver.ErrSkip
 }
 
 func (in *inner) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {

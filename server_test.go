@@ -412,6 +412,24 @@ func TestRecycleReplacesRealConnections(t *testing.T) {
 	}
 }
 
+// A statement is closed while its connection is being replaced: the two never
+// write at the same time; the race detector watches.
+func TestStatementClosedDuringReplacement(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := open(t, s.DSN(), "")
+	for range 300 {
+		st, err := p.Prepare("SELECT ?")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Recycle()
+		time.Sleep(20 * time.Microsecond)
+		if err := st.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // What is lost on the wire is sent again if it cannot have run, and only then:
 // the rows tell.
 func TestLostStatementsOnTheWire(t *testing.T) {

@@ -38,7 +38,10 @@ func (s *stmt) Close() error {
 	if s.inner == nil {
 		return nil
 	}
-	err := s.inner.Close()
+	var err error
+	if s.on == c.serial { // with any other link the server's statement is gone, or going
+		err = s.inner.Close()
+	}
 	if s == &c.slot {
 		*s = stmt{c: c}
 	}
@@ -129,13 +132,15 @@ func (s *stmt) querying(ctx context.Context, args []driver.NamedValue) (driver.R
 // own statement: its NamedValueChecker, else the connection's, and then its
 // ColumnConverter.
 func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
-	check := s.c.inner.CheckNamedValue
-	if checker, ok := s.inner.(driver.NamedValueChecker); ok {
-		check = checker.CheckNamedValue
+	checker, ok := s.inner.(driver.NamedValueChecker)
+	if !ok {
+		checker = s.c.inner.checker
 	}
-	err := check(nv)
-	if err != driver.ErrSkip {
-		return err
+	var err error
+	if checker != nil {
+		if err = checker.CheckNamedValue(nv); err != driver.ErrSkip {
+			return err
+		}
 	}
 	//lint:ignore SA1019 database/sql still serves drivers that have no other
 	converter, ok := s.inner.(driver.ColumnConverter)

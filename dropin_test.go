@@ -1,0 +1,292 @@
+package livepool_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool"
+)
+
+// variant is a fake with connections of another kind, made of its own.
+type variant struct {
+	*fake
+	of func(*fakeConn) driver.Conn
+}
+
+func (v variant) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := v.fake.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v.of(c.(*fakeConn)), nil
+}
+
+// converting is a connection of a driver of the old school, whose statements
+// convert their arguments by a ColumnConverter.
+type converting struct {
+	inputs  int
+	convert func(v any) (driver.Value, error)
+	got     []driver.Value
+}
+
+func (c *converting) Connect(context.Context) (driver.Conn, error) { return c, nil }
+func (c *converting) Driver() driver.Driver                        { return nil }
+func (c *converting) Prepare(string) (driver.Stmt, error)          { return c, nil }
+func (c *converting) Begin() (driver.Tx, error)                    { return nil, errors.New("no transactions") }
+func (c *converting) Close() error                                 { return nil }
+func (c *converting) NumInput() int                                { return c.inputs }
+func (c *converting) ColumnConverter(int) driver.ValueConverter    { return c }
+func (c *converting) ConvertValue(v any) (driver.Value, error)     { return c.convert(v) }
+func (c *converting) Query(args []driver.Value) (driver.Rows, error) {
+	c.got = args
+	return &noopRows{}, nil
+}
+func (c *converting) Exec(args []driver.Value) (driver.Result, error) {
+	c.got = args
+	return driver.ResultNoRows, nil
+}
+
+// celsius is a driver.Valuer, on the pointer too, which may be nil.
+type celsius float64
+
+func (c celsius) Value() (driver.Value, error) {
+	if c < -273 {
+		return nil, errors.New("below absolute zero")
+	}
+	return float64(c), nil
+}
+
+// A ColumnConverter gets what it gets from plain database/sql, and what it
+// returns reaches the driver.
+func TestColumnConverterOfTheDriver(t *testing.T) {
+	describe := func(v any) (driver.Value, error) { return fmt.Sprintf("%T %v", v, v), nil }
+	for _, tt := range []struct {
+		name    string
+		inputs  int
+		convert func(any) (driver.Value, error)
+		args    []any
+	}{
+		{"a value", 1, describe, []any{int32(7)}},
+		{"as many as you like", -1, describe, []any{1, "b"}},
+		{"no arguments", -1, describe, nil},
+		{"too many", 1, describe, []any{1, 2}},
+		{"too few", 2, describe, []any{1}},
+		{"a Valuer", 1, describe, []any{celsius(20)}},
+		{"a pointer to a Valuer", 1, describe, []any{new(celsius)}},
+		{"a nil pointer to a Valuer", -1, describe, []any{(*celsius)(nil)}},
+		{"a Valuer that fails", 1, describe, []any{celsius(-300)}},
+		{"nil", 1, describe, []any{nil}},
+		{"a value of no type of driver.Value", 1, describe, []any{struct{ a int }{7}}},
+		{"a conversion that fails", 1, func(any) (driver.Value, error) { return nil, errors.New("no such column") }, []any{1}},
+		{"a conversion to no driver.Value", 1, func(any) (driver.Value, error) { return struct{}{}, nil }, []any{1}},
+		{"a conversion that leaves it as it is", 1, func(v any) (driver.Value, error) { return v, nil }, []any{int32(7)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			outcome := func(open func(driver.Connector) *sql.DB) (outcomes [3]string) {
+				c := &converting{inputs: tt.inputs, convert: tt.convert}
+				db := open(c)
+				defer db.Close()
+				for i, use := range []func() error{
+					func() error { _, err := db.Exec("x", tt.args...); return err },
+					func() error { return db.QueryRow("x", tt.args...).Scan(new(int)) },
+					func() error {
+						s, err := db.Prepare("x")
+						if err != nil {
+							return err
+						}
+						defer s.Close()
+						_, err = s.Exec(tt.args...)
+						return err
+					},
+				} {
+					c.got = nil
+					err := use()
+					outcomes[i] = fmt.Sprintf("%v, the driver got %#v", err, c.got)
+				}
+				return outcomes
+			}
+			plain := outcome(sql.OpenDB)
+			live := outcome(func(c driver.Connector) *sql.DB { return openOn(t, c, nil).DB })
+			for i, way := range []string{"Exec", "Query", "Prepare and Exec"} {
+				if live[i] != plain[i] {
+					t.Errorf("%s: livepool: %s; plain: %s", way, live[i], plain[i])
+				}
+			}
+		})
+	}
+}
+
+// recorder is a connection that takes queries and keeps their arguments. It
+// leaves out an argument that is a hint.
+type recorder struct {
+	*fakeConn
+	got []driver.NamedValue
+}
+
+type hint struct{}
+
+func (r *recorder) CheckNamedValue(nv *driver.NamedValue) error {
+	switch nv.Value.(type) {
+	case hint:
+		return driver.ErrRemoveArgument
+	case error:
+		return nv.Value.(error)
+	}
+	return r.fakeConn.CheckNamedValue(nv)
+}
+
+func (r *recorder) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	r.got = args
+	return r.fakeConn.ExecContext(ctx, query, args)
+}
+
+func (r *recorder) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
+	r.got = args
+	return &noopRows{}, nil
+}
+
+// waitersConn is a connection that db opened for a caller who waited for it.
+// There is no driver below it before its first use.
+func waitersConn(t *testing.T, db *sql.DB) *sql.Conn {
+	t.Helper()
+	db.SetMaxOpenConns(1)
+	held, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := db.Stats().WaitCount
+	got := make(chan *sql.Conn)
+	go func() {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		got <- c
+	}()
+	for db.Stats().WaitCount == waits {
+		time.Sleep(time.Millisecond)
+	}
+	held.Raw(func(any) error { return driver.ErrBadConn })
+	c := <-got
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// The driver converts the arguments also of the first statement on a connection
+// that its caller opens himself, when there is no driver yet to ask.
+func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
+	uses := map[string]func(c *sql.Conn, args []any) error{
+		"Exec": func(c *sql.Conn, args []any) error {
+			_, err := c.ExecContext(t.Context(), "x", args...)
+			return err
+		},
+		"Query": func(c *sql.Conn, args []any) error {
+			var n int
+			return c.QueryRowContext(t.Context(), "x", args...).Scan(&n)
+		},
+	}
+	for _, tt := range []struct {
+		name string
+		args []any
+	}{
+		{"none", nil},
+		{"converted by the driver and by default", []any{uint64(1 << 63), int32(7)}},
+		{"a Valuer", []any{celsius(20)}},
+		{"a nil pointer to a Valuer", []any{(*celsius)(nil)}},
+		{"named", []any{sql.Named("a", uint64(1)), 2}},
+		{"one that the driver leaves out", []any{int32(1), hint{}}},
+		{"one before the others that the driver leaves out", []any{hint{}, int32(1)}},
+		{"one that the driver refuses", []any{1, errors.New("refused")}},
+		{"one that nobody can convert", []any{1, make(chan int)}},
+	} {
+		for name, use := range uses {
+			t.Run(name+", "+tt.name, func(t *testing.T) {
+				outcome := func(open func(driver.Connector) *sql.DB) string {
+					var last *recorder
+					db := open(variant{&fake{}, func(c *fakeConn) driver.Conn {
+						last = &recorder{fakeConn: c}
+						return last
+					}})
+					defer db.Close()
+					c := waitersConn(t, db)
+					err := use(c, tt.args)
+					c.Close()
+					return fmt.Sprintf("%v, the driver got %+v", err, append([]driver.NamedValue(nil), last.got...))
+				}
+				plain := outcome(sql.OpenDB)
+				live := outcome(func(c driver.Connector) *sql.DB { return openOn(t, c, nil).DB })
+				if live != plain {
+					t.Errorf("livepool: %s; plain: %s", live, plain)
+				}
+			})
+		}
+	}
+}
+
+// A DSN that was put together wrong, or whose password was not escaped, is read
+// in odd ways. However it is read, no error and no log shows the password.
+func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
+	const secret = "s3cret"
+	for _, dsn := range []string{
+		"app:s3cret(127.0.0.1:1)/shop",
+		"app:s3cret tcp(127.0.0.1:1)/shop",
+		"app:s3cret:tcp(127.0.0.1:1)/shop",
+		"app:a@s3cret:tcp(127.0.0.1:1)/shop",
+		"app:x(s3cret)/y@tcp(127.0.0.1:1)",
+		"app:p/x?s3cret=1@tcp(h)",
+		"app:p/s3cret?x=1",
+		"app:p/x?pool_s3cret",
+		"app:p/x?pool_s3cret@tcp(h:1)",
+		"app:p/x?pool_size=s3cret&q@tcp(h:1)",
+		"app:p/x?loc=s3cret&q@tcp(h:1)",
+		"app:a@tcp/x?pool_size=s3cret@tcp(h:1)",
+		"app:a@tcp/x?loc=s3cret&q@tcp(h:1)",
+		"app:s3cret@tcp(127.0.0.1:1)/shop",
+		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_sise=1",
+		"app:s3cret@tcp(127.0.0.1:1)/shop?loc=nowhere",
+		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_connect_timeout=1ns",
+	} {
+		cfg, err := livepool.ParseDSN(dsn)
+		if err != nil {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: %v", dsn, err)
+			}
+			continue
+		}
+		var log lockedBuffer
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		p, err := livepool.OpenConfig(cfg)
+		if err == nil {
+			err = p.Ping()
+			p.Close()
+		}
+		if err == nil {
+			t.Errorf("%s: a ping succeeded", dsn)
+		} else if strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", dsn, err)
+		}
+		if strings.Contains(log.String(), secret) {
+			t.Errorf("%s: the log has %s", dsn, log.String())
+		}
+	}
+}
+
+// A pool in what is to be serialised, as an argument of a job, is a mistake
+// that is told at once, at whatever depth it lies.
+func TestPoolInsideAnotherValueRefusesJSON(t *testing.T) {
+	p := openFake(t, &fake{}, nil)
+	for _, v := range []any{p, []any{p}, map[string]any{"pool": p}, struct{ Pool *livepool.Pool }{p}} {
+		if b, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
+			t.Errorf("json of %s: %s, %v", reflect.TypeOf(v), b, err)
+		}
+	}
+}
