@@ -5,9 +5,10 @@ package livepool
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
-	"fmt"
 	"reflect"
+	"strconv"
 )
 
 // ID is what identifies the object that a job is about: an integer, a string or
@@ -27,7 +28,8 @@ func Job[I ID](p *Pool, fn func(ctx context.Context, s *Session, id I) error, op
 }
 
 // OncePerID is for Job: Once with the key "name:id", so that a job of that name
-// is applied at most once for each id.
+// is applied at most once for each id. Where ids are strings, no name should be
+// another with a colon and more.
 func OncePerID(name string) SessionOption { return func(o *sessionOptions) { o.onceName = name } }
 
 // completeOnce gives OncePerID the id.
@@ -36,16 +38,24 @@ func completeOnce[I ID](id I) SessionOption {
 		if o.onceName == "" {
 			return
 		}
-		o.once, o.onceName = o.onceName+":"+idText(id), ""
+		o.once, o.hasOnce, o.onceName = o.onceName+":"+idText(id), true, ""
 	}
 }
 
 // idText is the id in a key: decimal, as it is, or 32 hexadecimal digits.
 func idText[I ID](id I) string {
-	if reflect.TypeFor[I]().Kind() == reflect.Array {
-		return fmt.Sprintf("%x", id)
+	// By kind, past any String method, which need not tell ids apart.
+	switch v := reflect.ValueOf(id); {
+	case v.Kind() == reflect.String:
+		return v.String()
+	case v.CanInt():
+		return strconv.FormatInt(v.Int(), 10)
+	case v.CanUint():
+		return strconv.FormatUint(v.Uint(), 10)
+	default:
+		uuid := v.Convert(reflect.TypeFor[[16]byte]()).Interface().([16]byte)
+		return hex.EncodeToString(uuid[:])
 	}
-	return fmt.Sprint(reflect.ValueOf(id))
 }
 
 var errNotSerialisable = errors.New("livepool: a session or a pool cannot be passed to a job: pass the id of the object, and look it up in the job's own session")

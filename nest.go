@@ -27,25 +27,30 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	inner.inside = sessionContext{ctx, inner}
 	returned := false
 	defer func() {
-		inner.done.Store(true)
+		inner.finish()
 		if !returned {
 			inner.undo()
 		}
 	}()
-	if o.once != "" {
+	if o.hasOnce {
 		err = inner.takeKey(&inner.inside, o.once)
 	}
 	if err == nil {
 		err = fn(&inner.inside, inner)
 	}
-	inner.done.Store(true)
+	inner.finish()
 	returned = true
+	if err == nil && ctx.Err() != nil {
+		err = &sessionDoneError{o.name, ctx.Err()}
+	}
 	switch {
 	case err == nil:
-		_, err = s.ExecContext(ctx, "RELEASE SAVEPOINT "+inner.savepoint())
-		if err == nil {
-			s.adopt(inner)
+		// Not under the inner context: from here on its work is the outer unit's.
+		if _, err = s.ExecContext(&s.root.inside, "RELEASE SAVEPOINT "+inner.savepoint()); err != nil {
+			inner.undo()
+			return err
 		}
+		s.adopt(inner)
 	case errors.Is(err, errKeyTaken):
 		inner.undo()
 		err = nil
@@ -58,12 +63,18 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 // savepoint is the name of the unit's. Two of one name would replace each other.
 func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
 
-// undo undoes what a unit inside another one has done. If that fails the
-// transaction is over, and the outer unit meets it.
+// undo undoes what a unit inside another one has done. If that fails the outer
+// unit is not committed.
 func (s *Session) undo() {
-	ctx := context.WithoutCancel(s.root.caller)
-	if _, err := s.parent.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+s.savepoint()); err == nil {
-		_, _ = s.parent.ExecContext(ctx, "RELEASE SAVEPOINT "+s.savepoint())
+	root := s.root
+	_, err := s.parent.ExecContext(&root.inside, "ROLLBACK TO SAVEPOINT "+s.savepoint())
+	if err == nil {
+		_, err = s.parent.ExecContext(&root.inside, "RELEASE SAVEPOINT "+s.savepoint())
+	}
+	if err != nil {
+		root.mu.Lock()
+		defer root.mu.Unlock()
+		root.doomed = fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -31,7 +32,7 @@ const maxKey = 255
 // table (see CreateCommitTable), costs one round trip, and holds until
 // PurgeCommits removes the key. A key has at most 255 bytes.
 func Once(key string) SessionOption {
-	return func(o *sessionOptions) { o.once = key }
+	return func(o *sessionOptions) { o.once, o.hasOnce = key, true }
 }
 
 // VerifyCommit resolves a COMMIT whose answer was lost: the unit is run again
@@ -106,12 +107,20 @@ func errorNumber(err error) uint16 {
 	return 0
 }
 
+// notAppliedError is a lost COMMIT that was found not to have happened, and will
+// not any more.
+type notAppliedError struct{ lost error }
+
+func (e *notAppliedError) Error() string {
+	return "livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + e.lost.Error()
+}
+
 // runKeyed runs a unit of work that has a key in the commit table. Once the
 // answer to a COMMIT was lost, nothing but the insert of the key ends the
 // uncertainty, and whatever ends the unit before that leaves it unknown.
 func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions, c *course) error {
 	key := o.once
-	if key == "" {
+	if !o.hasOnce {
 		key = "verify:" + rand.Text()
 	}
 	c.key = key
@@ -123,6 +132,9 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 		err := s.run(func(ctx context.Context, s *Session) error {
 			if err := s.takeKey(ctx, key); err != nil {
 				return err
+			}
+			if unknown != nil && c.attempts > o.maxAttempts {
+				return &notAppliedError{unknown}
 			}
 			unknown, pending = nil, nil // it was not committed, and cannot be any more
 			return fn(ctx, s)
@@ -137,8 +149,11 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 				pending.committed()
 			}
 			return nil
-		case errors.Is(err, ErrCommitUnknown):
+		case s.unknown:
 			unknown, pending = err, s
+			c.limit = math.MaxInt // to resolve it is no retry
+		case errors.As(err, new(*notAppliedError)):
+			return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
 		case !s.mayRunAgain(err) && unknown == nil:
 			return s.explain(err, c)
 		case !s.mayRunAgain(err):

@@ -23,7 +23,7 @@ type poolTimeoutError struct {
 	waited  time.Duration
 	inUse   int // sessions that have a place
 	waiting int // sessions that wait for one, this one included
-	open    int // connections
+	open    int // connections in use, by sessions and others
 	longest string
 	held    time.Duration // by longest
 	last    error         // of the last connection that could not be opened, if none could since
@@ -36,7 +36,7 @@ func (e *poolTimeoutError) Error() string {
 	} else {
 		text += "the pool is exhausted: "
 	}
-	text += fmt.Sprintf("%d sessions in use, %d waiting, %d connections open", e.inUse, e.waiting, e.open)
+	text += fmt.Sprintf("%d sessions in use, %d waiting, %d connections in use", e.inUse, e.waiting, e.open)
 	if e.held > 0 {
 		text += fmt.Sprintf("; %s has held its connection longest, for %s", e.longest, e.held.Round(time.Millisecond))
 	}
@@ -149,7 +149,7 @@ func (ps *places) drop(pl *place) {
 
 // timeout tells what a session waited for in vain.
 func (ps *places) timeout(p *Pool, waited time.Duration) error {
-	e := &poolTimeoutError{waited: waited, open: p.DB.Stats().OpenConnections, last: p.ctr.lastConnectError()}
+	e := &poolTimeoutError{waited: waited, open: p.DB.Stats().InUse, last: p.ctr.lastConnectError()}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	e.inUse, e.waiting = ps.held, ps.queue.Len()+1

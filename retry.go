@@ -120,7 +120,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error 
 // runUnit runs a unit of work to its end.
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
 	c := p.newCourse(o)
-	if o.once != "" || o.verify {
+	if o.hasOnce || o.verify {
 		return p.runKeyed(ctx, fn, o, &c)
 	}
 	for {
@@ -144,12 +144,15 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 // nothing behind, and for a cause that may pass.
 func (s *Session) mayRunAgain(err error) bool {
 	switch {
-	case s.caller.Err() != nil, s.attempt.implicit != "", errors.Is(err, ErrPoolTimeout):
+	case s.caller.Err() != nil, s.attempt.implicit != "", s.attempt.usurped, errors.Is(err, ErrPoolTimeout):
 		return false
-	case errors.Is(err, ErrCommitUnknown):
+	case s.unknown:
 		return s.options.tx.ReadOnly
+	case errors.Is(err, ErrCommitUnknown):
+		return false // another unit's, inside this one: running this again would repeat that
 	}
-	return s.pool.ctr.classify(s.cause(err))&Retry != 0 && !s.asksToWriteReadOnly(err)
+	// What the function returned is not evidence: an EOF may be of a file.
+	return s.attempt.failure != nil && !s.asksToWriteReadOnly(err)
 }
 
 // cause is the error by which an attempt is judged: what the connection said,
@@ -171,7 +174,7 @@ func (s *Session) asksToWriteReadOnly(err error) bool {
 func (s *Session) explain(err error, c *course) error {
 	switch {
 	case s.attempt.implicit != "":
-		return c.failed(err, fmt.Sprintf("and what it had done before %q may be committed, because that statement commits implicitly", s.attempt.implicit))
+		return c.failed(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.attempt.implicit))
 	case c.attempts > 1 || errors.Is(err, ErrCommitUnknown):
 		return c.failed(err, "")
 	}

@@ -29,9 +29,31 @@ func singleStatement(query string) bool {
 }
 
 // severalStatements says whether there may be more than one statement in query:
-// a semicolon that is not its end, be it in a string.
+// a semicolon outside of strings and comments that is not its end. A backslash
+// in a string may or may not escape, by the server's mode; then every semicolon
+// counts.
 func severalStatements(query string) bool {
-	return strings.Contains(strings.TrimRight(query, "; \t\r\n"), ";")
+	if !strings.Contains(query, ";") {
+		return false
+	}
+	if strings.Contains(query, "\\") {
+		return strings.Contains(strings.TrimRight(query, "; \t\r\n"), ";")
+	}
+	for query = skipComments(query); query != ""; query = skipComments(query) {
+		switch query[0] {
+		case '\'', '"', '`':
+			_, rest, closed := strings.Cut(query[1:], query[:1]) // a doubled one ends and begins
+			if !closed {
+				return true
+			}
+			query = rest
+		case ';':
+			return skipComments(strings.TrimLeft(query, "; \t\r\n")) != ""
+		default:
+			query = query[1:]
+		}
+	}
+	return false
 }
 
 // beginsWith says whether verb is query's first word.
@@ -135,9 +157,9 @@ var plainVerbs = []string{
 }
 
 // statefulVerbs begin statements that leave state, or may, and commit nothing.
-// What a procedure does is not seen: it may leave anything.
+// CALL and EXECUTE are not among them: what they do is not seen.
 var statefulVerbs = []string{
-	"SET", "USE", "CALL", "PREPARE", "EXECUTE", "DEALLOCATE", "HANDLER", "LOAD",
+	"SET", "USE", "PREPARE", "DEALLOCATE", "HANDLER", "LOAD",
 }
 
 // enders begin statements that end or begin a transaction. ROLLBACK TO a
@@ -167,6 +189,8 @@ func scan(query string) sight {
 	switch {
 	case begins("START") && beginsWord(rest, "TRANSACTION"), begins("SET") && containsWord(query, "AUTOCOMMIT"):
 		return endsTransaction
+	case begins("SET") && beginsWord(rest, "STATEMENT"): // of MariaDB, FOR any other
+		return commitsImplicitly | leavesState
 	case slices.ContainsFunc(statefulVerbs, begins),
 		(begins("CREATE") || begins("DROP")) && beginsWord(rest, "TEMPORARY"),
 		begins("CREATE") && containsWord(query, "REPLACE") && containsWord(query, "TEMPORARY"):

@@ -30,7 +30,9 @@ func TestScan(t *testing.T) {
 		{"CREATE TEMPORARY TABLE a (b INT)", leavesState},
 		{"CREATE OR REPLACE TEMPORARY TABLE a (b INT)", leavesState},
 		{"DROP TEMPORARY TABLE a", leavesState},
-		{"CALL p()", leavesState},
+		{"CALL p()", commitsImplicitly | leavesState},
+		{"EXECUTE IMMEDIATE 'COMMIT'", commitsImplicitly | leavesState},
+		{"SET STATEMENT max_statement_time=1 FOR CREATE TABLE a (b INT)", commitsImplicitly | leavesState},
 		{"PREPARE s FROM 'SELECT 1'", leavesState},
 		{"LOAD DATA LOCAL INFILE 'x' INTO TABLE t (a, @b)", leavesState},
 
@@ -65,4 +67,26 @@ func FuzzScan(f *testing.F) {
 			t.Errorf("%q: white space before it makes a difference", query)
 		}
 	})
+}
+
+func TestSeveralStatements(t *testing.T) {
+	for query, want := range map[string]bool{
+		"SELECT 1":                     false,
+		"SELECT 1;":                    false,
+		"SELECT 1; ":                   false,
+		"SELECT 1; -- done":            false,
+		"SELECT 1; SELECT 2":           true,
+		"INSERT INTO t VALUES ('a;b')": false,
+		"INSERT INTO t VALUES ('it''s;', \"x;y\")": false,
+		"SELECT 1 /* a; b */":                      false,
+		"SELECT `a;b` FROM t # c; d":               false,
+		"SELECT 'a'; COMMIT":                       true,
+		"SELECT 'a\\'; COMMIT":                     true,
+		"SELECT 'open; COMMIT":                     true,
+		"/*! SELECT 1; COMMIT */":                  true,
+	} {
+		if got := severalStatements(query); got != want {
+			t.Errorf("%q: %v, want %v", query, got, want)
+		}
+	}
 }

@@ -44,6 +44,7 @@ type sessionOptions struct {
 	maxAttempts int
 	requiresNew bool
 	once        string
+	hasOnce     bool
 	verify      bool
 	onceName    string // of OncePerID, which only Job can complete
 }
@@ -89,9 +90,13 @@ type Session struct {
 	mu       sync.Mutex // guards what follows
 	tx       *sql.Tx
 	conn     *sql.Conn // set where tx was begun on one
+	failed   error     // why there is no transaction: no later statement gets one
+	doomed   error     // why there must be no commit
+	unknown  bool      // its COMMIT was lost
 	cleanups []func()
 
 	place   place
+	using   sync.RWMutex // held to read by a statement that is being sent
 	done    atomic.Bool
 	nesting atomic.Bool // a unit inside this one is running
 
@@ -102,10 +107,17 @@ type Session struct {
 // attempt is what the connection tells the session about its transaction.
 type attempt struct {
 	failure  error  // for which the unit may be run again
-	implicit string // the statement that committed implicitly
+	implicit string // the statement that commits implicitly, or may
+	keyed    bool   // its key is in the transaction
+	ending   bool   // the session itself is committing
+	usurped  bool   // somebody else tried to
 }
 
 type sessionKey struct{}
+
+// poolKey finds the innermost session of one pool, whatever other pools' are
+// between.
+type poolKey struct{ p *Pool }
 
 // sessionContext is the caller's context with the Session in it.
 type sessionContext struct {
@@ -114,7 +126,7 @@ type sessionContext struct {
 }
 
 func (c *sessionContext) Value(key any) any {
-	if _, ok := key.(sessionKey); ok {
+	if key == (sessionKey{}) || key == (poolKey{c.s.pool}) {
 		return c.s
 	}
 	return c.Context.Value(key)
@@ -169,7 +181,7 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 	if err := o.check(p); err != nil {
 		return err
 	}
-	if outer, ok := FromContext(ctx); ok && outer.pool == p && !o.requiresNew {
+	if outer, ok := ctx.Value(poolKey{p}).(*Session); ok && !o.requiresNew {
 		return outer.within(ctx, fn, &o)
 	}
 	return p.runUnit(ctx, fn, &o)
@@ -182,7 +194,9 @@ func (o *sessionOptions) check(p *Pool) error {
 		return fmt.Errorf("livepool: MaxAttempts(%d): takes 1 or more", o.maxAttempts)
 	case o.onceName != "":
 		return errors.New("livepool: OncePerID is an option of Job, which knows the id; WithSession takes Once")
-	case o.tx.ReadOnly && (o.once != "" || o.verify):
+	case o.hasOnce && o.once == "":
+		return errors.New("livepool: Once: the key is empty")
+	case o.tx.ReadOnly && (o.hasOnce || o.verify):
 		return errors.New("livepool: ReadOnly contradicts Once and VerifyCommit, which write a key")
 	case len(o.once) > maxKey:
 		return fmt.Errorf("livepool: Once: the key has %d bytes, takes at most %d", len(o.once), maxKey)
@@ -202,6 +216,7 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, number int) *S
 	s.root = s
 	s.inside = sessionContext{ctx, s}
 	s.begin = beginContext{ctx, &s.attempt}
+	s.attempt.keyed = o.hasOnce || o.verify
 	return s
 }
 
@@ -227,29 +242,31 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	return err
 }
 
-// finish lets no statement begin any more. One that is about to begin the
-// transaction either has done so by then or will not: a goroutine that outlives
-// the function cannot leave a transaction behind.
+// finish lets no statement begin any more, and waits for those that are being
+// sent: a goroutine that outlives the function leaves no transaction behind, and
+// adds nothing to what has been undone.
 func (s *Session) finish() {
 	s.done.Store(true)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.using.Lock()
+	defer s.using.Unlock()
 }
 
 // open returns the transaction, which it begins at the first statement.
-func (s *Session) open() (*sql.Tx, error) {
+func (s *Session) open(ctx context.Context) (*sql.Tx, error) {
 	root := s.root
 	root.mu.Lock()
 	defer root.mu.Unlock()
 	switch {
 	case s.done.Load(), root.done.Load():
 		return nil, s.ended()
-	case root.tx != nil:
-		return root.tx, nil
 	case root.caller.Err() != nil:
 		return nil, s.ended()
+	case root.failed != nil:
+		return nil, root.failed
+	case root.tx != nil:
+		return root.tx, nil
 	}
-	return root.start()
+	return root.start(ctx)
 }
 
 // ended is the error of a statement that comes too late.
@@ -257,25 +274,29 @@ func (s *Session) ended() error {
 	return &sessionDoneError{s.options.name, s.root.caller.Err()}
 }
 
-// start takes a place and a connection, and begins. root.mu is held.
-func (s *Session) start() (*sql.Tx, error) {
+// start takes a place and a connection, and begins. If it fails no statement of
+// the attempt runs: those after one that was swallowed would be half of the
+// work. root.mu is held.
+func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	asked := time.Now()
 	deadline := asked.Add(s.pool.ctr.cfg.PoolTimeout)
-	err := s.pool.places.acquire(s.caller, &s.place, s.options.name, deadline)
+	err := s.pool.places.acquire(ctx, &s.place, s.options.name, deadline)
 	if err == nil {
-		err = s.beginTx(deadline)
+		err = s.beginTx(ctx, deadline)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		return s.tx, nil
+	}
+	s.pool.places.release(&s.place)
+	switch {
 	case s.caller.Err() != nil:
 		err = s.ended()
 	case err == errWaitedTooLong:
 		err = s.pool.places.timeout(s.pool, time.Since(asked))
-	case s.pool.ctr.classify(err)&Retry != 0:
+	case ctx.Err() == nil && s.pool.ctr.classify(err)&Retry != 0:
 		s.attempt.failure = err // there is nothing to lose
 	}
-	s.pool.places.release(&s.place)
+	s.failed = err
 	return nil, err
 }
 
@@ -283,16 +304,16 @@ func (s *Session) start() (*sql.Tx, error) {
 // there may be connections, so that one is free unless the pool is also used
 // without sessions; only then is there a wait to be bounded, and the price of
 // that to be paid.
-func (s *Session) beginTx(deadline time.Time) (err error) {
+func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	if st := s.pool.DB.Stats(); st.MaxOpenConnections == 0 || st.InUse < st.MaxOpenConnections {
 		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
 		return err
 	}
-	ctx, cancel := context.WithDeadline(s.caller, deadline)
+	patience, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	s.conn, err = s.pool.DB.Conn(ctx)
+	s.conn, err = s.pool.DB.Conn(patience)
 	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && s.caller.Err() == nil {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			return errWaitedTooLong
 		}
 		return err
@@ -307,20 +328,28 @@ func (s *Session) beginTx(deadline time.Time) (err error) {
 
 // commit commits what there is to commit.
 func (s *Session) commit() error {
-	if s.tx == nil {
-		if s.attempt.failure != nil {
-			return s.attempt.failure // the function swallowed that there was no connection
-		}
-		return nil
+	switch {
+	case s.tx == nil:
+		return s.failed // which the function swallowed, if there is one
+	case s.doomed != nil:
+		s.rollback()
+		return s.doomed
 	}
+	s.attempt.ending = true
 	err := s.tx.Commit()
 	switch {
-	case err == nil, errors.Is(err, ErrCommitUnknown):
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrCommitUnknown):
+		s.unknown = true
 		return err
 	case s.caller.Err() != nil:
 		return s.ended()
 	case errors.Is(err, sql.ErrTxDone):
-		return fmt.Errorf("livepool: the transaction of %s was ended through Session.Tx, which only the session may: whether it was applied is not known here", s.options.name)
+		return fmt.Errorf("livepool: nothing was committed: the transaction of %s was ended through Session.Tx, which only the session may", s.options.name)
+	}
+	if s.attempt.failure == nil && s.pool.ctr.classify(err)&Retry != 0 {
+		s.attempt.failure = err // COMMIT was refused, or never sent
 	}
 	return err
 }
@@ -347,16 +376,26 @@ func (s *Session) release() {
 
 // under returns a context under which a statement ends when the session does,
 // whatever context its caller gave it.
-func (s *Session) under(ctx context.Context) context.Context {
+func (s *Session) under(ctx context.Context) (_ context.Context, release func()) {
 	root := s.root
-	if in, ok := FromContext(ctx); ok && in.root == root || root.caller.Done() == nil {
-		return ctx
+	in, ok := ctx.Value(poolKey{s.pool}).(*Session)
+	if ok && in.root == root && ctx.Done() != nil || root.caller.Done() == nil {
+		return ctx, nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(root.caller, cancel)
-	root.mu.Lock()
-	defer root.mu.Unlock()
-	root.cleanups = append(root.cleanups, func() { stop(); cancel() })
+	return ctx, func() { stop(); cancel() }
+}
+
+// whileOpen is under for what outlives the call, such as rows: until the session
+// ends.
+func (s *Session) whileOpen(ctx context.Context) context.Context {
+	ctx, release := s.under(ctx)
+	if release != nil {
+		s.root.mu.Lock()
+		defer s.root.mu.Unlock()
+		s.root.cleanups = append(s.root.cleanups, release)
+	}
 	return ctx
 }
 
@@ -373,49 +412,67 @@ func (s *Session) told(err error) error {
 
 // ExecContext runs a statement in the session's transaction.
 func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	tx, err := s.open()
+	s.using.RLock()
+	defer s.using.RUnlock()
+	ctx, release := s.under(ctx)
+	if release != nil {
+		defer release()
+	}
+	tx, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	res, err := tx.ExecContext(s.under(ctx), query, args...)
+	res, err := tx.ExecContext(ctx, query, args...)
 	return res, s.told(err)
 }
 
 // QueryContext runs a query in the session's transaction. Close the rows before
 // the next statement.
 func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	tx, err := s.open()
+	s.using.RLock()
+	defer s.using.RUnlock()
+	ctx = s.whileOpen(ctx)
+	tx, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := tx.QueryContext(s.under(ctx), query, args...)
+	rows, err := tx.QueryContext(ctx, query, args...)
 	return rows, s.told(err)
 }
 
 // QueryRowContext runs a query of one row in the session's transaction.
 func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	tx, err := s.open()
+	s.using.RLock()
+	defer s.using.RUnlock()
+	ctx = s.whileOpen(ctx)
+	tx, err := s.open(ctx)
 	if err != nil {
 		// A sql.Row with an error can be had only from a query that fails so.
 		return s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
 	}
-	return tx.QueryRowContext(s.under(ctx), query, args...)
+	return tx.QueryRowContext(ctx, query, args...)
 }
 
 // PrepareContext prepares a statement in the session's transaction, with which
 // it is closed.
 func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
-	tx, err := s.open()
+	s.using.RLock()
+	defer s.using.RUnlock()
+	ctx, release := s.under(ctx)
+	if release != nil {
+		defer release()
+	}
+	tx, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stmt, err := tx.PrepareContext(s.under(ctx), query)
+	stmt, err := tx.PrepareContext(ctx, query)
 	return stmt, s.told(err)
 }
 
 // Tx returns the transaction itself, for a library that wants a *sql.Tx. The
-// session ends it: whoever else does ends the unit with an error.
-func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) { return s.open() }
+// session ends it: a Commit by anyone else is refused, and rolls back.
+func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) { return s.open(ctx) }
 
 // Attempt says how often the unit has been tried, this time included: 1 the
 // first time.
@@ -431,17 +488,17 @@ func (s *Session) AfterCommit(f func(context.Context)) {
 	s.hooks = append(s.hooks, f)
 }
 
-// committed runs the hooks.
+// committed runs the hooks, those too that a hook adds, and the others if one
+// panics.
 func (s *Session) committed() {
 	s.hooksMu.Lock()
-	hooks := s.hooks
-	s.hooks = nil
-	s.hooksMu.Unlock()
-	if len(hooks) == 0 {
+	if len(s.hooks) == 0 {
+		s.hooksMu.Unlock()
 		return
 	}
-	ctx := context.WithoutCancel(s.caller)
-	for _, f := range hooks {
-		f(ctx)
-	}
+	f := s.hooks[0]
+	s.hooks = s.hooks[1:]
+	s.hooksMu.Unlock()
+	defer s.committed()
+	f(context.WithoutCancel(s.caller))
 }

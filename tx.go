@@ -125,15 +125,24 @@ func (c *conn) suffers(err error, query string) {
 		if isLockWait(err) {
 			t.undecided = err
 		}
-	case !asksNotToWait(query):
+	case asksNotToWait(query):
+		return // it got what it asked for
+	default:
 		t.poison, t.curable = err, true
 	}
 	t.doubtful = t.poison != nil || t.undecided != nil
 	if t.poison != nil {
 		c.ctr.stats.poisoned.Add(1)
 	}
-	if t.unit != nil && class&Retry != 0 {
-		t.unit.failure = err
+	if t.unit == nil || class&Retry == 0 {
+		return
+	}
+	t.unit.failure = err
+	if class&Elsewhere != 0 {
+		// The next attempt must not meet this server again by another old
+		// connection, if the address leads elsewhere by now.
+		c.dead = true
+		c.ctr.generation.CompareAndSwap(c.generation, c.generation+1)
 	}
 }
 
@@ -171,10 +180,19 @@ func (c *conn) screen(query string) error {
 	if seen&endsTransaction != 0 {
 		return fmt.Errorf("livepool: refused in a session: %.40q would end its transaction, which its function ends by returning", query)
 	}
-	if seen&commitsImplicitly != 0 && c.transaction.unit.implicit == "" {
-		c.transaction.unit.implicit = fmt.Sprintf("%.40s", query)
+	if severalStatements(query) {
+		seen |= commitsImplicitly | leavesState
 	}
-	if seen&leavesState != 0 || severalStatements(query) {
+	unit := c.transaction.unit
+	if seen&commitsImplicitly != 0 {
+		if unit.keyed {
+			return fmt.Errorf("livepool: refused in a session with Once or VerifyCommit: %.40q commits, or may commit, and the key with it", query)
+		}
+		if unit.implicit == "" {
+			unit.implicit = fmt.Sprintf("%.40s", query)
+		}
+	}
+	if seen&leavesState != 0 {
 		c.stained = true
 	}
 	return nil
@@ -233,6 +251,11 @@ func (c *conn) askInt(ctx context.Context, query string) (int, error) {
 func (t *tx) Commit() error {
 	c := t.c
 	defer c.ends()
+	if unit := c.transaction.unit; unit != nil && !unit.ending {
+		unit.usurped = true
+		_ = t.rollback()
+		return errors.New("livepool: commit refused, and rolled back: the transaction is a session's, which commits when its function returns")
+	}
 	if err := c.mayRun("COMMIT"); err != nil {
 		_ = t.rollback()
 		return &poisonedError{"commit refused", c.transaction.poison}
