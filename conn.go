@@ -122,7 +122,10 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // trip serves as now, which spares reading the clock.
 func (c *conn) IsValid() bool {
 	switch {
-	case c.dead, c.shell, c.stained:
+	case c.dead, c.shell:
+		return false
+	case c.stained:
+		c.releaseLocks()
 		return false
 	case !c.inner.IsValid():
 		c.mourn(nil)
@@ -134,6 +137,14 @@ func (c *conn) IsValid() bool {
 	}
 	c.state.Store(idle)
 	return true
+}
+
+// releaseLocks gives back the named locks of a session at once: after the
+// connection is closed the server keeps them for as long as it takes to notice.
+func (c *conn) releaseLocks() {
+	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.cfg.PingTimeout)
+	defer cancel()
+	_, _ = c.inner.ExecContext(ctx, "DO RELEASE_ALL_LOCKS()", nil)
 }
 
 // Close closes the connection to the server.

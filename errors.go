@@ -143,6 +143,8 @@ var serverErrors = []serverError{
 		"MySQL manual, Locking Read Concurrency with NOWAIT: the statement asked not to wait"},
 
 	// The statement was stopped on purpose.
+	{1317, "70100", "code = Aborted", "ER_QUERY_INTERRUPTED", "Vitess", rolled | CommitUnknown,
+		"Vitess source, vterrors: ABORTED as of newer versions"},
 	{1317, "70100", "", "ER_QUERY_INTERRUPTED", "MySQL, MariaDB, TiDB", StatementUndone | CommitUnknown,
 		"KILL QUERY; MySQL manual, KILL Statement: the statement is rolled back, the transaction is not"},
 	{1969, "70100", "", "ER_STATEMENT_TIMEOUT", "MariaDB", StatementUndone | CommitUnknown,
@@ -176,6 +178,7 @@ var serverErrors = []serverError{
 	{8005, "HY000", "", "ErrWriteConflictInTiDB", "TiDB", rolled, "TiDB manual, Error Codes"},
 	{8022, "HY000", "", "ErrTxnRetryable", "TiDB", rolled, "TiDB manual, Error Codes: the commit failed and may be retried"},
 	{8028, "HY000", "", "ErrInfoSchemaChanged", "TiDB", rolled, "TiDB manual, Error Codes: the schema changed under the transaction"},
+	{8147, "HY000", "", "ErrLazyUniquenessCheckFailure", "TiDB", TxGone, "TiDB manual, Constraints: the transaction is ended"},
 	{8501, "HY000", "", "ErrResultUndetermined", "TiDB", ConnDead | TxGone | CommitUnknown, "TiDB source, errno: execution result undetermined"},
 	{9001, "HY000", "", "ErrPDServerTimeout", "TiDB", rolled | CommitUnknown, "TiDB manual, Error Codes"},
 	{9002, "HY000", "", "ErrTiKVServerTimeout", "TiDB", rolled | CommitUnknown, "TiDB manual, Error Codes"},

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -54,7 +55,9 @@ type places struct {
 	limit   int // 0: no limit
 	holders place
 	held    int
-	queue   list.List // of chan struct{}, closed to give a place
+	queue   list.List // of waiters
+
+	beginning atomic.Int32 // sessions that have a place and take a connection
 }
 
 // place is one session's. Those that are held form a ring in the order in which

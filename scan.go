@@ -189,7 +189,8 @@ func scan(query string) sight {
 	switch {
 	case begins("START") && beginsWord(rest, "TRANSACTION"), begins("SET") && containsWord(query, "AUTOCOMMIT"):
 		return endsTransaction
-	case begins("SET") && beginsWord(rest, "STATEMENT"): // of MariaDB, FOR any other
+	case begins("SET") && (beginsWord(rest, "STATEMENT") || beginsWord(rest, "PASSWORD")), // SET STATEMENT ... FOR any other
+		begins("LOAD") && beginsWord(rest, "INDEX"):
 		return commitsImplicitly | leavesState
 	case slices.ContainsFunc(statefulVerbs, begins),
 		(begins("CREATE") || begins("DROP")) && beginsWord(rest, "TEMPORARY"),

@@ -305,7 +305,9 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 // without sessions; only then is there a wait to be bounded, and the price of
 // that to be paid.
 func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
-	if st := s.pool.DB.Stats(); st.MaxOpenConnections == 0 || st.InUse < st.MaxOpenConnections {
+	beginning := int(s.pool.places.beginning.Add(1)) // this one and others at the same time
+	defer s.pool.places.beginning.Add(-1)
+	if st := s.pool.DB.Stats(); st.MaxOpenConnections == 0 || st.InUse+beginning <= st.MaxOpenConnections {
 		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -499,5 +500,274 @@ func TestUnitLateGoroutineOfAnInnerUnit(t *testing.T) {
 	}
 	if bad > 0 {
 		t.Errorf("%d times of 2000 a write of an undone inner unit was sent after its undoing, and committed with the outer one", bad)
+	}
+}
+
+// The caller's context ends while a goroutine of the unit is in a statement (run with -race).
+func TestUnitRaceOnTheAttempt(t *testing.T) {
+	f := &fake{onExec: func(_ context.Context, _ *fakeConn, q string) error {
+		if strings.HasPrefix(q, "CREATE") {
+			time.Sleep(2 * time.Millisecond)
+			return serverError(1213, "Deadlock found")
+		}
+		return nil
+	}}
+	p := openFake(t, f, nil)
+	var wg sync.WaitGroup
+	for range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+			s.ExecContext(ctx, "DO 1")
+			started := make(chan struct{})
+			wg.Go(func() { close(started); s.ExecContext(ctx, "CREATE TABLE x (a INT)") })
+			<-started
+			time.Sleep(500 * time.Microsecond)
+			cancel()
+			time.Sleep(500 * time.Microsecond)
+			return errors.New("no")
+		})
+		wg.Wait()
+	}
+}
+
+// A unit with an isolation level, a nested one with its own.
+func TestUnitSetPasswordCommits(t *testing.T) {
+	s, p := ledger(t, server.MySQL)
+	if err := s.Exec("CREATE USER someone"); err != nil {
+		t.Fatal(err)
+	}
+	tries := 0
+	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
+		tries++
+		if err := insert(1)(ctx, sess); err != nil {
+			return err
+		}
+		if tries == 1 {
+			if _, err := sess.ExecContext(ctx, "SET PASSWORD FOR someone = 'abc'"); err != nil {
+				return err
+			}
+			s.KillConnections()
+		}
+		_, err := sess.ExecContext(ctx, "DO 1")
+		return err
+	})
+	if n := count(t, s, "t"); n > 1 {
+		t.Errorf("%d rows, said %v", n, err)
+	}
+}
+
+// An inner unit's own context ends during its statement: the driver closes the connection.
+func TestUnitInnerTimeoutThenOuterGoesOn(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		if err := insert(1)(ctx, outer); err != nil {
+			return err
+		}
+		ictx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		p.WithSession(ictx, func(ctx context.Context, in *livepool.Session) error {
+			_, err := in.ExecContext(ctx, "DO SLEEP(3)")
+			return err
+		})
+		insert(2)(ctx, outer)
+		return nil
+	})
+	if n := count(t, s, "t"); err == nil || n != 0 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+}
+
+// A library with the usual deferred Rollback.
+func TestUnitLibraryRollsBack(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
+		tx, err := sess.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		_, err = tx.Exec("INSERT INTO t (v) VALUES (1)")
+		return err
+	})
+	if n := count(t, s, "t"); err == nil || n != 0 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+	t.Log(err)
+}
+
+// Goexit and panic while a place is waited for; the ctx ends in the queue: all places come back.
+func TestUnitPlacesComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 2, 0, time.Second })
+		for i := range 200 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7+1)*250*time.Millisecond)
+			go func() {
+				defer cancel()
+				defer func() { recover() }()
+				p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+					s.ExecContext(ctx, "DO 1")
+					time.Sleep(time.Duration(i%5) * 250 * time.Millisecond)
+					if i%3 == 0 {
+						panic(1)
+					}
+					return nil
+				})
+			}()
+			if i%4 == 0 {
+				time.Sleep(250 * time.Millisecond)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if n := p.DB.Stats().InUse; n != 0 {
+			t.Errorf("%d in use", n)
+		}
+		for range 2 { // both places
+			go p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				if _, err := s.ExecContext(ctx, "DO 1"); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(100 * time.Millisecond)
+				return nil
+			})
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+// Ghost of a lost key insert, the ctx ends in COMMIT under Once, and so on.
+func TestUnitOnceContextEndsInCommit(t *testing.T) {
+	s, _ := ledger(t, server.MariaDB)
+	via := front(t, s)
+	p := open(t, s.DSNVia(via.Addr()), "pool_commit_timeout=300ms")
+	ctx, cancel := context.WithCancel(t.Context())
+	cut := via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.Stall)
+	go func() { <-cut.Done(); cancel() }()
+	err := p.WithSession(ctx, insert(1), livepool.Once("k"))
+	if !errors.Is(err, livepool.ErrCommitUnknown) {
+		t.Errorf("%d rows, %v", count(t, s, "t"), err)
+	}
+}
+
+// The key insert is cut in every way; the pool has one connection.
+func TestUnitKeyInsertLost(t *testing.T) {
+	for name, how := range map[string]proxy.Fault{"FIN": proxy.FIN, "RST": proxy.RST, "server side": proxy.KillServerSide} {
+		for _, after := range []bool{false, true} {
+			s, _ := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
+			via := front(t, s)
+			p := open(t, s.DSNVia(via.Addr()), "pool_size=1&pool_max_overflow=0&readTimeout=1s")
+			m := proxy.QueryPrefix("INSERT INTO livepool_commits")
+			if after {
+				via.CutAfter(m, how)
+			} else {
+				via.CutBefore(m, how)
+			}
+			var hooks atomic.Int32
+			err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				s.AfterCommit(func(context.Context) { hooks.Add(1) })
+				return insert(1)(ctx, s)
+			}, livepool.Once("k"))
+			if n := count(t, s, "t"); err != nil || n != 1 || hooks.Load() != 1 {
+				t.Errorf("%s, after %v: %d rows, %d hooks, %v", name, after, n, hooks.Load(), err)
+			}
+		}
+	}
+}
+
+// A pool's own statement, in fn, in the middle of a unit that is Once, whose answer is lost.
+func TestUnitPoolStatementInsideTheUnit(t *testing.T) {
+	s, _ := ledger(t, server.MariaDB)
+	via := front(t, s)
+	p := open(t, s.DSNVia(via.Addr()), "")
+	via.CutAfter(proxy.QueryPrefix("INSERT INTO t"), proxy.FIN)
+	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
+		if _, err := sess.ExecContext(ctx, "DO 1"); err != nil {
+			return err
+		}
+		_, err := p.ExecContext(ctx, "INSERT INTO t (v) VALUES (1)") // autocommit, may have run
+		return err
+	})
+	if n := count(t, s, "t"); n > 1 {
+		t.Errorf("%d rows of one autocommitted statement whose loss made the unit run again: %v", n, err)
+	}
+}
+
+// Statements after the end of the caller's context.
+func TestUnitStatementAfterTheEnd(t *testing.T) {
+	p := openFake(t, &fake{}, nil)
+	sent := 0
+	for range 2000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+			s.ExecContext(ctx, "DO 1")
+			cancel()
+			if _, err := s.ExecContext(context.Background(), "INSERT"); err == nil {
+				sent++
+			}
+			return nil
+		})
+	}
+	if sent > 0 {
+		t.Errorf("%d of 2000 statements after the end of the context ran, and said nil", sent)
+	}
+}
+
+// Statements under contexts of their own.
+func TestUnitForeignContextsPileUp(t *testing.T) {
+	p := openFake(t, &fake{}, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	p.WithSession(ctx, func(_ context.Context, s *livepool.Session) error {
+		s.ExecContext(context.Background(), "DO 1")
+		before := heap()
+		for range 50000 {
+			s.ExecContext(context.Background(), "DO 1")
+		}
+		if grown := int64(heap()) - int64(before); grown > 5<<20 {
+			t.Errorf("50000 statements hold %d kB", grown>>10)
+		}
+		return nil
+	})
+}
+
+// Two sessions begin at the same time where a plain user leaves one connection.
+func TestUnitPoolTimeoutRace(t *testing.T) {
+	late := 0
+	for range 500 {
+		synctest.Test(t, func(t *testing.T) {
+			p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 2, 0, 10*time.Second })
+			c, _ := p.Conn(t.Context())
+			var wg sync.WaitGroup
+			start := time.Now()
+			for range 2 {
+				wg.Go(func() {
+					var took time.Duration
+					err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+						_, err := s.ExecContext(ctx, "DO 1")
+						took = time.Since(start)
+						time.Sleep(60 * time.Second)
+						return err
+					})
+					if took > 11*time.Second {
+						late++
+						_ = err
+					}
+				})
+			}
+			wg.Wait()
+			c.Close()
+		})
+		if late > 0 {
+			break
+		}
+	}
+	if late > 0 {
+		t.Error("a session waited longer than PoolTimeout")
 	}
 }
