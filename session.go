@@ -474,7 +474,11 @@ func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, 
 
 // Tx returns the transaction itself, for a library that wants a *sql.Tx. The
 // session ends it: a Commit by anyone else is refused, and rolls back.
-func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) { return s.open(ctx) }
+func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	return s.open(ctx)
+}
 
 // Attempt says how often the unit has been tried, this time included: 1 the
 // first time.

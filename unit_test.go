@@ -1,5 +1,8 @@
 package livepool_test
 
+// Units of work at their edges: what other units, other pools, other people's
+// commits and late goroutines do to them.
+
 import (
 	"context"
 	"errors"
