@@ -31,6 +31,7 @@ type fake struct {
 	onPrepare func(c *fakeConn) error
 	onBegin   func(c *fakeConn) error
 	onReset   func(c *fakeConn) error
+	onCommit  func(c *fakeConn) error
 }
 
 type fakeConn struct {
@@ -157,7 +158,12 @@ func (c *fakeConn) Begin() (driver.Tx, error) {
 	}
 	return c, nil
 }
-func (c *fakeConn) Commit() error   { return nil }
+func (c *fakeConn) Commit() error {
+	if c.db.onCommit != nil {
+		return c.db.onCommit(c)
+	}
+	return nil
+}
 func (c *fakeConn) Rollback() error { return nil }
 
 type fakeStmt struct{ c *fakeConn }
