@@ -124,11 +124,11 @@ func (c *conn) IsValid() bool {
 	switch {
 	case c.dead, c.shell:
 		return false
-	case c.stained:
-		c.releaseLocks()
-		return false
 	case !c.inner.IsValid():
 		c.mourn(nil)
+		return false
+	case c.stained:
+		c.releaseLocks()
 		return false
 	}
 	if v := c.retired(c.ctr, c.proved); v != keep {
@@ -142,6 +142,9 @@ func (c *conn) IsValid() bool {
 // releaseLocks gives back the named locks of a session at once: after the
 // connection is closed the server keeps them for as long as it takes to notice.
 func (c *conn) releaseLocks() {
+	if !c.ctr.mysql {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.cfg.PingTimeout)
 	defer cancel()
 	_, _ = c.inner.ExecContext(ctx, "DO RELEASE_ALL_LOCKS()", nil)
@@ -203,7 +206,7 @@ func (c *conn) hesitate(ctx context.Context, query string) error {
 			return err
 		}
 	}
-	if t.rows.Rows != nil && c.ctr.oneResult {
+	if t.rows.Rows != nil && c.ctr.mysql {
 		return errResultOpen
 	}
 	if t.unit != nil {

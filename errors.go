@@ -228,6 +228,15 @@ func classifyServer(my *mysql.MySQLError) Class {
 	return 0
 }
 
+// errorNumber is the number of a server's error, 0 for any other.
+func errorNumber(err error) uint16 {
+	var my *mysql.MySQLError
+	if errors.As(err, &my) {
+		return my.Number
+	}
+	return 0
+}
+
 // isNetworkLoss is true of what a socket says when the other end is gone. It
 // is not true of a context's end, though that is a net.Error too, nor of a
 // file's.

@@ -33,10 +33,9 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 		return err
 	}
 	c.suffers(err, query)
-	var my *mysql.MySQLError
-	if errors.As(err, &my) {
+	if errorNumber(err) != 0 {
 		c.prove() // an answer is a proof of life, whatever it says
-		return c.refused(my, err, query, has)
+		return c.refused(err, query, has)
 	}
 	badConn := errors.Is(err, driver.ErrBadConn)
 	if !badConn && (ctx.Err() != nil || c.classify(err)&ConnDead == 0) {
@@ -78,7 +77,7 @@ func (c *conn) classify(err error) Class {
 
 // refused looks at a server's error: after a refusal that another connection
 // may not meet, and after 4031, the statement has not run.
-func (c *conn) refused(my *mysql.MySQLError, err error, query string, has effect) error {
+func (c *conn) refused(err error, query string, has effect) error {
 	class := c.classify(err)
 	if class&ConnDead != 0 {
 		c.dead = true

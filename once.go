@@ -20,8 +20,6 @@ import (
 	"fmt"
 	"math"
 	"time"
-
-	"github.com/go-sql-driver/mysql"
 )
 
 // maxKey is the length of the key column, in bytes.
@@ -97,14 +95,6 @@ func (s *Session) takeKey(ctx context.Context, key string) error {
 		return fmt.Errorf("livepool: the commit table %s, which Once and VerifyCommit need, does not exist: call CreateCommitTable once: %w", table, err)
 	}
 	return err
-}
-
-func errorNumber(err error) uint16 {
-	var my *mysql.MySQLError
-	if errors.As(err, &my) {
-		return my.Number
-	}
-	return 0
 }
 
 // notAppliedError is a lost COMMIT that was found not to have happened, and will

@@ -103,10 +103,9 @@ type connector struct {
 	addr  string // for errors and logs, without user and password
 	clock *clock
 
-	tapped      bool // livepool's dialer is in use
-	peeks       bool // livepool looks at the socket itself
-	mysqlDriver bool // whose ResetSession only looks
-	oneResult   bool // a connection can have one open result, by its protocol
+	tapped bool // livepool's dialer is in use
+	peeks  bool // livepool looks at the socket itself
+	mysql  bool // the driver is the MySQL driver
 
 	maintainer *maintainer // nil for a connector without a Pool
 	life       context.Context
@@ -137,8 +136,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	ctr.news.init()
 	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
-		_, ctr.mysqlDriver = c.Driver().(*mysql.MySQLDriver)
-		ctr.oneResult = ctr.mysqlDriver
+		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)
 		return ctr, nil
 	}
 	if ctr.cfg.MySQL == nil {
@@ -164,7 +162,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
 	ctr.inner = inner
-	ctr.oneResult = true
+	ctr.mysql = true
 	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
 	return nil
 }

@@ -92,8 +92,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	return nil
 }
 
-// failed is the error of a unit that is not tried again. The first attempt's
-// own error, with nothing to add, stays as it is.
+// failed is the error of a unit that is not tried again.
 func (c *course) failed(cause error, why string) error {
 	return &unitError{c.name, c.key, c.attempts, time.Since(c.started), why, cause}
 }
@@ -170,7 +169,8 @@ func (s *Session) asksToWriteReadOnly(err error) bool {
 	return s.options.tx.ReadOnly && errorNumber(s.cause(err)) == 1792
 }
 
-// explain adds what the caller of a failed unit must know.
+// explain adds what the caller of a failed unit must know. The first attempt's
+// own error, with nothing to add, stays as it is.
 func (s *Session) explain(err error, c *course) error {
 	switch {
 	case s.attempt.implicit != "":

@@ -122,7 +122,7 @@ func (c *conn) suffers(err error, query string) {
 		t.poison = err
 	case class&StatementUndone == 0:
 	case t.unit == nil:
-		if isLockWait(err) {
+		if errorNumber(err) == lockWaitTimeout {
 			t.undecided = err
 		}
 	case asksNotToWait(query):
@@ -198,10 +198,8 @@ func (c *conn) screen(query string) error {
 	return nil
 }
 
-func isLockWait(err error) bool {
-	var my *mysql.MySQLError
-	return errors.As(err, &my) && my.Number == 1205
-}
+// lockWaitTimeout is ER_LOCK_WAIT_TIMEOUT.
+const lockWaitTimeout = 1205
 
 // What a lock wait timeout ends on this pool's server, once that is known.
 const (
@@ -276,11 +274,10 @@ func (t *tx) Commit() error {
 	}
 	c.dead = true // whatever is left of the transaction goes with the connection
 	_ = c.failed(context.Background(), err, "COMMIT", mark, effectUnknown)
-	var my *mysql.MySQLError
 	switch {
 	case errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark:
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
-	case errors.As(err, &my) && c.ctr.refusesCommit(err):
+	case errorNumber(err) != 0 && c.ctr.refusesCommit(err):
 		return err
 	}
 	c.ctr.stats.commitsUnknown.Add(1)
@@ -304,7 +301,7 @@ func (c *conn) lostBeforeCommit() error {
 		if err := c.wire.peek(); err != nil {
 			return err
 		}
-	case c.ctr.mysqlDriver:
+	case c.ctr.mysql: // whose ResetSession only looks
 		if c.inner.ResetSession(context.Background()) != nil {
 			return mysql.ErrInvalidConn
 		}
