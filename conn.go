@@ -9,6 +9,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -40,6 +41,16 @@ type conn struct {
 	// unconverted: arguments were let through while there was no driver to
 	// convert them.
 	unconverted bool
+
+	// spare: database/sql does not have it yet. since is from when.
+	spare bool
+	since time.Duration
+
+	// What others may know while somebody uses it.
+	linked  atomic.Bool             // it has a link
+	watched atomic.Pointer[wire]    // the link's
+	held    atomic.Pointer[holding] // by whom, if LeakAfter asks for it
+	reused  atomic.Int64            // checkouts after the first
 
 	transaction transaction
 
@@ -106,7 +117,7 @@ func (c *conn) Raw() driver.Conn {
 // driver.ErrBadConn: database/sql ignores any other error here, and hands the
 // dead connection out.
 func (c *conn) ResetSession(ctx context.Context) error {
-	c.claim()
+	c.claim(ctx)
 	c.used, c.spoke, c.unchecked = false, false, false
 	if c.shell {
 		return driver.ErrBadConn
@@ -115,17 +126,21 @@ func (c *conn) ResetSession(ctx context.Context) error {
 		c.ctr.discarded(&c.link, v)
 		return driver.ErrBadConn
 	}
+	c.reused.Add(1)
+	c.holds("")
 	return nil
 }
 
 // IsValid is a return: false closes the connection. The time of the last round
 // trip serves as now, which spares reading the clock.
 func (c *conn) IsValid() bool {
+	c.lets()
 	switch {
 	case c.dead, c.shell:
 		return false
 	case !c.inner.IsValid():
 		c.mourn(nil)
+		c.abandoned()
 		return false
 	case c.stained:
 		c.releaseLocks()
@@ -150,15 +165,21 @@ func (c *conn) releaseLocks() {
 	_, _ = c.inner.ExecContext(ctx, "DO RELEASE_ALL_LOCKS()", nil)
 }
 
-// Close closes the connection to the server.
+// Close closes the connection to the server. If it is being visited, that is
+// the visitor's to do.
 func (c *conn) Close() error {
-	c.ctr.mu.Lock()
-	delete(c.ctr.conns, c)
-	c.ctr.mu.Unlock()
-	c.visit.Lock()
+	c.ctr.forget(c)
+	c.mu.Lock()
+	wasIdle := c.state.Load() == idle
 	l := c.detach()
 	c.gone = true
-	c.visit.Unlock()
+	if c.visit != nil {
+		c.visit, l = nil, link{}
+	}
+	c.mu.Unlock()
+	if wasIdle && c.ctr.keepsReady(l) {
+		return nil
+	}
 	return l.close()
 }
 
@@ -167,6 +188,9 @@ func (c *conn) Close() error {
 func (ctr *connector) discarded(l *link, v verdict) {
 	if l.inner.Conn == nil {
 		return
+	}
+	if v == bySilence {
+		ctr.abandon(l)
 	}
 	ctr.stats.discards[v].Add(1)
 	if ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {
@@ -233,7 +257,8 @@ func (c *conn) isGone() bool {
 
 // firstUse makes up for the checkout that a connection did not get.
 func (c *conn) firstUse(ctx context.Context) error {
-	c.claim()
+	c.claim(ctx)
+	c.holds("")
 	c.unchecked = false
 	mode := c.ctr.cfg.PrePing
 	if mode == PrePingAlways && !c.worked {
@@ -258,6 +283,10 @@ func (c *conn) firstUse(ctx context.Context) error {
 func (c *conn) renew(ctx context.Context) error {
 	old := c.detach()
 	old.close()
+	if l, ok := c.ctr.takeSpare(); ok {
+		c.fill(l)
+		return c.firstUse(ctx)
+	}
 	l, err := c.ctr.dial(ctx)
 	if err != nil {
 		return err
@@ -270,10 +299,16 @@ func (c *conn) renew(ctx context.Context) error {
 func (c *conn) detach() link {
 	l := c.link
 	c.link, c.shell, c.unchecked = link{}, true, true
+	c.linked.Store(false)
+	c.watched.Store(nil)
 	return l
 }
 
-func (c *conn) fill(l link) { c.link, c.shell, c.unchecked = l, false, false }
+func (c *conn) fill(l link) {
+	c.link, c.shell, c.unchecked = l, false, false
+	c.linked.Store(true)
+	c.watched.Store(l.wire)
+}
 
 // CheckNamedValue forwards to the driver. As long as there is none, it lets the
 // arguments through to where there is one; it has no context to open one with.
@@ -390,6 +425,9 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 		t = new(tx)
 	}
 	c.transaction.begins(ctx)
+	if unit := c.transaction.unit; unit != nil {
+		c.holds(unit.name)
+	}
 	*t = tx{c: c, inner: inner}
 	return t, nil
 }

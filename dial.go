@@ -81,6 +81,17 @@ type wire struct {
 
 	limited bool // the kernel gives up its peer after tcpUserTimeout
 	hello   handshake
+
+	// By which the server's side of it can be told from others; see identity.go.
+	born   time.Duration
+	beacon string // the named lock it holds, "" for none
+	server string // on which it was taken
+
+	reads     atomic.Uint64 // twice the number of reads, and one more while one is waiting
+	vigil     vigil
+	condemned atomic.Pointer[stallError] // why its reply will not come
+	forsaken  atomic.Bool                // it was abandoned
+
 	written uint64 // bytes, ever
 	broken  error  // the first I/O error: what ended the connection
 	closed  atomic.Bool
@@ -118,11 +129,16 @@ func (w *wire) SyscallConn() (syscall.RawConn, error) {
 }
 
 func (w *wire) Read(b []byte) (int, error) {
+	w.reads.Add(1)
 	n, err := w.Conn.Read(b)
+	w.reads.Add(1)
 	if !w.hello.done {
 		w.hello.read(b[:n])
 	}
 	if err != nil {
+		if why := w.condemned.Load(); why != nil {
+			err = why
+		}
 		w.breaks(err)
 	}
 	return n, err
@@ -141,6 +157,9 @@ func (w *wire) Write(b []byte) (int, error) {
 // when a context ends.
 func (w *wire) Close() error {
 	w.closed.Store(true)
+	if w.condemned.Load() != nil {
+		return nil // it is closed
+	}
 	return w.Conn.Close()
 }
 
@@ -257,8 +276,9 @@ func howLost(err error) loss {
 	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, driver.ErrBadConn),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return notLost
-	case errors.Is(err, syscall.ETIMEDOUT):
-		return wentSilent
+	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
+		errors.As(err, new(*stallError)):
+		return wentSilent // of an established connection a kernel that gave it up says any of these
 	default:
 		return hungUp
 	}

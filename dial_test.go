@@ -184,6 +184,8 @@ func TestWhatEndedAConnection(t *testing.T) {
 		{io.EOF, hungUp},
 		{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, hungUp},
 		{&net.OpError{Op: "read", Err: syscall.ETIMEDOUT}, wentSilent},
+		{&net.OpError{Op: "read", Err: syscall.EHOSTUNREACH}, wentSilent},
+		{&stallError{}, wentSilent},
 		{&net.OpError{Op: "read", Err: net.ErrClosed}, notLost},
 	} {
 		if got := howLost(tt.err); got != tt.want {

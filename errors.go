@@ -243,10 +243,11 @@ func errorNumber(err error) uint16 {
 func isNetworkLoss(err error) bool {
 	var op *net.OpError
 	var file *fs.PathError
+	var stall *stallError
 	switch {
 	case errors.As(err, &file):
 		return false
-	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+	case errors.As(err, &op), errors.As(err, &stall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return true
 	}
 	for _, errno := range []syscall.Errno{syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT} {

@@ -33,6 +33,9 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 		return err
 	}
 	c.suffers(err, query)
+	if c.isGone() && (c.transaction.open || c.written() != mark) {
+		c.abandoned()
+	}
 	if errorNumber(err) != 0 {
 		c.prove() // an answer is a proof of life, whatever it says
 		return c.refused(err, query, has)
@@ -125,8 +128,12 @@ func (c *conn) mourn(err error) {
 	switch howLost(err) {
 	case hungUp:
 		c.ctr.died(&c.link, hungUp, now, err)
-	case wentSilent: // the kernel has waited that long for an answer
-		c.ctr.died(&c.link, wentSilent, now-tcpUserTimeout, err)
+	case wentSilent:
+		waited, ok := stalledFor(err)
+		if !ok {
+			waited = tcpUserTimeout // the kernel's patience
+		}
+		c.ctr.died(&c.link, wentSilent, now-waited, err)
 	}
 }
 

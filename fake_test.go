@@ -180,10 +180,12 @@ func (s *fakeStmt) Query([]driver.Value) (driver.Rows, error) {
 	return nil, errors.New("fake: no rows")
 }
 
-// openFake opens a pool on f with the defaults as changed by change.
+// openFake opens a pool on f with the defaults as changed by change, but for the
+// keep-alive: what callers meet is theirs to find.
 func openFake(t testing.TB, f *fake, change func(*livepool.Config)) *livepool.Pool {
 	t.Helper()
 	cfg := livepool.NewConfig()
+	cfg.KeepAlive = 0
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	if change != nil {
 		change(cfg)

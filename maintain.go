@@ -7,6 +7,7 @@ package livepool
 
 import (
 	"context"
+	"database/sql/driver"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,50 +24,121 @@ const (
 // occupancy keeps the maintainer and the callers apart on one connection.
 type occupancy struct {
 	state atomic.Int32
-	// visit is held for the length of a visit. Besides the maintainer it is
-	// taken by those who touch an idle connection from outside a checkout:
-	// database/sql closes idle connections, and the statements of a sql.Stmt
-	// on them.
-	visit sync.Mutex
-	gone  bool // closed for good; guarded by visit
+	// mu guards what follows. Besides the maintainer it is taken by those who
+	// touch an idle connection from outside a checkout: database/sql closes idle
+	// connections, and the statements of a sql.Stmt on them, the latter under the
+	// lock of the whole pool. So nobody waits for an answer while he holds it.
+	mu        sync.Mutex
+	visit     *visit // one that takes its time, nil if there is none
+	vacant    bool   // its time was up, and another link is to be opened for it
+	replacing bool   // which is being done
+	gone      bool   // closed for good
 }
 
-// claim makes the connection the caller's. It waits for a visit to end.
-func (o *occupancy) claim() {
-	if o.state.CompareAndSwap(idle, inUse) {
+// visit is one during which a connection waits for its server.
+type visit struct {
+	over chan struct{}
+	owed []driver.Stmt // what was to be closed meanwhile
+}
+
+// claim makes the connection the caller's. It waits for a visit to end; a
+// caller whose context ends first leaves the link to the visitor, who closes it.
+func (c *conn) claim(ctx context.Context) {
+	if c.state.CompareAndSwap(idle, inUse) {
 		return
 	}
-	o.visit.Lock()
-	o.state.Store(inUse)
-	o.visit.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for v := c.visit; v != nil; v = c.visit {
+		c.mu.Unlock()
+		select {
+		case <-v.over:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+		if c.visit == v {
+			c.visit = nil
+			c.detach()
+		}
+	}
+	c.state.Store(inUse)
+}
+
+// visitIdle runs f on the connection, if nobody uses it. f does not wait for
+// anything; it may begin a visit that does.
+func (c *conn) visitIdle(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone || !c.state.CompareAndSwap(idle, visited) {
+		return false
+	}
+	f()
+	if c.visit == nil {
+		c.state.Store(idle)
+	}
+	return true
+}
+
+// leave ends a visit and leaves l behind, or a shell if l is no good. It returns
+// false if l is not wanted any more, and then it is the visitor's to close.
+func (c *conn) leave(v *visit, l link, good bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.visit == v && good && v.owed != nil {
+		owed := v.owed
+		v.owed = nil
+		c.mu.Unlock()
+		for _, s := range owed {
+			s.Close()
+		}
+		c.mu.Lock()
+	}
+	if c.visit != v {
+		return false
+	}
+	if good {
+		c.link = l
+	} else {
+		c.detach()
+	}
+	c.visit = nil
+	c.state.Store(idle)
+	close(v.over)
+	return good
 }
 
 // maintainer is the goroutine behind a Pool.
 type maintainer struct {
-	ctr  *connector
-	ctx  context.Context
-	stop context.CancelFunc
-	wake chan struct{}
-	done chan struct{}
+	ctr   *connector
+	ctx   context.Context
+	stop  context.CancelFunc
+	wake  chan struct{}
+	done  chan struct{}
+	hands chan struct{} // one for each thing that is being done
+
+	looking atomic.Bool  // stalled statements are being looked up
+	opening atomic.Int32 // connections that are being opened to keep MinIdle
+	refused atomic.Int64 // until when none is, because that failed
 }
+
+// maxHands is how many connections are pinged or opened in the background at a
+// time: enough for a slow network, and few beside what a server takes.
+const maxHands = 4
 
 func (ctr *connector) startMaintainer() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{
 		ctr: ctr, ctx: ctx, stop: cancel,
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), hands: make(chan struct{}, maxHands),
 	}
 	go ctr.maintainer.run()
 }
 
-// close stops the maintainer and waits until it is gone.
-func (m *maintainer) close() {
-	m.stop()
-	<-m.done
-}
-
-// nudge makes it look now.
+// nudge makes it look now. A connector without a Pool has none.
 func (m *maintainer) nudge() {
+	if m == nil {
+		return
+	}
 	select {
 	case m.wake <- struct{}{}:
 	default: // it has been told already
@@ -88,79 +160,208 @@ func (m *maintainer) run() {
 	}
 }
 
-// round visits every connection once and returns how long nothing will be due.
-// A connection that is born meanwhile lives at least as long as the shortest
-// age limit, so that none needs to announce itself.
+// hand does f in the background. It returns false if enough is being done; the
+// maintainer then looks again when something is finished.
+func (m *maintainer) hand(f func()) bool {
+	select {
+	case m.hands <- struct{}{}:
+	default:
+		return false
+	}
+	if m.ctr.spawn(func() {
+		f()
+		<-m.hands
+		m.nudge()
+	}) {
+		return true
+	}
+	<-m.hands
+	return false
+}
+
+// round looks at every connection once and returns how long nothing will be
+// due. What is born, or returned, meanwhile need not announce itself: the next
+// round comes early enough for it.
 func (m *maintainer) round() time.Duration {
-	cfg := m.ctr.cfg
-	soon, wait := never, never
-	if cfg.Recycle > 0 {
-		soon = max(cfg.Recycle/20, time.Millisecond) // one in use may be past its limit when it is returned
-		wait = max(cfg.Recycle-share(cfg.Recycle, cfg.RecycleJitter), soon)
+	cfg, keepAlive := m.ctr.cfg, m.ctr.tuning.keepAlive()
+	wait := never
+	if cfg.Recycle > 0 { // nothing born now is due before
+		wait = max(cfg.Recycle-share(cfg.Recycle, cfg.RecycleJitter), m.soon())
+	}
+	if keepAlive > 0 {
+		wait = min(wait, keepAlive)
 	}
 	for _, c := range m.ctr.residents() {
 		if m.ctx.Err() != nil {
 			return 0
 		}
-		wait = min(wait, m.look(c, soon))
+		wait = min(wait, m.look(c))
 	}
-	return wait
+	wait = min(wait, m.keepReady(), m.lookForStalls(), m.lookForLeaks())
+	return max(wait, time.Millisecond)
 }
 
-// look replaces the link of an idle connection whose time is up, and returns
-// when to look again. The link goes at once, for no connection outlives its
-// limit idle; a checkout that comes before the new one is there discards the
-// empty shell, and so does one that comes after a dial that failed.
-func (m *maintainer) look(c *conn, soon time.Duration) time.Duration {
-	due := soon
-	var old link
-	var v verdict
-	emptied := c.visitIdle(func() bool {
-		if c.shell {
-			due = never
-			return false
-		}
-		now := m.ctr.clock.now()
-		if v = c.retired(m.ctr, now); v == keep {
-			due = c.expires - now
-			return false
-		}
-		old = c.detach()
-		return true
-	})
-	if !emptied {
-		return due
+// soon is when to look again for what cannot be foreseen, because a connection
+// is in use: it may be due when it is returned.
+func (m *maintainer) soon() time.Duration {
+	soon := never
+	if recycle := m.ctr.cfg.Recycle; recycle > 0 {
+		soon = max(recycle/20, time.Millisecond)
 	}
-	// Closing takes its time, and nobody who waits for the visit to end is to
-	// wait for that.
-	old.close()
-	m.ctr.discarded(&old, v)
-	l, err := m.ctr.dial(m.ctx)
-	if err != nil {
-		return never
-	}
-	filled := c.visitIdle(func() bool {
-		if c.shell {
-			c.fill(l)
-		}
-		return c.serial == l.serial
-	})
-	if !filled {
-		l.close()
+	if keepAlive := m.ctr.tuning.keepAlive(); keepAlive > 0 {
+		soon = min(soon, max(keepAlive/4, time.Millisecond))
 	}
 	return soon
 }
 
-// visitIdle runs f on the connection if nobody uses it, and returns what f
-// does.
-func (c *conn) visitIdle(f func() bool) bool {
-	c.visit.Lock()
-	defer c.visit.Unlock()
-	if c.gone || !c.state.CompareAndSwap(idle, visited) {
-		return false
+// look does what an idle connection needs, and returns when to look again: it
+// is given up if it is too old or dead, replaced a little before it is too old,
+// and pinged if it has not proved itself for KeepAlive, or since another one
+// died. A checkout that comes before a replacement is there discards the shell.
+func (m *maintainer) look(c *conn) (due time.Duration) {
+	due = m.soon()
+	c.visitIdle(func() { due = m.tend(c) })
+	return due
+}
+
+// tend is look on a connection that nobody uses.
+func (m *maintainer) tend(c *conn) (due time.Duration) {
+	now := m.ctr.clock.now()
+	if !c.shell {
+		if v := c.retired(m.ctr, now); v != keep {
+			m.giveUp(c.detach(), v)
+			c.vacant = !c.spare
+		}
 	}
-	defer c.state.Store(idle)
-	return f()
+	if c.shell {
+		if c.vacant && !c.replacing {
+			m.replace(c, 0, now)
+		}
+		return never
+	}
+	if v := c.lookedDead(); v != keep {
+		m.giveUp(c.detach(), v)
+		return never
+	}
+	due = c.expires - now
+	if lead := m.lead(); due <= lead && c.expires < never {
+		if !c.replacing && !c.spare {
+			m.replace(c, c.serial, c.expires)
+		}
+	} else if c.expires < never {
+		due -= lead
+	}
+	keepAlive := m.ctr.tuning.keepAlive()
+	if keepAlive == 0 && int64(c.proved) > m.ctr.news.hungUp.Load() {
+		return due
+	}
+	next := c.proved + keepAlive - now
+	if int64(c.proved) <= m.ctr.news.hungUp.Load() {
+		next = 0
+	}
+	if next <= 0 {
+		m.ping(c)
+		return due
+	}
+	return min(due, next)
+}
+
+// lookedDead is what can be told of an idle connection without asking it.
+func (c *conn) lookedDead() verdict {
+	if int64(c.proved) <= c.ctr.news.silent.Load() {
+		return bySilence
+	}
+	if c.wire != nil && c.ctr.peeks {
+		if err := c.wire.peek(); err != nil {
+			c.mournIdle(err)
+			return byPeek
+		}
+	}
+	return keep
+}
+
+// lead is how long before a connection's time is up another one is opened to
+// take its place.
+func (m *maintainer) lead() time.Duration {
+	return min(m.ctr.cfg.Recycle/100, time.Second)
+}
+
+// giveUp closes a link that was taken from an idle connection. Closing may take
+// its time.
+func (m *maintainer) giveUp(l link, v verdict) {
+	if v == bySilence || v == byPeek {
+		m.ctr.stats.swept.Add(1)
+	}
+	done := func() {
+		m.ctr.discarded(&l, v)
+		l.close()
+	}
+	if !m.ctr.spawn(done) {
+		done()
+	}
+}
+
+// replace opens another link and puts it, when it is time, in place of the one
+// with that serial, if the connection is still idle then. It is called during a
+// visit.
+func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
+	if m.ctr.outage.isDown() {
+		return
+	}
+	c.replacing = m.hand(func() {
+		l, err := m.ctr.dial(m.ctx)
+		if err == nil {
+			m.sleepUntil(when)
+		}
+		var old link
+		filled := false
+		c.mu.Lock()
+		c.replacing, c.vacant = false, false
+		c.mu.Unlock()
+		c.visitIdle(func() {
+			if err == nil && (c.shell || c.serial == serial) {
+				old, filled = c.detach(), true
+				c.fill(l)
+			}
+		})
+		if !filled {
+			l.close()
+		}
+		if old.inner.Conn != nil {
+			m.giveUp(old, byAge)
+		}
+	})
+}
+
+func (m *maintainer) sleepUntil(when time.Duration) {
+	timer := time.NewTimer(when - m.ctr.clock.now())
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-m.ctx.Done():
+	}
+}
+
+// ping pings an idle connection. It is called during a visit, which it prolongs.
+func (m *maintainer) ping(c *conn) {
+	l, v := c.link, &visit{over: make(chan struct{})}
+	if !m.hand(func() {
+		m.ctr.stats.pings.Add(1)
+		m.ctr.stats.keptAlive.Add(1)
+		sent := m.ctr.clock.now()
+		verdict := m.ctr.pinged(&l, sent, m.ctr.ping(&l.inner))
+		kept := c.leave(v, l, verdict == keep)
+		if verdict != keep {
+			m.ctr.stats.swept.Add(1)
+			m.ctr.discarded(&l, verdict)
+		}
+		if !kept {
+			l.close()
+		}
+	}) {
+		return
+	}
+	c.visit = v
 }
 
 // residents are the connections that exist.

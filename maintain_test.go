@@ -169,11 +169,11 @@ func TestCheckoutWaitsForAVisit(t *testing.T) {
 	visiting, leave := make(chan struct{}), make(chan struct{})
 	var visit sync.WaitGroup
 	visit.Go(func() {
-		c.visitIdle(func() bool { close(visiting); <-leave; return true })
+		c.visitIdle(func() { close(visiting); <-leave })
 	})
 	<-visiting
 	claimed := make(chan struct{})
-	go func() { c.claim(); close(claimed) }()
+	go func() { c.claim(t.Context()); close(claimed) }()
 	select {
 	case <-claimed:
 		t.Error("a connection was handed out in the middle of a visit")
@@ -185,7 +185,7 @@ func TestCheckoutWaitsForAVisit(t *testing.T) {
 	if got := c.state.Load(); got != inUse {
 		t.Errorf("the state is %d, want in use: the next visit would take it from its user", got)
 	}
-	if c.visitIdle(func() bool { return true }) {
+	if c.visitIdle(func() {}) {
 		t.Error("a connection in use was visited")
 	}
 }

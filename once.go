@@ -118,7 +118,7 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 	var pending *Session // whose it was
 	for {
 		c.attempts++
-		s := p.newSession(ctx, o, c.attempts)
+		s := p.newSession(ctx, o, c)
 		err := s.run(func(ctx context.Context, s *Session) error {
 			if err := s.takeKey(ctx, key); err != nil {
 				return err
@@ -155,5 +155,6 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 			}
 			return err
 		}
+		s.attempt.ghost.Load().settle(ctx, p.ctr.cfg.PingTimeout)
 	}
 }

@@ -81,7 +81,7 @@ func raise(at *atomic.Int64, t time.Duration) {
 // clock only if what it decides could depend on it.
 func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	_, now := c.ctr.clock.bounds()
-	if now >= c.expires || now-c.proved > c.ctr.cfg.PingAfter {
+	if now >= c.expires || now-c.proved > c.ctr.tuning.trust() {
 		now = c.ctr.clock.now()
 	}
 	if v := c.retired(c.ctr, now); v != keep {
@@ -112,7 +112,7 @@ func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 	case PrePingAlways:
 		return true
 	default:
-		return now-c.proved > c.ctr.cfg.PingAfter ||
+		return now-c.proved > c.ctr.tuning.trust() ||
 			int64(c.proved) <= c.ctr.news.hungUp.Load() ||
 			c.wire != nil && c.wire.raw == nil && c.ctr.peeks
 	}
@@ -184,7 +184,7 @@ func (ctr *connector) ping(in *inner) error {
 // pinged judges a ping that was sent at sent by what came of it.
 func (ctr *connector) pinged(l *link, sent time.Duration, err error) verdict {
 	if err == nil {
-		l.proved = ctr.clock.now()
+		l.proved = max(ctr.clock.now(), sent+1) // after whatever was news when it was sent
 		return keep
 	}
 	err = l.cause(err)

@@ -57,7 +57,18 @@ type places struct {
 	held    int
 	queue   list.List // of waiters
 
+	waited   int64         // sessions that had to wait
+	wait     time.Duration // how long, together
+	timeouts int64         // in vain
+
 	beginning atomic.Int32 // sessions that have a place and take a connection
+}
+
+// count adds what is known of the queue.
+func (ps *places) count(stats *Stats) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = ps.waited, ps.wait, ps.timeouts
 }
 
 // place is one session's. Those that are held form a ring in the order in which
@@ -84,7 +95,14 @@ func (ps *places) acquire(ctx context.Context, pl *place, name string, deadline 
 	}
 	turn := make(chan struct{})
 	ticket := ps.queue.PushBack(waiter{pl, turn})
+	ps.waited++
 	ps.mu.Unlock()
+	asked := time.Now()
+	defer func() {
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		ps.wait += time.Since(asked)
+	}()
 
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
@@ -152,9 +170,10 @@ func (ps *places) drop(pl *place) {
 
 // timeout tells what a session waited for in vain.
 func (ps *places) timeout(p *Pool, waited time.Duration) error {
-	e := &poolTimeoutError{waited: waited, open: p.DB.Stats().InUse, last: p.ctr.lastConnectError()}
+	e := &poolTimeoutError{waited: waited, open: p.DB.Stats().InUse, last: p.ctr.outage.cause()}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	ps.timeouts++
 	e.inUse, e.waiting = ps.held, ps.queue.Len()+1
 	if oldest := ps.holders.next; oldest != &ps.holders {
 		e.longest, e.held = oldest.name, time.Since(oldest.since)

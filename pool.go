@@ -82,6 +82,7 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxOpenConns(limit)
 	db.SetMaxIdleConns(ctr.cfg.PoolSize)
 	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
+	ctr.outage.init(limit, ctr.cfg.PoolSize)
 	ctr.startMaintainer()
 	p := &Pool{DB: db, ctr: ctr}
 	p.places.init(limit)
@@ -113,14 +114,17 @@ type connector struct {
 
 	mu         sync.Mutex // guards what follows
 	conns      map[*conn]struct{}
+	spares     []*conn
 	background sync.WaitGroup // what outlives its caller
 	closed     bool
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
 	lockWait   atomic.Int32 // what a lock wait timeout ends
-
-	connectTrouble atomic.Pointer[error] // of the last connect, nil if it succeeded
+	tuning     tuning
+	home       home
+	reaper     reaper
+	outage     outage
 
 	stats counters
 }
@@ -134,6 +138,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	}
 	ctr := &connector{inner: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
+	ctr.tuning.init(ctr.cfg)
 	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)
@@ -157,6 +162,9 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		ctr.tapped, ctr.peeks = true, my.CheckConnLiveness
 		my.DialFunc, my.CheckConnLiveness = wiretap(my.DialFunc), false
 	}
+	if my.Logger != nil {
+		my.Logger = &hushed{my.Logger, &ctr.outage}
+	}
 	inner, err := mysql.NewConnector(my)
 	if err != nil {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
@@ -178,17 +186,24 @@ func standardNetwork(network string) bool {
 // Driver returns the driver's own.
 func (ctr *connector) Driver() driver.Driver { return ctr.inner.Driver() }
 
-// Close stops the maintainer, and closes the driver's connector if it can be
-// closed. sql.DB.Close calls it, once.
+// Close stops what runs in the background, and closes the driver's connector if
+// it can be closed. sql.DB.Close calls it, once. What was abandoned shortly
+// before is still ended on the server, within PingTimeout.
 func (ctr *connector) Close() error {
-	if ctr.maintainer != nil {
-		ctr.maintainer.close()
+	m := ctr.maintainer
+	if m != nil {
+		m.stop()
 	}
+	ctr.reaper.finish(ctr.cfg.PingTimeout)
 	ctr.end()
+	if m != nil {
+		<-m.done
+	}
 	ctr.mu.Lock()
 	ctr.closed = true
 	ctr.mu.Unlock()
 	ctr.background.Wait()
+	ctr.closeSpares()
 	ctr.clock.close()
 	if closer, ok := ctr.inner.(io.Closer); ok {
 		return closer.Close()
@@ -206,14 +221,21 @@ func (ctr *connector) Close() error {
 // first use: in his own goroutine, under his own context, at the same time as
 // the others.
 func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
+	c := &conn{ctr: ctr, unchecked: true, shell: true}
 	if openerIsAsking() {
-		return ctr.register(&conn{ctr: ctr, unchecked: true, shell: true}), nil
+		return ctr.register(c), nil
 	}
-	l, err := ctr.dial(ctx)
-	if err != nil {
-		return nil, err
+	l, ok := ctr.takeSpare()
+	if !ok {
+		var err error
+		if l, err = ctr.dial(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return ctr.register(&conn{ctr: ctr, unchecked: true, link: l}), nil
+	c.fill(l)
+	c.unchecked = true
+	c.holds("")
+	return ctr.register(c), nil
 }
 
 // openerIsAsking says whether it is that goroutine of database/sql that calls.
@@ -252,8 +274,32 @@ func (ctr *connector) register(c *conn) *conn {
 	return c
 }
 
-// dial opens the connection to the server.
+func (ctr *connector) forget(c *conn) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	delete(ctr.conns, c)
+	ctr.stats.reused.Add(c.reused.Load())
+}
+
+// dial opens a connection to the server, within ConnectTimeout. What it learns
+// of whether the server can be reached is news for the sessions that wait.
 func (ctr *connector) dial(caller context.Context) (link, error) {
+	leave, err := ctr.outage.enter(caller)
+	if err != nil {
+		return link{}, err
+	}
+	defer leave()
+	l, err := ctr.connect(caller)
+	if err != nil {
+		ctr.failedToConnect(err)
+		return link{}, err
+	}
+	ctr.connected()
+	return l, nil
+}
+
+// connect is dial without consequences.
+func (ctr *connector) connect(caller context.Context) (link, error) {
 	start, generation := ctr.clock.now(), ctr.generation.Load()
 	ctx, cancel := context.WithTimeout(caller, ctr.cfg.ConnectTimeout)
 	defer cancel()
@@ -263,23 +309,20 @@ func (ctr *connector) dial(caller context.Context) (link, error) {
 	}
 	dc, err := ctr.inner.Connect(ctx)
 	if err != nil {
-		ctr.stats.connectFailed.Add(1)
-		err = ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
-		ctr.connectTrouble.Store(&err)
-		return link{}, err
+		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
 	}
-	ctr.connectTrouble.Store(nil)
+	l := link{inner: newInner(dc), wire: w, believed: -1, generation: generation}
+	if err := ctr.getAcquainted(ctx, &l, start); err != nil {
+		l.close()
+		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
+	}
 	now := ctr.clock.now()
-	limit := ctr.cfg.ageLimit()
-	if limit < never-now {
-		limit += now
+	l.born, l.proved, l.expires = now, now, ctr.cfg.ageLimit()
+	if l.expires < never-now {
+		l.expires += now
 	}
-	return link{
-		serial: ctr.stats.opened.Add(1),
-		inner:  newInner(dc), wire: w,
-		born: now, proved: now, expires: limit, believed: -1,
-		generation: generation,
-	}, nil
+	l.serial = ctr.stats.opened.Add(1)
+	return l, nil
 }
 
 // connectError is a connection that could not be opened: how far it came, and
@@ -306,15 +349,6 @@ func (ctr *connector) connectError(caller, ctx context.Context, err error, w *wi
 		return &connectError{fmt.Sprintf("%s, %s (%v)", text, w.progress(), w.broken), err}
 	}
 	return &connectError{text, err}
-}
-
-// lastConnectError is why the last connection could not be opened, nil if it
-// could.
-func (ctr *connector) lastConnectError() error {
-	if err := ctr.connectTrouble.Load(); err != nil {
-		return *err
-	}
-	return nil
 }
 
 // progress says how far the opening of a connection has come.

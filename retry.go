@@ -124,7 +124,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 	}
 	for {
 		c.attempts++
-		s := p.newSession(ctx, o, c.attempts)
+		s := p.newSession(ctx, o, &c)
 		err := s.run(fn)
 		switch {
 		case err == nil:
@@ -136,6 +136,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 		if err := c.again(ctx, s.cause(err), err); err != nil {
 			return err
 		}
+		s.attempt.ghost.Load().settle(ctx, p.ctr.cfg.PingTimeout)
 	}
 }
 

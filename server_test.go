@@ -205,7 +205,7 @@ func TestIdleDeathsNeverReachTheCaller(t *testing.T) {
 		for _, death := range idleDeaths {
 			t.Run(death.name, func(t *testing.T) {
 				via := front(t, s)
-				p := open(t, s.DSNVia(via.Addr()), "pool_ping_timeout=300ms&wait_timeout=1")
+				p := open(t, s.DSNVia(via.Addr()), "pool_ping_timeout=300ms&pool_keepalive=0&wait_timeout=1")
 				// A statement prepared before all that, too.
 				prepared, err := p.PrepareContext(t.Context(), "INSERT INTO t (v) VALUES (?)")
 				if err != nil {
@@ -363,19 +363,28 @@ func TestRoundTripsOfAHotLoop(t *testing.T) {
 	})
 }
 
-// Opening a connection costs what the driver's own costs.
+// Opening a connection costs what the driver's own costs, but for one question
+// of the pool's first, and for the beacon where each needs one: the proxy here
+// shows the server its own port.
 func TestRoundTripsOfOpening(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		const conns = 3
 		opening := func(open func(dsn string) *sql.DB) proxy.Counts {
 			via := front(t, s)
-			db := open(s.DSNVia(via.Addr()))
-			connectionID(t, db)
+			warmReal(t, open(s.DSNVia(via.Addr())), conns)
 			return via.Counts()
 		}
-		plain := opening(func(dsn string) *sql.DB { return openPlain(t, dsn) })
-		live := opening(func(dsn string) *sql.DB { return open(t, dsn, "").DB })
-		if live != plain {
-			t.Errorf("livepool %+v, plain %+v", live, plain)
+		plain := opening(func(dsn string) *sql.DB {
+			db := openPlain(t, dsn)
+			db.SetMaxIdleConns(conns)
+			return db
+		})
+		for params, more := range map[string]int{"pool_beacon=off": 1, "": 1 + conns} {
+			want := plain
+			want.Query += more
+			if live := opening(func(dsn string) *sql.DB { return open(t, dsn, params).DB }); live != want {
+				t.Errorf("%q: livepool %+v, plain %+v, want %d queries more", params, live, plain, more)
+			}
 		}
 	})
 }

@@ -81,7 +81,8 @@ type Session struct {
 	root    *Session // itself, but for those
 	attempt attempt
 	number  int
-	depth   int // how many units it is inside of
+	until   time.Time // when the unit is not tried again, zero for never
+	depth   int       // how many units it is inside of
 
 	caller context.Context
 	inside sessionContext // what the function gets
@@ -106,11 +107,13 @@ type Session struct {
 
 // attempt is what the connection tells the session about its transaction.
 type attempt struct {
-	failure  error  // for which the unit may be run again
-	implicit string // the statement that commits implicitly, or may
-	keyed    bool   // its key is in the transaction
-	ending   bool   // the session itself is committing
-	usurped  bool   // somebody else tried to
+	name     string
+	failure  error                 // for which the unit may be run again
+	ghost    atomic.Pointer[ghost] // what it has left on the server
+	implicit string                // the statement that commits implicitly, or may
+	keyed    bool                  // its key is in the transaction
+	ending   bool                  // the session itself is committing
+	usurped  bool                  // somebody else tried to
 }
 
 type sessionKey struct{}
@@ -138,6 +141,13 @@ func (c *sessionContext) Value(key any) any {
 type beginContext struct {
 	context.Context
 	a *attempt
+}
+
+func (c *beginContext) Value(key any) any {
+	if key == (sessionDial{}) {
+		return true
+	}
+	return c.Context.Value(key)
 }
 
 // endedContext is a context that has ended with an error of ours.
@@ -211,12 +221,15 @@ func (o *sessionOptions) check(p *Pool) error {
 }
 
 // newSession is one attempt.
-func (p *Pool) newSession(ctx context.Context, o *sessionOptions, number int) *Session {
-	s := &Session{pool: p, options: o, number: number, caller: ctx}
+func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *course) *Session {
+	s := &Session{pool: p, options: o, number: c.attempts, caller: ctx}
+	if limit := p.ctr.cfg.MaxElapsed; limit > 0 {
+		s.until = c.started.Add(limit)
+	}
 	s.root = s
 	s.inside = sessionContext{ctx, s}
 	s.begin = beginContext{ctx, &s.attempt}
-	s.attempt.keyed = o.hasOnce || o.verify
+	s.attempt.name, s.attempt.keyed = o.name, o.hasOnce || o.verify
 	return s
 }
 
@@ -282,7 +295,7 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	deadline := asked.Add(s.pool.ctr.cfg.PoolTimeout)
 	err := s.pool.places.acquire(ctx, &s.place, s.options.name, deadline)
 	if err == nil {
-		err = s.beginTx(ctx, deadline)
+		err = s.beginWhenReachable(ctx, deadline)
 	}
 	if err == nil {
 		return s.tx, nil
@@ -300,6 +313,28 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	return nil, err
 }
 
+// beginWhenReachable begins, and waits meanwhile for a server that cannot be
+// reached: nothing has happened yet, so that this costs the unit no attempt.
+func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) error {
+	ctr := s.pool.ctr
+	patience := deadline
+	if !s.until.IsZero() && s.until.Before(deadline) {
+		patience = s.until
+	}
+	for {
+		err := s.beginTx(ctx, deadline)
+		if err == nil || !unreachable(err) {
+			return err
+		}
+		if !ctr.awaitServer(ctx, patience) {
+			if ctx.Err() == nil && !time.Now().Before(deadline) {
+				return errWaitedTooLong
+			}
+			return err
+		}
+	}
+}
+
 // beginTx begins on a connection of the pool. A place is one of as many as
 // there may be connections, so that one is free unless the pool is also used
 // without sessions; only then is there a wait to be bounded, and the price of
@@ -311,7 +346,7 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
 		return err
 	}
-	patience, cancel := context.WithDeadline(ctx, deadline)
+	patience, cancel := context.WithDeadline(context.WithValue(ctx, sessionDial{}, true), deadline)
 	defer cancel()
 	s.conn, err = s.pool.DB.Conn(patience)
 	if err != nil {

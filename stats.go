@@ -10,17 +10,34 @@ import (
 	"time"
 )
 
-// Stats is what a pool has done since it was opened. The counters only grow.
+// Stats is what a pool has done since it was opened. The counters only grow, but
+// for those of sql.DBStats that say how many there are now.
+//
+// How to read them: Deaths growing with Opened is a pool that is doing its work,
+// and Swept the share of it that no caller noticed. Retried growing with Deaths
+// is units that were in the middle of it; without Deaths it is deadlocks, lock
+// waits and refusals. ConnectFailed and Outages growing is a server that cannot
+// be reached. WaitCount and SessionsWaited growing is a pool that is too small,
+// or connections that are held too long: see Leaks. KillUnproved growing is a
+// proxy or NAT without the Beacon. CommitsUnknown less CommitsResolved is units
+// to be looked at by hand.
 type Stats struct {
 	sql.DBStats
 
 	Opened        int64 // connections opened
+	Reused        int64 // checkouts of connections that were open already
 	ConnectFailed int64 // attempts to open one that failed
-	Pinged        int64 // pings sent to verify a connection
+	Outages       int64 // times that the server could not be reached
+	Pinged        int64 // pings sent to verify a connection, by whomever
+	KeptAlive     int64 // of those, the ones sent in the background
+	PingFailed    int64 // of all, those that failed or were not answered in time
 	Deaths        int64 // connections found dead: closed by the other end, or silent
+	Swept         int64 // idle connections found dead in the background, before a caller met them
+	Stalled       int64 // connections found dead in the middle of a statement, by StallAfter
+	StallChecks   int64 // statements looked up on the server by StallAfter
 
 	// Why healthy or idle connections were given up. One that died under a
-	// statement is in Deaths alone.
+	// statement is in Deaths alone; one that was idle too long in MaxIdleTimeClosed.
 
 	ClosedByRecycle int64 // Recycle was called
 	ClosedByAge     int64 // the age limit of Recycle and RecycleJitter
@@ -30,6 +47,18 @@ type Stats struct {
 	ClosedByDriver  int64 // the driver said that it is closed, or refused to reset it
 	ClosedByCaller  int64 // the caller's context ended during the ping
 
+	// What became of the abandoned connections that KillAbandoned looked for on
+	// the server.
+
+	Killed       int64 // found there, and killed
+	KillUnneeded int64 // gone already
+	KillUnproved int64 // not killed, because none could be proved to be the one
+	KillFailed   int64 // the server refused, or could not be asked
+
+	SessionsWaited   int64         // sessions that had to wait for a place
+	SessionWait      time.Duration // how long they waited, together
+	SessionsTimedOut int64         // sessions that waited in vain for PoolTimeout
+
 	Retried         int64 // attempts of units of work after the first
 	Poisoned        int64 // transactions that an error ended before their COMMIT
 	CommitsUnknown  int64 // COMMITs whose answer was lost
@@ -38,18 +67,22 @@ type Stats struct {
 	// Resent counts the failures after which database/sql was told to send the
 	// statement again, because it cannot have run or may run twice.
 	Resent int64
+
+	Leaks int64 // connections held for longer than LeakAfter
 }
 
 // counters are the live values behind Stats.
 type counters struct {
-	opened, connectFailed, pings, deaths, resent       atomic.Int64
+	opened, reused, connectFailed, outages             atomic.Int64
+	pings, keptAlive, swept, deaths, resent, leaks     atomic.Int64
+	killed, killUnneeded, killUnproved, killFailed     atomic.Int64
+	stallChecks, stalled                               atomic.Int64
 	retried, poisoned, commitsUnknown, commitsResolved atomic.Int64
 	discards                                           [verdicts]atomic.Int64
 }
 
-// Stats returns the pool's counters. Deaths growing while Opened grows with it
-// is a pool that is doing its work; ConnectFailed growing is a server that
-// cannot be reached.
+// Stats returns the pool's counters, and how many connections there are. It is
+// safe for concurrent use.
 func (p *Pool) Stats() Stats {
 	s := &p.ctr.stats
 	closed := func(vs ...verdict) (n int64) {
@@ -58,12 +91,19 @@ func (p *Pool) Stats() Stats {
 		}
 		return n
 	}
-	return Stats{
+	stats := Stats{
 		DBStats:         p.DB.Stats(),
 		Opened:          s.opened.Load(),
+		Reused:          s.reused.Load(),
 		ConnectFailed:   s.connectFailed.Load(),
+		Outages:         s.outages.Load(),
 		Pinged:          s.pings.Load(),
+		KeptAlive:       s.keptAlive.Load(),
+		PingFailed:      s.discards[byPing].Load() + s.discards[byTimeout].Load(),
 		Deaths:          s.deaths.Load(),
+		Swept:           s.swept.Load(),
+		Stalled:         s.stalled.Load(),
+		StallChecks:     s.stallChecks.Load(),
 		ClosedByRecycle: closed(byRecycle),
 		ClosedByAge:     closed(byAge),
 		ClosedBySilence: closed(bySilence),
@@ -71,11 +111,38 @@ func (p *Pool) Stats() Stats {
 		ClosedByPing:    closed(byPing, byTimeout),
 		ClosedByDriver:  closed(byDriver),
 		ClosedByCaller:  closed(byCaller),
-		Resent:          s.resent.Load(),
+		Killed:          s.killed.Load(),
+		KillUnneeded:    s.killUnneeded.Load(),
+		KillUnproved:    s.killUnproved.Load(),
+		KillFailed:      s.killFailed.Load(),
 		Retried:         s.retried.Load(),
 		Poisoned:        s.poisoned.Load(),
 		CommitsUnknown:  s.commitsUnknown.Load(),
 		CommitsResolved: s.commitsResolved.Load(),
+		Resent:          s.resent.Load(),
+		Leaks:           s.leaks.Load(),
+	}
+	p.ctr.correct(&stats)
+	p.places.count(&stats)
+	return stats
+}
+
+// correct makes up for what database/sql does not know: the connections that it
+// does not have yet, and the idle ones that are closed but for their shell.
+func (ctr *connector) correct(stats *Stats) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	for c := range ctr.conns {
+		stats.Reused += c.reused.Load()
+		idle := c.state.Load() != inUse
+		switch {
+		case idle && c.spare && c.linked.Load():
+			stats.Idle++
+			stats.OpenConnections++
+		case idle && !c.spare && !c.linked.Load():
+			stats.Idle--
+			stats.OpenConnections--
+		}
 	}
 }
 
@@ -86,6 +153,11 @@ func (ctr *connector) died(l *link, how loss, since time.Duration, cause error) 
 		return
 	}
 	l.mourned = true
+	ctr.outage.proven.Store(false)
+	if how == wentSilent {
+		ctr.abandon(l)
+	}
+	defer ctr.maintainer.nudge()
 	ctr.stats.deaths.Add(1)
 	level := slog.LevelDebug
 	if ctr.news.spread(how, since, ctr.clock.now()) {

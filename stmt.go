@@ -30,16 +30,21 @@ func (c *conn) wrapStmt(s driver.Stmt, query string) *stmt {
 
 // Close forwards to the driver. database/sql closes a statement once and does
 // not use it afterwards, so that its slot is free again.
-// It closes them on idle connections too.
+// It closes them on idle connections too; what is waiting for its server then
+// is not interrupted, and nobody waits for it.
 func (s *stmt) Close() error {
 	c := s.c
-	c.visit.Lock()
-	defer c.visit.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if s.inner == nil {
 		return nil
 	}
 	var err error
-	if s.on == c.serial { // with any other link the server's statement is gone, or going
+	switch {
+	case s.on != c.serial: // with another link the server's statement is gone, or going
+	case c.visit != nil:
+		c.visit.owed = append(c.visit.owed, s.inner)
+	default:
 		err = s.inner.Close()
 	}
 	if s == &c.slot {

@@ -9,7 +9,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -217,30 +216,13 @@ func (c *conn) lockWaitEndsTx() bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.cfg.PingTimeout)
 	defer cancel()
-	on, err := c.askInt(ctx, "SELECT @@innodb_rollback_on_timeout")
+	row, err := c.inner.askRow(ctx, "SELECT @@innodb_rollback_on_timeout")
 	if err != nil {
 		return true
 	}
-	ends := on != 0
+	ends := row[0] != "0"
 	c.ctr.lockWait.Store(map[bool]int32{false: lockWaitEndsStatement, true: lockWaitEndsTransaction}[ends])
 	return ends
-}
-
-// askInt asks the server for one number, past all bookkeeping.
-func (c *conn) askInt(ctx context.Context, query string) (int, error) {
-	rows, err := c.inner.QueryContext(ctx, query, nil)
-	if err != nil {
-		return 0, err
-	}
-	defer rows.Close()
-	value := make([]driver.Value, 1)
-	if err := rows.Next(value); err != nil {
-		return 0, err
-	}
-	if text, ok := value[0].([]byte); ok {
-		return strconv.Atoi(string(text))
-	}
-	return strconv.Atoi(fmt.Sprint(value[0]))
 }
 
 // Commit commits, within CommitTimeout, and says what is known of the outcome:
@@ -260,6 +242,7 @@ func (t *tx) Commit() error {
 	}
 	if err := c.lostBeforeCommit(); err != nil {
 		c.dead = true
+		c.abandoned()
 		c.mourn(err)
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
 	}

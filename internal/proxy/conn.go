@@ -5,6 +5,7 @@ package proxy
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 type conn struct {
 	p      *Proxy
 	client *net.TCPConn
+	turn   int       // among the upstreams
 	life   *Lifetime // guarded by p.mu
 
 	mu      sync.Mutex
@@ -115,7 +117,10 @@ func (c *conn) serve() {
 
 func (c *conn) dial() (net.Conn, error) {
 	c.p.mu.Lock()
-	upstream := c.p.upstream
+	var upstream string // and stays empty, which is an error, if there is none
+	if n := len(c.p.upstreams); n > 0 {
+		upstream = c.p.upstreams[c.turn%n]
+	}
 	c.p.counts.Dials++
 	c.p.mu.Unlock()
 	network := "tcp"
@@ -159,8 +164,11 @@ func (c *conn) pump(from, to net.Conn, toServer bool) {
 
 // pass passes packets on until there is an error.
 func (c *conn) pass(r *bufio.Reader, w *bufio.Writer, toServer bool) error {
-	for {
+	for greeting := !toServer; ; greeting = false {
 		packet, err := c.read(r)
+		if greeting && c.p.threadID != nil {
+			renumber(packet, c.p.threadID)
+		}
 		if err == nil && c.watch(packet, toServer) {
 			return errCut
 		}
@@ -269,6 +277,18 @@ func (c *conn) followLogin(payload []byte, toServer bool) {
 	case !toServer && c.login.answered && payload[0] == 0:
 		c.login.over = true
 		c.raw = c.login.compressed
+	}
+}
+
+// renumber changes the thread id in the server's greeting: protocol version 10, the server's
+// version up to a NUL, the id. Where a server greets with an error there is none.
+func renumber(packet []byte, id func(uint32) uint32) {
+	if len(packet) <= headerSize || packet[headerSize] != 10 {
+		return
+	}
+	_, rest, _ := bytes.Cut(packet[headerSize+1:], []byte{0})
+	if len(rest) >= 4 {
+		binary.LittleEndian.PutUint32(rest, id(binary.LittleEndian.Uint32(rest)))
 	}
 }
 

@@ -21,20 +21,22 @@ import (
 	"github.com/livepool/livepool/internal/loopback"
 )
 
-// A Proxy passes connections on to its upstream. Its methods may be called from any goroutine.
+// A Proxy passes connections on to its upstreams. Its methods may be called from any goroutine.
 //
 // Faults that stop bytes hold for what is sent after the call; what was under way may arrive.
 type Proxy struct {
-	addr    string
-	port    int
-	header  bool
-	queries bool
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
+	addr     string
+	port     int
+	header   bool
+	queries  bool
+	threadID func(real uint32) uint32 // nil: the client is told the server's own
+	ctx      context.Context          // ends with Close
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows; taken after a conn's mu, never before
-	upstream  string
+	upstreams []string
+	turn      int              // of the next connection in the rotation over them
 	listener  *net.TCPListener // nil while refusing
 	closed    bool
 	hangNew   bool
@@ -58,6 +60,22 @@ func WithProxyHeader() Option { return func(p *Proxy) { p.header = true } }
 // WithQueries has the proxy keep the text of every query for Queries.
 func WithQueries() Option { return func(p *Proxy) { p.queries = true } }
 
+// WithThreadIDs has the proxy behave like ProxySQL and MaxScale, which greet a client with a
+// connection id of their own: f makes it of the server's, once for each connection that a server
+// greets and never twice at a time. Only the greeting is changed: CONNECTION_ID() still returns
+// the server's id, as behind ProxySQL in any query but the plainest, and KILL is not translated,
+// so that an id from the greeting may hit a stranger.
+func WithThreadIDs(f func(real uint32) uint32) Option {
+	var mu sync.Mutex
+	return func(p *Proxy) {
+		p.threadID = func(real uint32) uint32 {
+			mu.Lock()
+			defer mu.Unlock()
+			return f(real)
+		}
+	}
+}
+
 // New starts a proxy on a free port of 127.0.0.1. The upstream is a host:port or the path of
 // a unix socket; for MySQL it has to be the former, since over a socket MySQL expects the
 // password in the clear, which a client that sees only TCP rightly does not send.
@@ -66,7 +84,7 @@ func New(upstream string, opts ...Option) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{addr: l.Addr().String(), port: loopback.Port(l), upstream: upstream, conns: map[*conn]bool{}}
+	p := &Proxy{addr: l.Addr().String(), port: loopback.Port(l), upstreams: []string{upstream}, conns: map[*conn]bool{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for _, o := range opts {
 		o(p)
@@ -79,10 +97,17 @@ func New(upstream string, opts ...Option) (*Proxy, error) {
 func (p *Proxy) Addr() string { return p.addr }
 
 // SetUpstream sends connections made from now on elsewhere.
-func (p *Proxy) SetUpstream(addr string) {
+func (p *Proxy) SetUpstream(addr string) { p.SetUpstreams(addr) }
+
+// SetUpstreams has the proxy behave like a plain TCP balancer: connections made from now on go
+// to these servers in turn, in the order in which they are taken from clients, the next one to
+// the first. There are no health checks: a server that is down keeps its turn, and the client is
+// reset, as every client is if there are no servers.
+func (p *Proxy) SetUpstreams(addrs ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.upstream = addr
+	p.upstreams = slices.Clone(addrs)
+	p.turn = 0
 }
 
 // Close resets all connections and returns when nothing of the proxy runs any more.
@@ -119,7 +144,8 @@ func (p *Proxy) accept(client *net.TCPConn) {
 		client.Close()
 		return
 	}
-	c := &conn{p: p, client: client, life: &Lifetime{Opened: time.Now()}}
+	c := &conn{p: p, client: client, turn: p.turn, life: &Lifetime{Opened: time.Now()}}
+	p.turn++
 	c.gate = sync.NewCond(&c.mu)
 	c.stalled = p.hangNew
 	p.counts.Conns++

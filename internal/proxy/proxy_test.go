@@ -1,8 +1,10 @@
 package proxy_test
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	"github.com/livepool/livepool/internal/loopback"
 	"github.com/livepool/livepool/internal/proxy"
 	"github.com/livepool/livepool/internal/server"
 	"github.com/livepool/livepool/internal/server/servertest"
@@ -86,19 +89,27 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // dial opens a connection as a client that knows no MySQL, and reads the server's greeting.
 func dial(t *testing.T, p *proxy.Proxy) net.Conn {
 	t.Helper()
+	c, _ := greeted(t, p)
+	return c
+}
+
+// greeted is dial for those who want to know the greeting.
+func greeted(t *testing.T, p *proxy.Proxy) (net.Conn, []byte) {
+	t.Helper()
 	c, err := net.Dial("tcp", p.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	greeting := make([]byte, 4)
+	header := make([]byte, 4)
+	if _, err := io.ReadFull(c, header); err != nil {
+		t.Fatal(err)
+	}
+	greeting := make([]byte, header[0])
 	if _, err := io.ReadFull(c, greeting); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.CopyN(io.Discard, c, int64(greeting[0])); err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return c, greeting
 }
 
 func TestCountsAreExact(t *testing.T) {
@@ -326,28 +337,96 @@ func TestRefusingAndReopening(t *testing.T) {
 func TestUpstreamCanBeSwitchedAndBeGone(t *testing.T) {
 	a, b := servertest.Run(t, server.MariaDB), servertest.Run(t, server.MariaDB)
 	p := start(t, a.Addr())
-	port := func(c *sql.Conn) (port int) {
-		if err := c.QueryRowContext(t.Context(), "SELECT @@port").Scan(&port); err != nil {
-			t.Error(err)
-		}
-		return port
-	}
 	db := open(t, a.DSNVia(p.Addr()))
 	toA := connect(t, db)
 	p.SetUpstream(b.Addr())
 	toB := connect(t, db)
-	if fmt.Sprintf("127.0.0.1:%d", port(toA)) != a.Addr() || fmt.Sprintf("127.0.0.1:%d", port(toB)) != b.Addr() {
+	if whereTo(t, toA) != a.Addr() || whereTo(t, toB) != b.Addr() {
 		t.Error("connections do not go where they should")
 	}
 	b.Kill()
+	if err := turnedAway(p); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("with the upstream gone: %v", err)
+	}
+}
+
+func TestConnectionsGoToTheUpstreamsInTurn(t *testing.T) {
+	a, b := servertest.Run(t, server.MariaDB), servertest.Run(t, server.MariaDB)
+	p := start(t, a.Addr())
+	db := open(t, a.DSNVia(p.Addr()))
+	next := func(want ...*server.Server) {
+		t.Helper()
+		for i, s := range want {
+			if got := whereTo(t, connect(t, db)); got != s.Addr() {
+				t.Errorf("connection %d goes to %s, want %s", i, got, s.Addr())
+			}
+		}
+	}
+	next(a, a)
+	addrs := []string{a.Addr(), b.Addr()}
+	p.SetUpstreams(addrs...)
+	addrs[0] = "the caller's own affair"
+	next(a, b, a)
+	p.SetUpstreams(a.Addr(), b.Addr())
+	next(a, b, a)
+	p.SetUpstream(b.Addr())
+	next(b, b)
+
+	// A connection that hangs has had its turn.
+	p.SetUpstreams(a.Addr(), b.Addr())
+	p.HangNew(true)
+	hanging := make(chan *sql.Conn, 1)
+	before := p.Conns()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		hanging <- c
+	})
+	eventually(t, "it is taken", func() bool { return p.Conns() > before })
+	p.HangNew(false)
+	next(b)
+	p.Heal()
+	if c := <-hanging; c != nil {
+		defer c.Close()
+		if got := whereTo(t, c); got != a.Addr() {
+			t.Errorf("the hanging connection goes to %s, want %s", got, a.Addr())
+		}
+	}
+
+	b.Kill()
+	next(a)
+	if err := turnedAway(p); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("at the turn of one that is gone: %v", err)
+	}
+	next(a)
+	p.SetUpstreams()
+	if err := turnedAway(p); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("without upstreams: %v", err)
+	}
+}
+
+// whereTo is the address of the server that a connection has reached.
+func whereTo(t *testing.T, c *sql.Conn) string {
+	t.Helper()
+	var port int
+	if err := c.QueryRowContext(t.Context(), "SELECT @@port").Scan(&port); err != nil {
+		t.Error(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// turnedAway is the error of a connection that hears of no server.
+func turnedAway(p *proxy.Proxy) error {
 	c, err := net.Dial("tcp", p.Addr())
 	if err == nil {
 		defer c.Close()
 		_, err = c.Read(make([]byte, 1))
 	}
-	if !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("with the upstream gone: %v", err)
-	}
+	return err
 }
 
 // The whole point of the proxy: a COMMIT that never arrived and one that did look alike.
@@ -460,6 +539,106 @@ func TestTheServerSeesTheClientsOwnPortWithAHeader(t *testing.T) {
 		if own != tt.want {
 			t.Errorf("%s: the client is %v, the server sees %+v", tt.name, c.LocalAddr(), list)
 		}
+	}
+}
+
+func TestTheClientIsToldAnotherThreadID(t *testing.T) {
+	for _, tt := range []struct {
+		kind server.Kind
+		opts []proxy.Option
+		args []string
+	}{
+		{server.MySQL, nil, nil},
+		{server.MariaDB, nil, nil},
+		{server.MariaDB, []proxy.Option{proxy.WithProxyHeader()}, []string{"--proxy-protocol-networks=127.0.0.1"}},
+	} {
+		t.Run(fmt.Sprint(tt.kind, tt.args), func(t *testing.T) {
+			s := servertest.RunOptions(t, tt.kind, server.Options{Args: tt.args, TLS: true})
+			var mu sync.Mutex
+			var all []uint32
+			seen := func() []uint32 {
+				mu.Lock()
+				defer mu.Unlock()
+				return slices.Clone(all)
+			}
+			p := start(t, s.Addr(), append(tt.opts, proxy.WithThreadIDs(func(real uint32) uint32 {
+				mu.Lock()
+				defer mu.Unlock()
+				all = append(all, real)
+				return 0xfffefdfc - uint32(len(all))
+			}))...)
+			for n := 1; n <= 2; n++ {
+				_, greeting := greeted(t, p)
+				_, rest, _ := bytes.Cut(greeting, []byte{0})
+				told, ids := binary.LittleEndian.Uint32(rest), seen()
+				if len(ids) != n || told != 0xfffefdfc-uint32(n) {
+					t.Fatalf("connection %d is told %#x; the server's ids: %v", n, told, ids)
+				}
+				list, err := s.Processes()
+				if err != nil || !slices.ContainsFunc(list, func(pr server.Process) bool { return pr.ID == uint64(ids[n-1]) }) {
+					t.Errorf("the server's ids are %v, the server has %+v, %v", ids, list, err)
+				}
+			}
+			for n, change := range []func(*mysql.Config){
+				func(*mysql.Config) {},
+				func(c *mysql.Config) { c.TLS = s.TLSConfig() },
+			} {
+				conn := connect(t, open(t, s.DSNVia(p.Addr()), change))
+				id, err := connectionID(t.Context(), conn)
+				if ids := seen(); err != nil || len(ids) != n+3 || uint32(id) != ids[n+2] {
+					t.Errorf("connection %d, %v; the server's ids: %v", id, err, ids)
+				}
+				// A row that begins like a greeting, its 10 being a length.
+				var text string
+				if err := conn.QueryRowContext(t.Context(), `SELECT 'ten\0letter'`).Scan(&text); err != nil || text != "ten\x00letter" {
+					t.Errorf("got %q, %v", text, err)
+				}
+			}
+			if n := p.Counts().Query; n != 2 {
+				t.Errorf("counted %d queries, want the 2 without TLS", n)
+			}
+		})
+	}
+}
+
+// What a server sends is played here, to know every byte of it.
+func TestOfTheGreetingOnlyTheThreadIDIsChanged(t *testing.T) {
+	greeting := "\x0d\x00\x00\x00\x0a1.2\x00\x01\x02\x03\x04salt"
+	for _, tt := range []struct{ name, sent, want string }{
+		{"the first packet", greeting + greeting, strings.Replace(greeting, "\x01\x02\x03\x04", "\xf1\xf2\xf3\xf4", 1) + greeting},
+		{"an error", "\x0b\x00\x00\x00\xff\x10\x04Too many", "\x0b\x00\x00\x00\xff\x10\x04Too many"},
+		{"half a greeting", greeting[:12], greeting[:12]},
+		{"no id", "\x05\x00\x00\x00\x0a1.2\x00", "\x05\x00\x00\x00\x0a1.2\x00"},
+		{"no NUL", "\x05\x00\x00\x00\x0a1.23", "\x05\x00\x00\x00\x0a1.23"},
+		{"an empty packet", "\x00\x00\x00\x00" + greeting, "\x00\x00\x00\x00" + greeting},
+	} {
+		l, err := loopback.Listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if c, err := l.Accept(); err == nil {
+				io.WriteString(c, tt.sent)
+				c.Close()
+			}
+		})
+		p := start(t, l.Addr().String(), proxy.WithThreadIDs(func(real uint32) uint32 {
+			if real != 0x04030201 {
+				t.Errorf("%s: the server's id was read as %#x", tt.name, real)
+			}
+			return 0xf4f3f2f1
+		}))
+		c, err := net.Dial("tcp", p.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got, err := io.ReadAll(c); err != nil || string(got) != tt.want {
+			t.Errorf("%s: got %q, %v, want %q", tt.name, got, err, tt.want)
+		}
+		wg.Wait()
 	}
 }
 

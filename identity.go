@@ -1,0 +1,316 @@
+// identity.go tells who is who on the server: whether it sees this pool's
+// connections as they see themselves, and which of its threads serves one of
+// them. Whatever is done to a thread, kill.go and stall.go do it, and only with
+// the proof from here.
+
+package livepool
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// introduction is what a server says of a connection, and of itself.
+type introduction struct {
+	thread      string // its id for the connection
+	waitTimeout time.Duration
+	server      string // itself; the same after a restart
+	user        string
+	host        string // where it sees the connection come from, less the port
+	port        string
+}
+
+const (
+	serverName  = "CONCAT_WS('/', @@hostname, @@port, @@server_id, @@datadir)"
+	introduceMe = "SELECT CONNECTION_ID(), @@wait_timeout, " + serverName + ", USER, HOST" +
+		" FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()"
+)
+
+func introduce(ctx context.Context, in *inner) (who introduction, err error) {
+	row, err := in.askRow(ctx, introduceMe)
+	if err != nil {
+		return who, err
+	}
+	if len(row) != 5 {
+		return who, fmt.Errorf("livepool: the server shows %d columns where 5 were asked for", len(row))
+	}
+	seconds, err := strconv.Atoi(row[1])
+	who = introduction{thread: row[0], waitTimeout: time.Duration(seconds) * time.Second, server: row[2], user: row[3], host: row[4]}
+	if i := strings.LastIndexByte(who.host, ':'); i >= 0 {
+		who.host, who.port = who.host[:i], who.host[i+1:]
+	}
+	return who, err
+}
+
+// askRow asks the server for one row, past all bookkeeping. NULL is "".
+func (in *inner) askRow(ctx context.Context, query string) ([]string, error) {
+	rows, err := in.QueryContext(ctx, query, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	values := make([]driver.Value, len(rows.Columns()))
+	if err := rows.Next(values); err != nil {
+		return nil, err
+	}
+	row := make([]string, len(values))
+	for i, v := range values {
+		switch v := v.(type) {
+		case nil:
+		case []byte:
+			row[i] = string(v)
+		default:
+			row[i] = fmt.Sprint(v)
+		}
+	}
+	return row, nil
+}
+
+// isSeenAs says whether the server sees the connection as it sees itself: with
+// the id of its handshake and from its own port. Behind a proxy or NAT it does
+// not, and neither does a unix socket, which has no port.
+func (who *introduction) isSeenAs(w *wire) bool {
+	return who.port != "" && who.port == port(w) && who.thread == strconv.FormatUint(uint64(w.hello.threadID), 10)
+}
+
+// port is the connection's own, "" if it has none.
+func port(w *wire) string {
+	if tcp, ok := w.LocalAddr().(*net.TCPAddr); ok {
+		return strconv.Itoa(tcp.Port)
+	}
+	return ""
+}
+
+// samePath says whether two connections lead from the same address to the same
+// address. Between two such a port belongs to one connection at a time.
+func samePath(a, b *wire) bool {
+	from, ok := a.LocalAddr().(*net.TCPAddr)
+	to, ok2 := b.LocalAddr().(*net.TCPAddr)
+	return ok && ok2 && from.IP.Equal(to.IP) && a.RemoteAddr().String() == b.RemoteAddr().String()
+}
+
+// home is what the pool knows of where its connections lead.
+type home struct {
+	known atomic.Bool
+	mu    sync.Mutex // guards what follows; held while the first connection asks
+
+	server   string
+	direct   bool // the server sees the connections as they see themselves
+	lastID   uint32
+	lastSeen time.Duration
+
+	// scattered: the address leads, or may lead, to several servers.
+	scattered atomic.Bool
+}
+
+// getAcquainted follows the login: the pool's first connection asks what all of
+// them need to know, and each takes its beacon, if it needs one.
+func (ctr *connector) getAcquainted(ctx context.Context, l *link, began time.Duration) error {
+	if !ctr.mysql {
+		return nil
+	}
+	if !ctr.home.known.Load() {
+		if err := ctr.ask(ctx, l); err != nil {
+			return err
+		}
+	}
+	w := l.wire
+	if w == nil {
+		return nil
+	}
+	w.born = ctr.clock.now()
+	ctr.home.sees(w.hello.threadID, began, w.born)
+	if !ctr.needsBeacon(w) {
+		return nil
+	}
+	return lightBeacon(ctx, l)
+}
+
+// ask asks what all connections need to know. Those that are opened at the same
+// time wait for the answer.
+func (ctr *connector) ask(ctx context.Context, l *link) error {
+	h := &ctr.home
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.known.Load() {
+		return nil
+	}
+	who, err := introduce(ctx, &l.inner)
+	switch {
+	case errorNumber(err) != 0 || err == io.EOF:
+		ctr.cfg.logger().Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
+			"and what is abandoned there is killed only by a beacon", "addr", ctr.addr, "cause", err)
+	case err != nil:
+		return err
+	default:
+		ctr.tune(who.waitTimeout)
+		h.server, h.direct = who.server, l.wire != nil && who.isSeenAs(l.wire)
+	}
+	h.known.Store(true)
+	return nil
+}
+
+// sees notes a thread id. A server counts upwards: an id below that of a
+// connection opened before is another server's, or the server was restarted.
+func (h *home) sees(id uint32, began, now time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if began >= h.lastSeen && id < h.lastID {
+		h.scattered.Store(true)
+	}
+	h.lastID, h.lastSeen = id, now
+}
+
+// needsBeacon says whether the connection could not be told from others later.
+func (ctr *connector) needsBeacon(w *wire) bool {
+	if !ctr.cfg.KillAbandoned && ctr.cfg.StallAfter == 0 {
+		return false
+	}
+	switch ctr.cfg.Beacon {
+	case BeaconOn:
+		return true
+	case BeaconAuto:
+		return !ctr.home.direct || ctr.home.scattered.Load()
+	}
+	return false
+}
+
+// lightBeacon takes a named lock that nobody else can have, by which another
+// connection finds the server's own id of this one. A server that refuses it
+// leaves the connection without.
+func lightBeacon(ctx context.Context, l *link) error {
+	name := "livepool:" + rand.Text()
+	row, err := l.inner.askRow(ctx, "SELECT GET_LOCK('"+name+"', 0), "+serverName)
+	switch {
+	case errorNumber(err) != 0:
+		return nil
+	case err != nil:
+		return err
+	case len(row) == 2 && row[0] == "1":
+		l.wire.beacon, l.wire.server = name, row[1]
+	}
+	return nil
+}
+
+// side is a connection beside those of the pool, to ask the server about them.
+type side struct {
+	ctr    *connector
+	l      link
+	who    introduction
+	direct bool
+	uptime time.Duration
+}
+
+// openSide opens one.
+func (ctr *connector) openSide(ctx context.Context) (*side, error) {
+	s := &side{ctr: ctr}
+	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
+	defer cancel()
+	dc, err := ctr.inner.Connect(context.WithValue(ctx, dialedKey{}, &s.l.wire))
+	if err != nil {
+		return nil, err
+	}
+	s.l.inner = newInner(dc)
+	if s.who, err = introduce(ctx, &s.l.inner); err != nil {
+		s.l.close()
+		return nil, err
+	}
+	row, err := s.l.inner.askRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
+	if err != nil {
+		s.l.close()
+		return nil, err
+	}
+	if seconds, err := strconv.Atoi(row[len(row)-1]); err == nil {
+		s.uptime = time.Duration(seconds) * time.Second
+	}
+	s.direct = s.l.wire != nil && s.who.isSeenAs(s.l.wire)
+	if ctr.home.isElsewhere(s.who.server) {
+		ctr.home.scattered.Store(true)
+	}
+	return s, nil
+}
+
+func (h *home) isElsewhere(server string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.server != server
+}
+
+// finding is what the server says of a connection's thread.
+type finding int
+
+const (
+	unproved finding = iota // there is no telling whose a thread is
+	gone                    // there is none any more
+	resting                 // it waits for the client
+	working
+)
+
+// find looks for the thread that serves w. The id is the server's own.
+func (s *side) find(ctx context.Context, w *wire) (id string, _ finding, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, s.ctr.cfg.PingTimeout)
+	defer cancel()
+	if w.beacon != "" {
+		return s.findByBeacon(ctx, w)
+	}
+	return s.findByPort(ctx, w)
+}
+
+// findByBeacon asks who holds the beacon. Where nobody does, only the server on
+// which it was taken knows that the connection is gone.
+func (s *side) findByBeacon(ctx context.Context, w *wire) (string, finding, error) {
+	row, err := s.l.inner.askRow(ctx, "SELECT IS_USED_LOCK('"+w.beacon+"')")
+	switch {
+	case err != nil:
+		return "", unproved, err
+	case row[0] == "" && w.server == s.who.server:
+		return "", gone, nil
+	case row[0] == "":
+		return "", unproved, nil
+	}
+	f, err := s.command(ctx, "ID = "+row[0])
+	return row[0], f, err
+}
+
+// findByPort looks for the id of the handshake, for our user and from our port,
+// on a server that sees this connection as it sees itself: then it sees that one
+// so too. What was born before the server has started is gone.
+func (s *side) findByPort(ctx context.Context, w *wire) (string, finding, error) {
+	if !s.direct || !samePath(s.l.wire, w) {
+		return "", unproved, nil
+	}
+	id := strconv.FormatUint(uint64(w.hello.threadID), 10)
+	f, err := s.command(ctx, fmt.Sprintf("ID = %s AND USER = x'%x' AND HOST = x'%x'", id, s.who.user, s.who.host+":"+port(w)))
+	restarted := s.uptime+2*time.Second < s.ctr.clock.now()-w.born // it counts in whole seconds
+	if f != gone && !restarted || err != nil {
+		return id, f, err
+	}
+	if s.ctr.home.scattered.Load() {
+		return id, unproved, nil // it may be another server of the same address
+	}
+	return id, gone, nil
+}
+
+// command looks at one thread in the processlist.
+func (s *side) command(ctx context.Context, where string) (finding, error) {
+	row, err := s.l.inner.askRow(ctx, "SELECT COMMAND FROM information_schema.PROCESSLIST WHERE "+where)
+	switch {
+	case errors.Is(err, io.EOF):
+		return gone, nil
+	case err != nil:
+		return unproved, err
+	case row[0] == "Sleep":
+		return resting, nil
+	}
+	return working, nil
+}

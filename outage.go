@@ -1,0 +1,252 @@
+// outage.go keeps the sessions off a server that cannot be reached: one prober
+// dials for all of them, and they are let in when it gets through. Statements
+// outside sessions dial as ever; what becomes of that is news all the same.
+
+package livepool
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// outage is what is known of whether the server can be reached.
+type outage struct {
+	// proven: a connection was opened since the last sign of trouble. Until one
+	// was, sessions dial one at a time.
+	proven atomic.Bool
+	single chan struct{}
+	// doors are as many handshakes of sessions as there may be at a time, nil
+	// where the number of sessions that have a place is limited.
+	doors chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	last    error      // of the last connect, nil if it succeeded
+	over    chan struct{}
+	began   time.Duration
+	waiting int
+	probing bool
+
+	down atomic.Bool // the last connect that told did not reach the server; changed under mu
+}
+
+func (o *outage) init(limit, size int) {
+	o.single = make(chan struct{}, 1)
+	if limit == 0 {
+		o.doors = make(chan struct{}, max(size, 1))
+	}
+}
+
+func (o *outage) isDown() bool { return o.down.Load() }
+
+// cause is why the last connection could not be opened, nil if it could.
+func (o *outage) cause() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last
+}
+
+// sessionDial is under what a context says that a session is dialling.
+type sessionDial struct{}
+
+// heldError is for a session that is not to dial by itself.
+type heldError struct{ cause error }
+
+func (e *heldError) Error() string {
+	return "livepool: the server cannot be reached: " + e.cause.Error()
+}
+func (e *heldError) Unwrap() error { return e.cause }
+
+func nothing() {}
+
+// enter comes before a dial. It keeps those of sessions back during an outage.
+func (o *outage) enter(ctx context.Context) (leave func(), err error) {
+	if ctx.Value(sessionDial{}) == nil {
+		return nothing, nil
+	}
+	if !o.proven.Load() {
+		if leave, err = pass(ctx, o.single); err != nil {
+			return nil, err
+		}
+		switch {
+		case o.isDown():
+			leave()
+			return nil, &heldError{o.cause()}
+		case !o.proven.Load():
+			return leave, nil
+		}
+		leave()
+	}
+	if o.doors == nil {
+		return nothing, nil
+	}
+	return pass(ctx, o.doors)
+}
+
+func pass(ctx context.Context, door chan struct{}) (leave func(), err error) {
+	select {
+	case door <- struct{}{}:
+		return func() { <-door }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// unreachable says whether a failure to connect is that of a server that is not
+// there, and not of one that refuses, or of a caller without patience.
+func unreachable(err error) bool {
+	var connect *connectError
+	switch {
+	case !errors.As(err, &connect), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return false
+	case errorNumber(err) != 0:
+		return Classify(err)&ConnDead != 0 // it is shutting down
+	}
+	return isNetworkLoss(err) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn)
+}
+
+// failedToConnect notes a connection that could not be opened.
+func (ctr *connector) failedToConnect(err error) {
+	ctr.stats.connectFailed.Add(1)
+	o := &ctr.outage
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = err
+	o.proven.Store(false)
+	if !unreachable(err) || o.down.Swap(true) {
+		return
+	}
+	o.over, o.began = make(chan struct{}), ctr.clock.now()
+	ctr.stats.outages.Add(1)
+	ctr.cfg.logger().Warn("livepool: the server cannot be reached; sessions wait while one prober dials for all of them",
+		slog.String("addr", ctr.addr), slog.Any("cause", err))
+}
+
+// connected notes one that could.
+func (ctr *connector) connected() {
+	o := &ctr.outage
+	if o.proven.Load() {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = nil
+	o.proven.Store(true)
+	if !o.down.Swap(false) {
+		return
+	}
+	close(o.over)
+	ctr.cfg.logger().Info("livepool: the server can be reached again",
+		slog.String("addr", ctr.addr), slog.Duration("after", ctr.clock.now()-o.began), slog.Int("sessions_waiting", o.waiting))
+	ctr.maintainer.nudge()
+}
+
+// awaitServer waits for the end of an outage. It returns false if the deadline
+// or the context ends first.
+func (ctr *connector) awaitServer(ctx context.Context, deadline time.Time) bool {
+	o := &ctr.outage
+	o.mu.Lock()
+	if !o.down.Load() {
+		o.mu.Unlock()
+		return ctx.Err() == nil && time.Now().Before(deadline)
+	}
+	over := o.over
+	o.waiting++
+	if !o.probing {
+		o.probing = ctr.spawn(ctr.probe)
+	}
+	o.mu.Unlock()
+	defer func() {
+		o.mu.Lock()
+		o.waiting--
+		o.mu.Unlock()
+	}()
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-over:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-ctr.life.Done():
+	}
+	return false
+}
+
+// hushed is the driver's logger. In an outage the driver would complain at every
+// attempt to connect.
+type hushed struct {
+	mysql.Logger
+	o *outage
+}
+
+func (h *hushed) Print(v ...any) {
+	if !h.o.isDown() {
+		h.Logger.Print(v...)
+	}
+}
+
+// How often the prober dials: often enough that nobody waits for long once the
+// server is back, and less often the longer it has been away.
+const (
+	probeShortest = 21 * time.Millisecond
+	probeLongest  = 250 * time.Millisecond
+	probePatience = 500 * time.Millisecond // with an attempt that gets no answer, before the next
+)
+
+func probeInterval(elapsed time.Duration) time.Duration {
+	d := min(max(elapsed/150, probeShortest), probeLongest)
+	return d + rand.N(d/5)
+}
+
+// probe dials as long as there are sessions that wait for the server. Where the
+// attempts get no answer a few may be under way at the same time. The connection
+// that gets through is the first session's.
+func (ctr *connector) probe() {
+	o := &ctr.outage
+	for {
+		o.mu.Lock()
+		if !o.down.Load() || o.waiting == 0 || ctr.life.Err() != nil {
+			o.probing = false
+			o.mu.Unlock()
+			return
+		}
+		over, pause := o.over, probeInterval(ctr.clock.now()-o.began)
+		o.mu.Unlock()
+
+		next := time.NewTimer(pause)
+		done := make(chan struct{})
+		ctr.spawn(func() {
+			defer close(done)
+			if l, err := ctr.connect(ctr.life); err != nil {
+				ctr.failedToConnect(err)
+			} else {
+				ctr.addSpare(l)
+				ctr.connected()
+			}
+		})
+		patience := time.NewTimer(max(probePatience, ctr.cfg.ConnectTimeout/8))
+		select {
+		case <-done:
+		case <-over:
+		case <-patience.C:
+		case <-ctr.life.Done():
+		}
+		patience.Stop()
+		select {
+		case <-next.C:
+		case <-over:
+		case <-ctr.life.Done():
+		}
+		next.Stop()
+	}
+}

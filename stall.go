@@ -1,0 +1,127 @@
+// stall.go asks the server about statements that have had no reply for a while:
+// is it slow, or is its connection dead? No timeout can tell. A black hole behind
+// a proxy or NAT acknowledges nothing and closes nothing, and an honest
+// statement may take hours.
+
+package livepool
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// vigil is what the maintainer has seen of one connection's waiting. Nobody
+// else touches it.
+type vigil struct {
+	read  uint64        // the number of the read that waits
+	since time.Duration // from when, at the latest
+	next  time.Duration // when to ask the server
+	rests int           // how often in a row it was found not to be working
+}
+
+// stallError is the end of a connection whose reply will not come.
+type stallError struct {
+	waited time.Duration
+	thread uint32
+	found  finding
+}
+
+func (e *stallError) Error() string {
+	state := "is idle"
+	if e.found == gone {
+		state = "is gone"
+	}
+	return fmt.Sprintf("no reply for %s, while on the server thread %d of this connection %s (pool_stall_after)",
+		e.waited.Round(time.Millisecond), e.thread, state)
+}
+
+// lookForStalls looks at every connection that waits for a reply, and has the
+// server asked about those that have waited for StallAfter. It returns when to
+// look again. What it costs a statement is two counts in wire.Read.
+func (m *maintainer) lookForStalls() time.Duration {
+	after := m.ctr.cfg.StallAfter
+	if after == 0 || !m.ctr.mysql || !m.ctr.tapped {
+		return never
+	}
+	again := max(after/4, time.Millisecond)
+	if m.looking.Load() {
+		return again
+	}
+	var late []*wire
+	now := m.ctr.clock.now()
+	for _, c := range m.ctr.residents() {
+		w := c.watched.Load()
+		if w == nil {
+			continue
+		}
+		read := w.reads.Load()
+		switch v := &w.vigil; {
+		case read%2 == 0:
+		case read != v.read:
+			*v = vigil{read: read, since: now, next: now + after}
+		case now >= v.next:
+			late = append(late, w)
+		}
+	}
+	if len(late) > 0 {
+		m.looking.Store(true)
+		if !m.ctr.spawn(func() {
+			m.lookUp(late)
+			m.looking.Store(false)
+		}) {
+			m.looking.Store(false)
+		}
+	}
+	return again
+}
+
+// lookUp asks the server what it does for the connections that wait. One that
+// it does nothing for, at two looks in a row, is given up; what follows from
+// that is decided where the reply is waited for.
+func (m *maintainer) lookUp(late []*wire) {
+	ctr := m.ctr
+	ctr.stats.stallChecks.Add(int64(len(late)))
+	s, err := ctr.openSide(ctr.life)
+	if err == nil {
+		defer s.l.close()
+	}
+	for _, w := range late {
+		found := working
+		if err == nil {
+			_, found, err = s.find(ctr.life, w)
+		}
+		v := &w.vigil
+		now := ctr.clock.now()
+		v.next = now + ctr.cfg.StallAfter
+		if err != nil || found == working || found == unproved {
+			v.rests = 0
+			continue
+		}
+		v.rests++
+		v.next = now
+		if v.rests > 1 && w.reads.Load() == v.read {
+			m.condemn(w, &stallError{now - v.since, w.hello.threadID, found})
+		}
+	}
+}
+
+// condemn ends a connection under the reader who waits for its reply.
+func (m *maintainer) condemn(w *wire, why *stallError) {
+	m.ctr.stats.stalled.Add(1)
+	m.ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+why.Error(),
+		slog.String("addr", m.ctr.addr), slog.Uint64("thread_id", uint64(why.thread)))
+	w.condemned.Store(why)
+	w.Conn.Close()
+}
+
+// stalledFor is how long the reply had been waited for, if that is what ended
+// the connection.
+func stalledFor(err error) (time.Duration, bool) {
+	var stall *stallError
+	if errors.As(err, &stall) {
+		return stall.waited, true
+	}
+	return 0, false
+}
