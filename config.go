@@ -46,7 +46,7 @@ type Beacon int
 
 const (
 	// BeaconOff takes no lock. A connection whose port on the server is not its
-	// own is then never killed, for want of proof.
+	// own, or that has none, is then never killed, for want of proof.
 	BeaconOff Beacon = iota
 	// BeaconAuto, the default, takes the lock only where the port the server
 	// sees is not the connection's own.
@@ -105,7 +105,8 @@ type Config struct {
 	// default 30s. 0: it does not wait.
 	PoolTimeout time.Duration
 	// MinIdle (pool_min_idle) is how many idle connections are kept ready ahead
-	// of demand, default 0, at most PoolSize.
+	// of demand, default 0, at most PoolSize, beyond which none is opened for it.
+	// They are opened in the background, beginning with Open.
 	MinIdle int
 	// IdleTimeout (pool_idle_timeout) closes a connection that nobody has used
 	// for so long, default 30m, never below MinIdle. 0: never.
@@ -123,13 +124,14 @@ type Config struct {
 	// default PrePingIdle.
 	PrePing PrePing
 	// PingAfter (pool_ping_after) is how long PrePingIdle trusts a completed
-	// round trip, default 500ms.
+	// round trip, default 500ms, and at most half of the server's wait_timeout.
 	PingAfter time.Duration
 	// PingTimeout (pool_ping_timeout) is when a ping without an answer counts as
 	// a death, default 1s.
 	PingTimeout time.Duration
 	// KeepAlive (pool_keepalive) is how often idle connections are pinged in the
-	// background, default 30s. 0: never.
+	// background, default 30s, and not less often than three times within the
+	// server's wait_timeout. 0: never.
 	KeepAlive time.Duration
 
 	// ConnectTimeout (pool_connect_timeout) bounds the opening of a connection:
@@ -140,13 +142,16 @@ type Config struct {
 	CommitTimeout time.Duration
 
 	// KillAbandoned (pool_kill_abandoned) ends what a connection that was given
-	// up still runs on the server, default true.
+	// up still runs on the server, default true. It needs livepool's dialer and
+	// the MySQL driver.
 	KillAbandoned bool
 	// Beacon (pool_beacon) is how a connection proves its identity behind a
 	// proxy, default BeaconAuto.
 	Beacon Beacon
 	// StallAfter (pool_stall_after) is when a statement without a reply is
-	// looked up on the server, default 5s. 0: never.
+	// looked up on the server, default 5s. One that the server works on is waited
+	// for, however long it takes. It needs a Pool, livepool's dialer and the MySQL
+	// driver. 0: never.
 	StallAfter time.Duration
 	// LeakAfter (pool_leak_after) reports a connection or session that is held
 	// longer, default 0: off.

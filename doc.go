@@ -38,6 +38,17 @@
 // objects. A statement that commits implicitly, such as DDL, ends what can be
 // promised.
 //
+// # In the background
+//
+// A Pool's maintainer pings idle connections every KeepAlive, replaces them
+// before they are too old, keeps MinIdle of them ready, and sweeps them after a
+// death, so that no caller pays for it (maintain.go). A statement that gets no
+// reply for StallAfter is looked up on the server: a slow one is waited for, a
+// dead connection given up (stall.go). What a connection that was given up still
+// does on the server is killed there, with proof of whose it is (kill.go,
+// identity.go). While the server cannot be reached one prober dials for all
+// sessions (outage.go).
+//
 // # Transactions
 //
 // Once the server has ended a transaction, by a deadlock or with its

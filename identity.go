@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strconv"
 	"strings"
@@ -129,7 +130,7 @@ func (ctr *connector) getAcquainted(ctx context.Context, l *link, began time.Dur
 		return nil
 	}
 	w.born = ctr.clock.now()
-	ctr.home.sees(w.hello.threadID, began, w.born)
+	ctr.home.sees(w.hello.threadID, began, w.born, time.Duration(ctr.news.hungUp.Load()))
 	if !ctr.needsBeacon(w) {
 		return nil
 	}
@@ -139,33 +140,46 @@ func (ctr *connector) getAcquainted(ctx context.Context, l *link, began time.Dur
 // ask asks what all connections need to know. Those that are opened at the same
 // time wait for the answer.
 func (ctr *connector) ask(ctx context.Context, l *link) error {
-	h := &ctr.home
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.known.Load() {
-		return nil
-	}
-	who, err := introduce(ctx, &l.inner)
+	who, first, err := ctr.home.ask(ctx, l)
 	switch {
+	case !first:
 	case errorNumber(err) != 0 || err == io.EOF:
 		ctr.cfg.logger().Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
-			"and what is abandoned there is killed only by a beacon", "addr", ctr.addr, "cause", err)
+			"and what is abandoned there is killed only by a beacon", slog.String("addr", ctr.addr), slog.Any("cause", err))
 	case err != nil:
 		return err
 	default:
 		ctr.tune(who.waitTimeout)
-		h.server, h.direct = who.server, l.wire != nil && who.isSeenAs(l.wire)
 	}
-	h.known.Store(true)
 	return nil
 }
 
-// sees notes a thread id. A server counts upwards: an id below that of a
-// connection opened before is another server's, or the server was restarted.
-func (h *home) sees(id uint32, began, now time.Duration) {
+// ask is false for first if another connection has asked meanwhile. An error
+// that is the server's is an answer too.
+func (h *home) ask(ctx context.Context, l *link) (who introduction, first bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if began >= h.lastSeen && id < h.lastID {
+	if h.known.Load() {
+		return who, false, nil
+	}
+	who, err = introduce(ctx, &l.inner)
+	if err != nil && errorNumber(err) == 0 && err != io.EOF {
+		return who, true, err
+	}
+	if err == nil {
+		h.server, h.direct = who.server, l.wire != nil && who.isSeenAs(l.wire)
+	}
+	h.known.Store(true)
+	return who, true, err
+}
+
+// sees notes a thread id. A server counts upwards: an id below that of a
+// connection opened before is another server's, unless one was found closed
+// since, as by a restart, after which the ids begin again.
+func (h *home) sees(id uint32, began, now, hungUp time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if began >= h.lastSeen && id < h.lastID && hungUp < h.lastSeen {
 		h.scattered.Store(true)
 	}
 	h.lastID, h.lastSeen = id, now

@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,6 +39,8 @@ type reaper struct {
 	mu     sync.Mutex // guards what follows
 	ghosts []*ghost
 	idle   chan struct{} // closed when it has nothing to do, nil at first
+
+	warned atomic.Bool // of what cannot be proved
 }
 
 // abandoned is for a connection whose server may still be working for it.
@@ -101,8 +104,10 @@ func (r *reaper) finish(patience time.Duration) {
 	}
 }
 
-// How long a ghost is pursued on a server that cannot be reached.
+// How soon the server is asked again, and for how long, about ghosts that it
+// could not be asked about.
 const (
+	reapSpacing  = 20 * time.Millisecond
 	reapAtFirst  = 50 * time.Millisecond
 	reapLongest  = 10 * time.Second
 	reapPatience = time.Hour
@@ -128,6 +133,7 @@ func (ctr *connector) reap() {
 		left, err := ctr.reapBatch(batch)
 		if len(left) == 0 {
 			pause = reapAtFirst
+			ctr.rest()
 			continue
 		}
 		ctr.cfg.logger().Debug("livepool: what abandoned connections left on the server cannot be ended yet",
@@ -137,6 +143,18 @@ func (ctr *connector) reap() {
 		r.mu.Unlock()
 		ctr.awaitReach(pause)
 		pause = min(2*pause, reapLongest)
+	}
+}
+
+// rest lets more ghosts gather for the next side connection, if there are any:
+// a service whose callers give up all the time does not connect for each.
+func (ctr *connector) rest() {
+	r := &ctr.reaper
+	r.mu.Lock()
+	more := len(r.ghosts) > 0
+	r.mu.Unlock()
+	if more {
+		ctr.awaitReach(reapSpacing)
 	}
 }
 
@@ -249,7 +267,11 @@ func (ctr *connector) tellOfGhosts(tally [fates]int) {
 		log.Info("livepool: killed what abandoned connections left on the server", slog.String("addr", ctr.addr), slog.Int("connections", n))
 	}
 	if n := tally[fateUnproved]; n > 0 {
-		log.Warn("livepool: abandoned connections are not killed, because no thread of the server can be proved to be theirs; "+
+		level := slog.LevelWarn
+		if ctr.reaper.warned.Swap(true) {
+			level = slog.LevelDebug
+		}
+		log.Log(context.Background(), level, "livepool: abandoned connections are not killed, because no thread of the server can be proved to be theirs; "+
 			"they may hold their locks until wait_timeout: see Beacon (pool_beacon)", slog.String("addr", ctr.addr), slog.Int("connections", n))
 	}
 	if n := tally[fateFailed]; n > 0 {

@@ -47,13 +47,13 @@ func (c *conn) lets() {
 
 // lookForLeaks reports each connection once that is held for too long, and
 // returns when to look again.
-func (m *maintainer) lookForLeaks() time.Duration {
+func (m *maintainer) lookForLeaks(all []*conn) time.Duration {
 	after := m.ctr.cfg.LeakAfter
 	if after == 0 {
 		return never
 	}
 	now, wait := m.ctr.clock.now(), after
-	for _, c := range m.ctr.residents() {
+	for _, c := range all {
 		h := c.held.Load()
 		switch {
 		case h == nil || h.told:

@@ -191,13 +191,11 @@ func (m *maintainer) round() time.Duration {
 	if keepAlive > 0 {
 		wait = min(wait, keepAlive)
 	}
-	for _, c := range m.ctr.residents() {
-		if m.ctx.Err() != nil {
-			return 0
-		}
+	all := m.ctr.residents()
+	for _, c := range all {
 		wait = min(wait, m.look(c))
 	}
-	wait = min(wait, m.keepReady(), m.lookForStalls(), m.lookForLeaks())
+	wait = min(wait, m.keepReady(), m.lookForStalls(all), m.lookForLeaks(all))
 	return max(wait, time.Millisecond)
 }
 
@@ -313,22 +311,29 @@ func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
 		if err == nil {
 			m.sleepUntil(when)
 		}
-		var old link
-		filled := false
 		c.mu.Lock()
 		c.replacing, c.vacant = false, false
+		gone := c.gone
 		c.mu.Unlock()
+		if err != nil {
+			return
+		}
+		var old link
+		filled := false
 		c.visitIdle(func() {
-			if err == nil && (c.shell || c.serial == serial) {
+			if c.shell || c.serial == serial {
 				old, filled = c.detach(), true
 				c.fill(l)
 			}
 		})
-		if !filled {
-			l.close()
-		}
-		if old.inner.Conn != nil {
+		switch {
+		case filled && old.inner.Conn != nil:
 			m.giveUp(old, byAge)
+		case filled:
+		case gone:
+			l.close()
+		default: // in use, and closed when it is returned
+			m.ctr.addSpare(l)
 		}
 	})
 }

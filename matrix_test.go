@@ -257,7 +257,7 @@ func TestEffectsAreWhatWasReported(t *testing.T) {
 				t.Fatal(err)
 			}
 			via := front(t, s)
-			p := open(t, s.DSNVia(via.Addr()), "readTimeout=500ms&pool_commit_timeout=500ms&pool_ping_timeout=300ms")
+			p := open(t, s.DSNVia(via.Addr()), "pool_stall_after=300ms&pool_ping_timeout=300ms")
 			if err := p.CreateCommitTable(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -117,37 +117,52 @@ func unreachable(err error) bool {
 // failedToConnect notes a connection that could not be opened.
 func (ctr *connector) failedToConnect(err error) {
 	ctr.stats.connectFailed.Add(1)
-	o := &ctr.outage
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.last = err
-	o.proven.Store(false)
-	if !unreachable(err) || o.down.Swap(true) {
+	if !ctr.outage.fails(err, ctr.clock.now()) {
 		return
 	}
-	o.over, o.began = make(chan struct{}), ctr.clock.now()
 	ctr.stats.outages.Add(1)
 	ctr.cfg.logger().Warn("livepool: the server cannot be reached; sessions wait while one prober dials for all of them",
 		slog.String("addr", ctr.addr), slog.Any("cause", err))
 }
 
+// fails says whether it is the beginning of an outage.
+func (o *outage) fails(err error, now time.Duration) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = err
+	o.proven.Store(false)
+	if !unreachable(err) || o.down.Swap(true) {
+		return false
+	}
+	o.over, o.began = make(chan struct{}), now
+	return true
+}
+
 // connected notes one that could.
 func (ctr *connector) connected() {
-	o := &ctr.outage
-	if o.proven.Load() {
+	if ctr.outage.proven.Load() {
 		return
 	}
+	waiting, lasted, ended := ctr.outage.ends(ctr.clock.now())
+	if !ended {
+		return
+	}
+	ctr.maintainer.nudge()
+	ctr.cfg.logger().Info("livepool: the server can be reached again",
+		slog.String("addr", ctr.addr), slog.Duration("after", lasted), slog.Int("sessions_waiting", waiting))
+}
+
+// ends lets the sessions in, if it was an outage.
+func (o *outage) ends(now time.Duration) (waiting int, lasted time.Duration, ended bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.last = nil
 	o.proven.Store(true)
 	if !o.down.Swap(false) {
-		return
+		return 0, 0, false
 	}
 	close(o.over)
-	ctr.cfg.logger().Info("livepool: the server can be reached again",
-		slog.String("addr", ctr.addr), slog.Duration("after", ctr.clock.now()-o.began), slog.Int("sessions_waiting", o.waiting))
-	ctr.maintainer.nudge()
+	return o.waiting, now - o.began, true
 }
 
 // awaitServer waits for the end of an outage. It returns false if the deadline

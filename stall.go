@@ -40,7 +40,7 @@ func (e *stallError) Error() string {
 // lookForStalls looks at every connection that waits for a reply, and has the
 // server asked about those that have waited for StallAfter. It returns when to
 // look again. What it costs a statement is two counts in wire.Read.
-func (m *maintainer) lookForStalls() time.Duration {
+func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 	after := m.ctr.cfg.StallAfter
 	if after == 0 || !m.ctr.mysql || !m.ctr.tapped {
 		return never
@@ -51,7 +51,7 @@ func (m *maintainer) lookForStalls() time.Duration {
 	}
 	var late []*wire
 	now := m.ctr.clock.now()
-	for _, c := range m.ctr.residents() {
+	for _, c := range all {
 		w := c.watched.Load()
 		if w == nil {
 			continue
