@@ -134,6 +134,9 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // IsValid is a return: false closes the connection. The time of the last round
 // trip serves as now, which spares reading the clock.
 func (c *conn) IsValid() bool {
+	if c.state.Load() != inUse {
+		return true // returned by a waiter who had got it but gave up before the checkout
+	}
 	c.lets()
 	switch {
 	case c.dead, c.shell:
@@ -283,7 +286,7 @@ func (c *conn) firstUse(ctx context.Context) error {
 func (c *conn) renew(ctx context.Context) error {
 	old := c.detach()
 	old.close()
-	if l, ok := c.ctr.takeSpare(); ok {
+	if l, ok := c.ctr.takeSpare(ctx); ok {
 		c.fill(l)
 		return c.firstUse(ctx)
 	}

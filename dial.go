@@ -85,9 +85,11 @@ type wire struct {
 	// By which the server's side of it can be told from others; see identity.go.
 	born   time.Duration
 	beacon string // the named lock it holds, "" for none
-	server string // on which it was taken
+	thread string // the server's own id for it, where it has a beacon
+	server string // on which that was taken
 
 	reads     atomic.Uint64 // twice the number of reads, and one more while one is waiting
+	asked     atomic.Uint64 // bytes written since the last read
 	vigil     vigil
 	condemned atomic.Pointer[stallError] // why its reply will not come
 	forsaken  atomic.Bool                // it was abandoned
@@ -132,6 +134,7 @@ func (w *wire) Read(b []byte) (int, error) {
 	w.reads.Add(1)
 	n, err := w.Conn.Read(b)
 	w.reads.Add(1)
+	w.asked.Store(0)
 	if !w.hello.done {
 		w.hello.read(b[:n])
 	}
@@ -147,6 +150,7 @@ func (w *wire) Read(b []byte) (int, error) {
 func (w *wire) Write(b []byte) (int, error) {
 	n, err := w.Conn.Write(b)
 	w.written += uint64(n)
+	w.asked.Add(uint64(n))
 	if err != nil {
 		w.breaks(err)
 	}

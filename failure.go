@@ -47,13 +47,25 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	c.mourn(err)
 	switch {
 	case c.transaction.open:
-		return err
+		return c.withStall(err)
 	case c.nothingSent(badConn, mark), has == effectNone, isIdempotent(ctx):
 		return c.lost(err, "before the statement ran")
 	case badConn:
-		return mysql.ErrInvalidConn // the driver is mistaken, see nothingSent
+		err = mysql.ErrInvalidConn // the driver is mistaken, see nothingSent
 	}
-	return err
+	return c.withStall(err)
+}
+
+// withStall adds the story of a stall to what the driver says of it, which is
+// only that the connection is bad.
+func (c *conn) withStall(err error) error {
+	if c.wire == nil {
+		return err
+	}
+	if _, stalled := stalledFor(c.wire.broken); !stalled || errors.Is(err, c.wire.broken) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, c.wire.broken)
 }
 
 // nothingSent says whether the request cannot have reached the server. Where

@@ -204,14 +204,14 @@ func (ctr *connector) needsBeacon(w *wire) bool {
 // leaves the connection without.
 func lightBeacon(ctx context.Context, l *link) error {
 	name := "livepool:" + rand.Text()
-	row, err := l.inner.askRow(ctx, "SELECT GET_LOCK('"+name+"', 0), "+serverName)
+	row, err := l.inner.askRow(ctx, "SELECT GET_LOCK('"+name+"', 0), CONNECTION_ID(), "+serverName)
 	switch {
 	case errorNumber(err) != 0:
 		return nil
 	case err != nil:
 		return err
-	case len(row) == 2 && row[0] == "1":
-		l.wire.beacon, l.wire.server = name, row[1]
+	case len(row) == 3 && row[0] == "1":
+		l.wire.beacon, l.wire.thread, l.wire.server = name, row[1], row[2]
 	}
 	return nil
 }
@@ -228,10 +228,13 @@ type side struct {
 // openSide opens one.
 func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 	s := &side{ctr: ctr}
+	began, caller := ctr.clock.now(), ctx
 	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
 	defer cancel()
 	dc, err := ctr.inner.Connect(context.WithValue(ctx, dialedKey{}, &s.l.wire))
 	if err != nil {
+		err = ctr.connectError(caller, ctx, err, s.l.wire, ctr.clock.now()-began)
+		ctr.failedToConnect(err, began)
 		return nil, err
 	}
 	s.l.inner = newInner(dc)
@@ -248,6 +251,9 @@ func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 		s.uptime = time.Duration(seconds) * time.Second
 	}
 	s.direct = s.l.wire != nil && s.who.isSeenAs(s.l.wire)
+	if s.l.wire != nil {
+		ctr.home.sees(s.l.wire.hello.threadID, began, ctr.clock.now(), time.Duration(ctr.news.hungUp.Load()))
+	}
 	if ctr.home.isElsewhere(s.who.server) {
 		ctr.home.scattered.Store(true)
 	}
@@ -264,13 +270,16 @@ func (h *home) isElsewhere(server string) bool {
 type finding int
 
 const (
-	unproved finding = iota // there is no telling whose a thread is
-	gone                    // there is none any more
-	resting                 // it waits for the client
+	unproved  finding = iota // there is no telling whose a thread is
+	elsewhere                // another server has it
+	absent                   // it is not here; another server may have it
+	gone                     // there is none any more
+	resting                  // it waits for the client
 	working
 )
 
-// find looks for the thread that serves w. The id is the server's own.
+// find looks for the thread that serves w. The id is an expression for the
+// server's own.
 func (s *side) find(ctx context.Context, w *wire) (id string, _ finding, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ctr.cfg.PingTimeout)
 	defer cancel()
@@ -281,38 +290,42 @@ func (s *side) find(ctx context.Context, w *wire) (id string, _ finding, _ error
 }
 
 // findByBeacon asks who holds the beacon. Where nobody does, only the server on
-// which it was taken knows that the connection is gone.
-func (s *side) findByBeacon(ctx context.Context, w *wire) (string, finding, error) {
-	row, err := s.l.inner.askRow(ctx, "SELECT IS_USED_LOCK('"+w.beacon+"')")
+// which it was taken knows whether the connection is gone, or has only put it
+// out (RELEASE_ALL_LOCKS).
+func (s *side) findByBeacon(ctx context.Context, w *wire) (id string, _ finding, _ error) {
+	id = "IS_USED_LOCK('" + w.beacon + "')"
+	row, err := s.l.inner.askRow(ctx, "SELECT "+id)
 	switch {
 	case err != nil:
 		return "", unproved, err
-	case row[0] == "" && w.server == s.who.server:
-		return "", gone, nil
-	case row[0] == "":
-		return "", unproved, nil
+	case row[0] != "":
+		f, err := s.command(ctx, "ID = "+row[0])
+		return id, f, err
+	case w.server != s.who.server:
+		return "", elsewhere, nil
 	}
-	f, err := s.command(ctx, "ID = "+row[0])
-	return row[0], f, err
+	f, err := s.command(ctx, fmt.Sprintf("ID = %s AND USER = x'%x'", w.thread, s.who.user))
+	if err == nil && f != gone {
+		f = unproved
+	}
+	return "", f, err
 }
 
 // findByPort looks for the id of the handshake, for our user and from our port,
 // on a server that sees this connection as it sees itself: then it sees that one
-// so too. What was born before the server has started is gone.
-func (s *side) findByPort(ctx context.Context, w *wire) (string, finding, error) {
+// so too. What was born before the server has started is not there. That it is
+// not there proves nothing: the address may lead to several servers.
+func (s *side) findByPort(ctx context.Context, w *wire) (id string, _ finding, _ error) {
 	if !s.direct || !samePath(s.l.wire, w) {
 		return "", unproved, nil
 	}
-	id := strconv.FormatUint(uint64(w.hello.threadID), 10)
+	id = strconv.FormatUint(uint64(w.hello.threadID), 10)
 	f, err := s.command(ctx, fmt.Sprintf("ID = %s AND USER = x'%x' AND HOST = x'%x'", id, s.who.user, s.who.host+":"+port(w)))
 	restarted := s.uptime+2*time.Second < s.ctr.clock.now()-w.born // it counts in whole seconds
-	if f != gone && !restarted || err != nil {
-		return id, f, err
+	if err == nil && (f == gone || restarted) {
+		f = absent
 	}
-	if s.ctr.home.scattered.Load() {
-		return id, unproved, nil // it may be another server of the same address
-	}
-	return id, gone, nil
+	return id, f, err
 }
 
 // command looks at one thread in the processlist.

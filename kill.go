@@ -16,15 +16,19 @@ import (
 type ghost struct {
 	w     *wire
 	since time.Duration
+	tries int           // that met another server
 	done  chan struct{} // closed when there is nothing more to be done about it
 }
 
-// settle waits until the ghost is dealt with, for a while.
-func (g *ghost) settle(ctx context.Context, patience time.Duration) {
+// settle waits until the ghost that a unit has left, if it has, is dealt with,
+// for a while. It waits for the server too, if that cannot be reached.
+func (ctr *connector) settle(ctx context.Context, g *ghost) {
 	if g == nil {
 		return
 	}
-	timer := time.NewTimer(patience)
+	ctr.outage.await(ctr, 1)
+	defer ctr.outage.await(ctr, -1)
+	timer := time.NewTimer(ctr.cfg.PingTimeout)
 	defer timer.Stop()
 	select {
 	case <-g.done:
@@ -107,6 +111,7 @@ func (r *reaper) finish(patience time.Duration) {
 // How soon the server is asked again, and for how long, about ghosts that it
 // could not be asked about.
 const (
+	maxReapTries = 6 // of servers behind one address
 	reapSpacing  = 20 * time.Millisecond
 	reapAtFirst  = 50 * time.Millisecond
 	reapLongest  = 10 * time.Second
@@ -223,7 +228,9 @@ func (ctr *connector) giveUpGhosts(ghosts []*ghost) {
 	ctr.tellOfGhosts([fates]int{fateFailed: len(ghosts)})
 }
 
-// lay ends one ghost. An error is that the server could not be asked.
+// lay ends one ghost. An error is that the server could not be asked. The kill
+// itself names the beacon, where there is one, and not whom it was seen to lead
+// to.
 func (s *side) lay(g *ghost) (fate, error) {
 	ctr := s.ctr
 	id, f, err := s.find(ctr.life, g.w)
@@ -232,7 +239,12 @@ func (s *side) lay(g *ghost) (fate, error) {
 		return fateOpen, err
 	case err != nil, f == unproved: // or it does not answer such questions
 		return fateUnproved, nil
-	case f == gone:
+	case f == elsewhere && g.tries < maxReapTries, f == absent && g.tries < ctr.triesForAbsent():
+		g.tries++ // the next connection may meet another server of the same address
+		return fateOpen, nil
+	case f == elsewhere, f == absent && ctr.home.scattered.Load():
+		return fateUnproved, nil
+	case f == absent, f == gone:
 		return fateGone, nil
 	}
 	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
@@ -251,6 +263,15 @@ func (s *side) lay(g *ghost) (fate, error) {
 		return fateFailed, nil
 	}
 	return fateOpen, err
+}
+
+// triesForAbsent is how many servers are asked before a thread that is on none
+// of them is taken to be gone.
+func (ctr *connector) triesForAbsent() int {
+	if ctr.home.scattered.Load() {
+		return maxReapTries
+	}
+	return 1
 }
 
 // noSuchThread is ER_NO_SUCH_THREAD.

@@ -79,6 +79,19 @@ func (c *conn) visitIdle(f func()) bool {
 	return true
 }
 
+// endVisit ends a visit whose connection another one's silence condemns: who
+// waits for it is not to wait for another ping's timeout.
+func (c *conn) endVisit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v := c.visit; v != nil && int64(c.proved) <= c.ctr.news.silent.Load() {
+		c.visit = nil
+		c.detach()
+		c.state.Store(idle)
+		close(v.over)
+	}
+}
+
 // leave ends a visit and leaves l behind, or a shell if l is no good. It returns
 // false if l is not wanted any more, and then it is the visitor's to close.
 func (c *conn) leave(v *visit, l link, good bool) bool {
@@ -186,7 +199,7 @@ func (m *maintainer) round() time.Duration {
 	cfg, keepAlive := m.ctr.cfg, m.ctr.tuning.keepAlive()
 	wait := never
 	if cfg.Recycle > 0 { // nothing born now is due before
-		wait = max(cfg.Recycle-share(cfg.Recycle, cfg.RecycleJitter), m.soon())
+		wait = max(cfg.Recycle-share(cfg.Recycle, cfg.RecycleJitter)-m.lead(), m.soon())
 	}
 	if keepAlive > 0 {
 		wait = min(wait, keepAlive)
@@ -218,7 +231,9 @@ func (m *maintainer) soon() time.Duration {
 // died. A checkout that comes before a replacement is there discards the shell.
 func (m *maintainer) look(c *conn) (due time.Duration) {
 	due = m.soon()
-	c.visitIdle(func() { due = m.tend(c) })
+	if !c.visitIdle(func() { due = m.tend(c) }) {
+		c.endVisit()
+	}
 	return due
 }
 
@@ -281,7 +296,7 @@ func (c *conn) lookedDead() verdict {
 // lead is how long before a connection's time is up another one is opened to
 // take its place.
 func (m *maintainer) lead() time.Duration {
-	return min(m.ctr.cfg.Recycle/100, time.Second)
+	return min(m.ctr.cfg.Recycle/100, 250*time.Millisecond)
 }
 
 // giveUp closes a link that was taken from an idle connection. Closing may take
@@ -303,39 +318,69 @@ func (m *maintainer) giveUp(l link, v verdict) {
 // with that serial, if the connection is still idle then. It is called during a
 // visit.
 func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
-	if m.ctr.outage.isDown() {
+	if m.ctr.outage.isDown() || m.pausing() > 0 {
 		return
 	}
 	c.replacing = m.hand(func() {
-		l, err := m.ctr.dial(m.ctx)
+		l, err := m.open()
 		if err == nil {
 			m.sleepUntil(when)
 		}
-		c.mu.Lock()
-		c.replacing, c.vacant = false, false
-		gone := c.gone
-		c.mu.Unlock()
-		if err != nil {
-			return
-		}
-		var old link
-		filled := false
-		c.visitIdle(func() {
-			if c.shell || c.serial == serial {
-				old, filled = c.detach(), true
-				c.fill(l)
-			}
-		})
+		old, filled := c.succeed(l, serial, err == nil)
 		switch {
+		case err != nil:
 		case filled && old.inner.Conn != nil:
 			m.giveUp(old, byAge)
 		case filled:
-		case gone:
+		case c.isClosed():
 			l.close()
 		default: // in use, and closed when it is returned
 			m.ctr.addSpare(l)
 		}
 	})
+}
+
+// succeed ends a replacement: if there is another link, it takes the place of
+// the one with that serial, or of none, on a connection that is idle.
+func (c *conn) succeed(l link, serial int64, good bool) (old link, filled bool) {
+	settled := func() { c.replacing, c.vacant = false, false }
+	if !c.visitIdle(func() {
+		settled()
+		if good && (c.shell || c.serial == serial) {
+			old, filled = c.detach(), true
+			c.fill(l)
+		}
+	}) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		settled()
+	}
+	return old, filled
+}
+
+func (c *conn) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
+}
+
+// openPause is between attempts to open a connection in the background that
+// fail.
+const openPause = time.Second
+
+// open opens a connection in the background. After a failure none is opened
+// there for a while.
+func (m *maintainer) open() (link, error) {
+	l, err := m.ctr.dial(m.ctx)
+	if err != nil {
+		m.refused.Store(int64(m.ctr.clock.now() + openPause))
+	}
+	return l, err
+}
+
+// pausing is for how long none is to be opened.
+func (m *maintainer) pausing() time.Duration {
+	return time.Duration(m.refused.Load()) - m.ctr.clock.now()
 }
 
 func (m *maintainer) sleepUntil(when time.Duration) {

@@ -155,6 +155,6 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 			}
 			return err
 		}
-		s.attempt.ghost.Load().settle(ctx, p.ctr.cfg.PingTimeout)
+		p.ctr.settle(ctx, s.attempt.ghost.Load())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -28,8 +29,9 @@ type outage struct {
 	// where the number of sessions that have a place is limited.
 	doors chan struct{}
 
-	mu      sync.Mutex // guards what follows
-	last    error      // of the last connect, nil if it succeeded
+	mu      sync.Mutex    // guards what follows
+	last    error         // of the last connect, nil if it succeeded
+	reached time.Duration // when it first did since
 	over    chan struct{}
 	began   time.Duration
 	waiting int
@@ -54,7 +56,8 @@ func (o *outage) cause() error {
 	return o.last
 }
 
-// sessionDial is under what a context says that a session is dialling.
+// sessionDial is under what a context says that a session is dialling, and until
+// when it may; a zero time is no limit.
 type sessionDial struct{}
 
 // heldError is for a session that is not to dial by itself.
@@ -65,33 +68,38 @@ func (e *heldError) Error() string {
 }
 func (e *heldError) Unwrap() error { return e.cause }
 
-func nothing() {}
-
-// enter comes before a dial. It keeps those of sessions back during an outage.
-func (o *outage) enter(ctx context.Context) (leave func(), err error) {
-	if ctx.Value(sessionDial{}) == nil {
-		return nothing, nil
+// held is why a session is not to dial, nil if it may.
+func (o *outage) held() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.down.Load() {
+		return nil
 	}
-	if !o.proven.Load() {
+	return &heldError{o.last}
+}
+
+// enter comes before the dial of a session. It keeps it back during an outage.
+func (o *outage) enter(ctx context.Context) (leave func(), err error) {
+	for !o.proven.Load() {
 		if leave, err = pass(ctx, o.single); err != nil {
 			return nil, err
 		}
-		switch {
-		case o.isDown():
+		if err := o.held(); err != nil {
 			leave()
-			return nil, &heldError{o.cause()}
-		case !o.proven.Load():
+			return nil, err
+		}
+		if !o.proven.Load() {
 			return leave, nil
 		}
 		leave()
-	}
-	if o.doors == nil {
-		return nothing, nil
 	}
 	return pass(ctx, o.doors)
 }
 
 func pass(ctx context.Context, door chan struct{}) (leave func(), err error) {
+	if door == nil {
+		return func() {}, nil
+	}
 	select {
 	case door <- struct{}{}:
 		return func() { <-door }, nil
@@ -102,40 +110,55 @@ func pass(ctx context.Context, door chan struct{}) (leave func(), err error) {
 
 // unreachable says whether a failure to connect is that of a server that is not
 // there, and not of one that refuses, or of a caller without patience.
-func unreachable(err error) bool {
+func (ctr *connector) unreachable(err error) bool {
 	var connect *connectError
+	var network net.Error
 	switch {
-	case !errors.As(err, &connect), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case !errors.As(err, &connect), impatient(err):
 		return false
 	case errorNumber(err) != 0:
-		return Classify(err)&ConnDead != 0 // it is shutting down
+		return ctr.classify(err)&ConnDead != 0 // it is shutting down
 	}
-	return isNetworkLoss(err) || errors.Is(err, os.ErrDeadlineExceeded) ||
-		errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn)
+	return connect.undialled || isNetworkLoss(err) || errors.As(err, &network) ||
+		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn)
+}
+
+// impatient: it is the caller who has given up.
+func impatient(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // failedToConnect notes a connection that could not be opened.
-func (ctr *connector) failedToConnect(err error) {
+func (ctr *connector) failedToConnect(err error, began time.Duration) {
 	ctr.stats.connectFailed.Add(1)
-	if !ctr.outage.fails(err, ctr.clock.now()) {
+	if impatient(err) || !ctr.outage.fails(err, ctr.unreachable(err), began, ctr.clock.now()) {
 		return
 	}
 	ctr.stats.outages.Add(1)
+	ctr.outage.await(ctr, 0)
 	ctr.cfg.logger().Warn("livepool: the server cannot be reached; sessions wait while one prober dials for all of them",
 		slog.String("addr", ctr.addr), slog.Any("cause", err))
 }
 
-// fails says whether it is the beginning of an outage.
-func (o *outage) fails(err error, now time.Duration) bool {
+// fails says whether it is the beginning of an outage. A refusal is the end of
+// one. An attempt that began before the last one that succeeded tells nothing.
+func (o *outage) fails(err error, unreachable bool, began, now time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.last = err
-	o.proven.Store(false)
-	if !unreachable(err) || o.down.Swap(true) {
+	if began < o.reached {
 		return false
 	}
-	o.over, o.began = make(chan struct{}), now
-	return true
+	o.last = err
+	o.proven.Store(false)
+	if o.down.Swap(unreachable) == unreachable {
+		return false
+	}
+	if unreachable {
+		o.over, o.began = make(chan struct{}), now
+	} else {
+		close(o.over)
+	}
+	return unreachable
 }
 
 // connected notes one that could.
@@ -156,7 +179,7 @@ func (ctr *connector) connected() {
 func (o *outage) ends(now time.Duration) (waiting int, lasted time.Duration, ended bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.last = nil
+	o.last, o.reached = nil, now
 	o.proven.Store(true)
 	if !o.down.Swap(false) {
 		return 0, 0, false
@@ -165,26 +188,29 @@ func (o *outage) ends(now time.Duration) (waiting int, lasted time.Duration, end
 	return o.waiting, now - o.began, true
 }
 
+// await notes that more sessions wait for the server, or fewer, and has it
+// probed if any do during an outage, whose end it returns.
+func (o *outage) await(ctr *connector, more int) (over chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting += more
+	if !o.down.Load() {
+		return nil
+	}
+	if (o.waiting > 0 || more > 0) && !o.probing {
+		o.probing = ctr.spawn(ctr.probe)
+	}
+	return o.over
+}
+
 // awaitServer waits for the end of an outage. It returns false if the deadline
 // or the context ends first.
 func (ctr *connector) awaitServer(ctx context.Context, deadline time.Time) bool {
-	o := &ctr.outage
-	o.mu.Lock()
-	if !o.down.Load() {
-		o.mu.Unlock()
+	over := ctr.outage.await(ctr, 1)
+	defer ctr.outage.await(ctr, -1)
+	if over == nil {
 		return ctx.Err() == nil && time.Now().Before(deadline)
 	}
-	over := o.over
-	o.waiting++
-	if !o.probing {
-		o.probing = ctr.spawn(ctr.probe)
-	}
-	o.mu.Unlock()
-	defer func() {
-		o.mu.Lock()
-		o.waiting--
-		o.mu.Unlock()
-	}()
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	select {
@@ -228,9 +254,9 @@ func probeInterval(elapsed time.Duration) time.Duration {
 // that gets through is the first session's.
 func (ctr *connector) probe() {
 	o := &ctr.outage
-	for {
+	for first := true; ; first = false { // once at least: who does not wait asks again later
 		o.mu.Lock()
-		if !o.down.Load() || o.waiting == 0 || ctr.life.Err() != nil {
+		if !o.down.Load() || o.waiting == 0 && !first || ctr.life.Err() != nil {
 			o.probing = false
 			o.mu.Unlock()
 			return
@@ -242,9 +268,13 @@ func (ctr *connector) probe() {
 		done := make(chan struct{})
 		ctr.spawn(func() {
 			defer close(done)
-			if l, err := ctr.connect(ctr.life); err != nil {
-				ctr.failedToConnect(err)
-			} else {
+			began := ctr.clock.now()
+			switch l, err := ctr.connect(ctr.life); {
+			case err != nil:
+				ctr.failedToConnect(err, began)
+			case !o.isDown():
+				l.close() // another attempt got through before
+			default:
 				ctr.addSpare(l)
 				ctr.connected()
 			}

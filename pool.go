@@ -221,21 +221,22 @@ func (ctr *connector) Close() error {
 // first use: in his own goroutine, under his own context, at the same time as
 // the others.
 func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	c := &conn{ctr: ctr, unchecked: true, shell: true}
+	c := ctr.register(&conn{ctr: ctr, unchecked: true, shell: true})
 	if openerIsAsking() {
-		return ctr.register(c), nil
+		return c, nil
 	}
-	l, ok := ctr.takeSpare()
+	l, ok := ctr.takeSpare(ctx)
 	if !ok {
 		var err error
 		if l, err = ctr.dial(ctx); err != nil {
+			ctr.forget(c)
 			return nil, err
 		}
 	}
 	c.fill(l)
 	c.unchecked = true
 	c.holds("")
-	return ctr.register(c), nil
+	return c, nil
 }
 
 // openerIsAsking says whether it is that goroutine of database/sql that calls.
@@ -284,14 +285,22 @@ func (ctr *connector) forget(c *conn) {
 // dial opens a connection to the server, within ConnectTimeout. What it learns
 // of whether the server can be reached is news for the sessions that wait.
 func (ctr *connector) dial(caller context.Context) (link, error) {
-	leave, err := ctr.outage.enter(caller)
-	if err != nil {
-		return link{}, err
+	if deadline, ok := caller.Value(sessionDial{}).(time.Time); ok {
+		if !deadline.IsZero() {
+			bounded, cancel := context.WithDeadline(caller, deadline)
+			defer cancel()
+			caller = bounded
+		}
+		leave, err := ctr.outage.enter(caller)
+		if err != nil {
+			return link{}, err
+		}
+		defer leave()
 	}
-	defer leave()
+	began := ctr.clock.now()
 	l, err := ctr.connect(caller)
 	if err != nil {
-		ctr.failedToConnect(err)
+		ctr.failedToConnect(err, began)
 		return link{}, err
 	}
 	ctr.connected()
@@ -328,27 +337,38 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 // connectError is a connection that could not be opened: how far it came, and
 // why.
 type connectError struct {
-	text  string
-	cause error
+	text      string
+	cause     error
+	undialled bool // there was not even a network connection
 }
 
 func (e *connectError) Error() string { return e.text + ": " + e.cause.Error() }
 func (e *connectError) Unwrap() error { return e.cause }
 
-// connectError tells how far a connect came. The ConnectTimeout is not the
-// caller's own deadline and must not look like it, so that it does not match
-// context.DeadlineExceeded but os.ErrDeadlineExceeded, as a network timeout.
+// connectError tells how far a connect came. The ConnectTimeout, or one of the
+// dialer's, is not the caller's own deadline and must not look like it, so that
+// it does not match context.DeadlineExceeded but os.ErrDeadlineExceeded, as a
+// network timeout.
 func (ctr *connector) connectError(caller, ctx context.Context, err error, w *wire, took time.Duration) error {
-	text := fmt.Sprintf("livepool: connecting to %s failed after %s", ctr.addr, took.Round(time.Millisecond))
+	e := &connectError{
+		text:      fmt.Sprintf("livepool: connecting to %s failed after %s", ctr.addr, took.Round(time.Millisecond)),
+		cause:     err,
+		undialled: ctr.tapped && w == nil,
+	}
 	switch {
 	case caller.Err() != nil:
-		return &connectError{text + ", its caller having given up, " + w.progress(), caller.Err()}
+		e.text += ", its caller having given up, " + w.progress()
+		e.cause = caller.Err()
 	case ctx.Err() != nil:
-		return &connectError{text + ", the ConnectTimeout (pool_connect_timeout), " + w.progress(), os.ErrDeadlineExceeded}
+		e.text += ", the ConnectTimeout (pool_connect_timeout), " + w.progress()
+		e.cause = os.ErrDeadlineExceeded
+	case impatient(err):
+		e.text += ", by the dialer's own limit: " + err.Error()
+		e.cause = os.ErrDeadlineExceeded
 	case w != nil && w.broken != nil:
-		return &connectError{fmt.Sprintf("%s, %s (%v)", text, w.progress(), w.broken), err}
+		e.text = fmt.Sprintf("%s, %s (%v)", e.text, w.progress(), w.broken)
 	}
-	return &connectError{text, err}
+	return e
 }
 
 // progress says how far the opening of a connection has come.

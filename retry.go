@@ -136,7 +136,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 		if err := c.again(ctx, s.cause(err), err); err != nil {
 			return err
 		}
-		s.attempt.ghost.Load().settle(ctx, p.ctr.cfg.PingTimeout)
+		p.ctr.settle(ctx, s.attempt.ghost.Load())
 	}
 }
 

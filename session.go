@@ -140,12 +140,13 @@ func (c *sessionContext) Value(key any) any {
 // the pool, is none of the unit's.
 type beginContext struct {
 	context.Context
-	a *attempt
+	a     *attempt
+	until time.Time // a connection is waited for
 }
 
 func (c *beginContext) Value(key any) any {
 	if key == (sessionDial{}) {
-		return true
+		return c.until
 	}
 	return c.Context.Value(key)
 }
@@ -228,7 +229,7 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *course) *Se
 	}
 	s.root = s
 	s.inside = sessionContext{ctx, s}
-	s.begin = beginContext{ctx, &s.attempt}
+	s.begin = beginContext{Context: ctx, a: &s.attempt}
 	s.attempt.name, s.attempt.keyed = o.name, o.hasOnce || o.verify
 	return s
 }
@@ -321,17 +322,22 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 	if !s.until.IsZero() && s.until.Before(deadline) {
 		patience = s.until
 	}
+	if ctr.cfg.PoolTimeout > 0 { // with 0 it waits for nobody, but may dial
+		s.begin.until = patience
+	}
 	for {
 		err := s.beginTx(ctx, deadline)
-		if err == nil || !unreachable(err) {
-			return err
+		switch {
+		case err == nil:
+			return nil
+		case ctr.unreachable(err) && ctr.awaitServer(ctx, patience):
+			continue
+		case ctx.Err() == nil && s.caller.Err() == nil && !time.Now().Before(deadline) && (impatient(err) || ctr.unreachable(err)):
+			return errWaitedTooLong
+		case ctx.Err() == nil && s.caller.Err() == nil && impatient(err): // by MaxElapsed
+			return &heldError{ctr.outage.cause()}
 		}
-		if !ctr.awaitServer(ctx, patience) {
-			if ctx.Err() == nil && !time.Now().Before(deadline) {
-				return errWaitedTooLong
-			}
-			return err
-		}
+		return err
 	}
 }
 
@@ -346,7 +352,7 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
 		return err
 	}
-	patience, cancel := context.WithDeadline(context.WithValue(ctx, sessionDial{}, true), deadline)
+	patience, cancel := context.WithDeadline(context.WithValue(ctx, sessionDial{}, s.begin.until), deadline)
 	defer cancel()
 	s.conn, err = s.pool.DB.Conn(patience)
 	if err != nil {

@@ -5,6 +5,7 @@
 package livepool
 
 import (
+	"context"
 	"slices"
 	"time"
 )
@@ -27,27 +28,32 @@ func (ctr *connector) addSpare(l link) {
 }
 
 // takeSpare returns a connection that is ready, if there is one. It may have
-// died meanwhile.
-func (ctr *connector) takeSpare() (link, bool) {
-	ctr.mu.Lock()
-	defer ctr.mu.Unlock()
-	for i := len(ctr.spares) - 1; i >= 0; i-- {
-		c := ctr.spares[i]
-		if !c.state.CompareAndSwap(idle, inUse) {
-			continue // it is being visited
+// died meanwhile. One that is being pinged is waited for, as at a checkout.
+func (ctr *connector) takeSpare(ctx context.Context) (link, bool) {
+	for {
+		c := ctr.nextSpare()
+		if c == nil {
+			return link{}, false
 		}
-		ctr.dropSpare(i)
+		c.claim(ctx)
+		ctr.forget(c)
 		if !c.shell {
 			return c.detach(), true
 		}
 	}
-	return link{}, false
 }
 
-// dropSpare forgets one. ctr.mu is held.
-func (ctr *connector) dropSpare(i int) {
-	delete(ctr.conns, ctr.spares[i])
-	ctr.spares = slices.Delete(ctr.spares, i, i+1)
+// nextSpare reserves one for the caller. It counts until he has it.
+func (ctr *connector) nextSpare() *conn {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	last := len(ctr.spares) - 1
+	if last < 0 {
+		return nil
+	}
+	c := ctr.spares[last]
+	ctr.spares = ctr.spares[:last]
+	return c
 }
 
 // keepsReady takes over a healthy idle link that database/sql closes, because it
@@ -80,21 +86,25 @@ func (ctr *connector) count() (ready, busy int) {
 }
 
 // keepReady opens what MinIdle lacks, within PoolSize, and closes what is ready
-// for nothing. It returns when to look again.
+// for nothing. It returns when to look again: what is ready may be taken at any
+// time.
 func (m *maintainer) keepReady() time.Duration {
 	cfg, now := m.ctr.cfg, m.ctr.clock.now()
+	coming := int(m.opening.Load()) + m.replacements() // before those that are there, or one could be missed
 	ready, busy := m.ctr.count()
-	m.trim(ready, busy, now)
-	opening := int(m.opening.Load())
-	need := min(cfg.MinIdle-ready, cfg.PoolSize-ready-busy) - opening
-	if need <= 0 {
+	surplus := m.trim(ready, busy, now)
+	switch {
+	case cfg.MinIdle == 0 && surplus:
+		return readyPause
+	case cfg.MinIdle == 0:
 		return never
 	}
-	if wait := time.Duration(m.refused.Load()) - now; wait > 0 {
+	need := min(cfg.MinIdle-ready, cfg.PoolSize-ready-busy) - coming
+	if wait := m.pausing(); need > 0 && wait > 0 {
 		return wait
 	}
 	if m.ctr.outage.isDown() {
-		need = min(need, 1-opening)
+		need = min(need, 1-coming)
 	}
 	for range need {
 		m.opening.Add(1)
@@ -102,25 +112,40 @@ func (m *maintainer) keepReady() time.Duration {
 			m.opening.Add(-1)
 		}
 	}
-	return refillPause
+	return readyPause
 }
 
-// refillPause is between attempts to keep MinIdle that fail.
-const refillPause = time.Second
+// readyPause is between two looks at what is ready.
+const readyPause = time.Second
 
 func (m *maintainer) openReady() {
 	defer m.opening.Add(-1)
-	l, err := m.ctr.dial(m.ctx)
+	l, err := m.open()
 	if err != nil {
-		m.refused.Store(int64(m.ctr.clock.now() + refillPause))
+		return
+	}
+	if ready, busy := m.ctr.count(); ready+busy >= m.ctr.cfg.PoolSize {
+		l.close() // others were faster
 		return
 	}
 	m.ctr.addSpare(l)
 }
 
+// replacements are the connections that are on their way to an idle shell.
+func (m *maintainer) replacements() (n int) {
+	for _, c := range m.ctr.residents() {
+		c.mu.Lock()
+		if !c.gone && !c.linked.Load() && c.state.Load() == idle && (c.vacant || c.replacing) {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
+}
+
 // trim drops the spares that are none any more, and closes those that are not
-// needed.
-func (m *maintainer) trim(ready, busy int, now time.Duration) {
+// needed. It says whether there are any left.
+func (m *maintainer) trim(ready, busy int, now time.Duration) bool {
 	ctr, cfg := m.ctr, m.ctr.cfg
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -131,18 +156,20 @@ func (m *maintainer) trim(ready, busy int, now time.Duration) {
 		if c.linked.Load() && !surplus || !c.state.CompareAndSwap(idle, inUse) {
 			continue
 		}
-		ctr.dropSpare(i)
+		ctr.spares = slices.Delete(ctr.spares, i, i+1)
+		delete(ctr.conns, c)
 		if !c.shell {
 			ready--
 			l := c.detach()
 			ctr.background.Go(func() { l.close() })
 		}
 	}
+	return len(ctr.spares) > 0
 }
 
 // closeSpares is for a connector that is closed.
 func (ctr *connector) closeSpares() {
-	for l, ok := ctr.takeSpare(); ok; l, ok = ctr.takeSpare() {
+	for l, ok := ctr.takeSpare(context.Background()); ok; l, ok = ctr.takeSpare(context.Background()) {
 		l.close()
 	}
 }

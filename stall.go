@@ -21,6 +21,10 @@ type vigil struct {
 	rests int           // how often in a row it was found not to be working
 }
 
+// slowestUpload is the bytes a second at which a long statement is at least
+// believed to travel.
+const slowestUpload = 64 << 10
+
 // stallError is the end of a connection whose reply will not come.
 type stallError struct {
 	waited time.Duration
@@ -60,7 +64,9 @@ func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 		switch v := &w.vigil; {
 		case read%2 == 0:
 		case read != v.read:
-			*v = vigil{read: read, since: now, next: now + after}
+			// The server sleeps as long as a statement is on its way to it.
+			upload := time.Duration(w.asked.Load()/slowestUpload) * time.Second
+			*v = vigil{read: read, since: now, next: now + after + upload}
 		case now >= v.next:
 			late = append(late, w)
 		}
@@ -95,7 +101,7 @@ func (m *maintainer) lookUp(late []*wire) {
 		v := &w.vigil
 		now := ctr.clock.now()
 		v.next = now + ctr.cfg.StallAfter
-		if err != nil || found == working || found == unproved {
+		if err != nil || found != resting && found != gone {
 			v.rests = 0
 			continue
 		}
