@@ -117,6 +117,9 @@ func (c *conn) Raw() driver.Conn {
 // driver.ErrBadConn: database/sql ignores any other error here, and hands the
 // dead connection out.
 func (c *conn) ResetSession(ctx context.Context) error {
+	if session, ok := ctx.(*beginContext); ok {
+		session.served()
+	}
 	c.claim(ctx)
 	c.used, c.spoke, c.unchecked = false, false, false
 	if c.shell {
@@ -414,6 +417,9 @@ func (c *conn) Begin() (driver.Tx, error) {
 
 // BeginTx forwards to the driver. A lost BEGIN has no effect.
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if session, ok := ctx.(*beginContext); ok {
+		session.served()
+	}
 	mark, err := c.enter(ctx, "BEGIN")
 	if err != nil {
 		return nil, err

@@ -56,8 +56,9 @@ func TestDeadIdleConnectionsNeverReachTheCaller(t *testing.T) {
 		for range 20 {
 			servedBy(t, p)
 		}
-		if s := p.Stats(); s.ClosedByPing != 2 || s.Deaths != 2 {
-			t.Errorf("closed by ping %d, deaths %d, want 2 and 2: database/sql tries two and opens a third", s.ClosedByPing, s.Deaths)
+		// database/sql tries two and opens a third; the others are swept meanwhile.
+		if s := p.Stats(); s.ClosedByPing-s.Swept > 2 || s.Deaths < 2 {
+			t.Errorf("closed by ping %d, of them in the background %d, deaths %d: want 2 at most that callers paid for", s.ClosedByPing, s.Swept, s.Deaths)
 		}
 	})
 }

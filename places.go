@@ -62,6 +62,7 @@ type places struct {
 	timeouts int64         // in vain
 
 	beginning atomic.Int32 // sessions that have a place and take a connection
+	unbounded atomic.Int32 // of those, the ones that need not wait for it
 }
 
 // count adds what is known of the queue.

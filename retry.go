@@ -152,16 +152,25 @@ func (s *Session) mayRunAgain(err error) bool {
 		return false // another unit's, inside this one: running this again would repeat that
 	}
 	// What the function returned is not evidence: an EOF may be of a file.
-	return s.attempt.failure != nil && !s.asksToWriteReadOnly(err)
+	return (s.attempt.failure != nil || s.passesOn(err)) && !s.asksToWriteReadOnly(err)
 }
 
 // cause is the error by which an attempt is judged: what the connection said,
 // which the function may have swallowed or replaced, before what it returned.
 func (s *Session) cause(err error) error {
-	if s.attempt.failure != nil {
+	switch {
+	case s.attempt.failure != nil:
 		return s.attempt.failure
+	case s.passesOn(err):
+		return s.attempt.cured
 	}
 	return err
+}
+
+// passesOn says whether the function returns the failure of a unit inside it,
+// which a savepoint has undone, and has not swallowed it.
+func (s *Session) passesOn(err error) bool {
+	return s.attempt.cured != nil && errors.Is(err, s.attempt.cured)
 }
 
 // asksToWriteReadOnly: a write in a unit that is ReadOnly is refused by every

@@ -10,6 +10,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -109,6 +110,7 @@ type Session struct {
 type attempt struct {
 	name     string
 	failure  error                 // for which the unit may be run again
+	cured    error                 // such a failure, which a rollback to a savepoint has undone
 	ghost    atomic.Pointer[ghost] // what it has left on the server
 	implicit string                // the statement that commits implicitly, or may
 	keyed    bool                  // its key is in the transaction
@@ -141,7 +143,16 @@ func (c *sessionContext) Value(key any) any {
 type beginContext struct {
 	context.Context
 	a     *attempt
-	until time.Time // a connection is waited for
+	until time.Time     // a connection is waited for
+	among *atomic.Int32 // the sessions that wait for one without a limit, while this is one of them
+}
+
+// served notes that database/sql has a connection for the session.
+func (c *beginContext) served() {
+	if c.among != nil {
+		c.among.Add(-1)
+		c.among = nil
+	}
 }
 
 func (c *beginContext) Value(key any) any {
@@ -344,13 +355,24 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 // beginTx begins on a connection of the pool. A place is one of as many as
 // there may be connections, so that one is free unless the pool is also used
 // without sessions; only then is there a wait to be bounded, and the price of
-// that to be paid.
+// that to be paid. Who waits lets those go first who were told that they need
+// not.
 func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
-	beginning := int(s.pool.places.beginning.Add(1)) // this one and others at the same time
-	defer s.pool.places.beginning.Add(-1)
+	ps := &s.pool.places
+	ps.unbounded.Add(1)                   // before it counts for the others, who would else not wait for it
+	beginning := int(ps.beginning.Add(1)) // this one and others at the same time
+	defer ps.beginning.Add(-1)
 	if st := s.pool.DB.Stats(); st.MaxOpenConnections == 0 || st.InUse+beginning <= st.MaxOpenConnections {
+		s.begin.among = &ps.unbounded
 		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
+		s.begin.served()
 		return err
+	}
+	ps.unbounded.Add(-1)
+	for i := 0; ps.unbounded.Load() > 0 && ctx.Err() == nil && time.Now().Before(deadline); i++ {
+		if runtime.Gosched(); i > 100 {
+			time.Sleep(time.Millisecond)
+		}
 	}
 	patience, cancel := context.WithDeadline(context.WithValue(ctx, sessionDial{}, s.begin.until), deadline)
 	defer cancel()
@@ -372,6 +394,8 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 // commit commits what there is to commit.
 func (s *Session) commit() error {
 	switch {
+	case s.tx == nil && s.failed == nil && s.caller.Err() != nil:
+		return s.ended()
 	case s.tx == nil:
 		return s.failed // which the function swallowed, if there is one
 	case s.doomed != nil:

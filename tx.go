@@ -119,7 +119,7 @@ func (c *conn) suffers(err error, query string) {
 	switch {
 	case class&TxGone != 0 || c.isGone():
 		t.poison = err
-	case class&StatementUndone == 0:
+	case class&(StatementUndone|NotRun) == 0:
 	case t.unit == nil:
 		if errorNumber(err) == lockWaitTimeout {
 			t.undecided = err
@@ -164,7 +164,8 @@ func (c *conn) mayRun(query string) error {
 // rollback to a savepoint, by whose success the transaction is known to exist.
 func (c *conn) cured() {
 	t := &c.transaction
-	t.poison, t.doubtful, t.curable, t.unit.failure = nil, false, false, nil
+	t.poison, t.doubtful, t.curable = nil, false, false
+	t.unit.cured, t.unit.failure = t.unit.failure, nil
 }
 
 // errResultOpen is in place of a query sent into the middle of a result, which

@@ -19,6 +19,7 @@ import (
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/proxy"
 	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/server/servertest"
 )
 
 // A library that got the *sql.Tx commits it itself, loses the reply, and reports it in its own words.
@@ -773,4 +774,83 @@ func TestUnitPoolTimeoutRace(t *testing.T) {
 	if late > 0 {
 		t.Error("a session waited longer than PoolTimeout")
 	}
+}
+
+// The lock wait timeout of an inner unit, passed on by the outer one: the outer one is run again.
+func TestALockWaitOfAnInnerUnitRunsTheOuterOneAgain(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		if err := s.Exec("CREATE TABLE test.l (id INT PRIMARY KEY, n INT); INSERT INTO test.l VALUES (1, 0)"); err != nil {
+			t.Fatal(err)
+		}
+		p := open(t, s.AppDSN(s.Addr()), "")
+		held, err := p.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Rollback()
+		if _, err := held.Exec("UPDATE l SET n = n + 1"); err != nil {
+			t.Fatal(err)
+		}
+		attempts := 0
+		err = p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
+			if attempts++; attempts == 2 {
+				held.Rollback()
+			}
+			return p.WithSession(ctx, func(ctx context.Context, u *livepool.Session) error {
+				_, err := u.ExecContext(ctx, "UPDATE l SET n = n + 10")
+				return err
+			})
+		})
+		if err != nil || attempts != 2 {
+			t.Errorf("said %v after %d attempts", err, attempts)
+		}
+	}, "--innodb-lock-wait-timeout=1")
+}
+
+// A unit whose context ends before its first statement, and which swallows that.
+func TestAUnitWhoseContextEndedIsNotApplied(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	if err := s.Exec("CREATE TABLE test.l (id INT)"); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, s.AppDSN(s.Addr()), "")
+	ctx, cancel := context.WithCancel(t.Context())
+	hooked := false
+	err := p.WithSession(ctx, func(ctx context.Context, u *livepool.Session) error {
+		u.AfterCommit(func(context.Context) { hooked = true })
+		cancel()
+		u.ExecContext(ctx, "INSERT INTO l VALUES (1)")
+		return nil
+	})
+	if !errors.Is(err, livepool.ErrSessionDone) || hooked {
+		t.Errorf("said %v, AfterCommit ran: %v", err, hooked)
+	}
+}
+
+// A refused statement whose error the function swallows: the others must not be committed without it.
+func TestASwallowedRefusalIsNotCommittedInParts(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		if err := s.Exec("CREATE TABLE test.l (id INT)"); err != nil {
+			t.Fatal(err)
+		}
+		p := open(t, s.AppDSN(s.Addr()), "")
+		err := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
+			if _, err := u.ExecContext(ctx, "INSERT INTO l VALUES (1)"); err != nil {
+				return err
+			}
+			if u.Attempt() == 1 {
+				s.SetReadOnly(true)
+			}
+			u.ExecContext(ctx, "INSERT INTO l VALUES (2)")
+			s.SetReadOnly(false)
+			return nil
+		})
+		var n int
+		if e := s.QueryRow("SELECT COUNT(*) FROM test.l", &n); e != nil {
+			t.Fatal(e)
+		}
+		if (err == nil && n != 2) || (err != nil && n != 0) {
+			t.Errorf("said %v, %d of 2 rows", err, n)
+		}
+	})
 }
