@@ -98,17 +98,21 @@ func (m *maintainer) lookUp(late []*wire) {
 		if err == nil {
 			_, found, err = s.find(ctr.life, w)
 		}
-		v := &w.vigil
-		now := ctr.clock.now()
-		v.next = now + ctr.cfg.StallAfter
-		if err != nil || found != resting && found != gone {
+		v, now := &w.vigil, ctr.clock.now()
+		switch {
+		case err != nil:
+			v.next = now // no look
+		case found == resting, found == gone:
+			v.next = now
+			v.rests++
+			if v.rests > 1 && w.reads.Load() == v.read {
+				m.condemn(w, &stallError{now - v.since, w.hello.threadID, found})
+			}
+		case found == working:
 			v.rests = 0
-			continue
-		}
-		v.rests++
-		v.next = now
-		if v.rests > 1 && w.reads.Load() == v.read {
-			m.condemn(w, &stallError{now - v.since, w.hello.threadID, found})
+			fallthrough
+		default:
+			v.next = now + ctr.cfg.StallAfter
 		}
 	}
 }

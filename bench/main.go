@@ -3,6 +3,8 @@
 //	go run ./bench        the same jobs and the same faults on plain database/sql
 //	                      and on livepool, side by side; a minute
 //	go run ./bench hot    what livepool costs where nothing is wrong
+//	go run ./bench soak   units of work under faults for as long as one likes,
+//	                      and every row held against what they were told
 //
 // main.go reads the command line and says how it ended; the run is in run.go.
 package main
@@ -20,10 +22,13 @@ import (
 	"syscall"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/livepool/livepool/bench/soak"
 )
 
 const usage = `usage: go run ./bench [flags]        a worker whose connections die, on plain database/sql and on livepool
        go run ./bench [flags] hot    what livepool costs where nothing is wrong
+       go run ./bench soak [flags]   units of work under faults for as long as you like; soak -h tells more
 
 The server is that of -dsn, or a MariaDB or MySQL on this machine, started privately; failing
 that one fetched from Debian without root; failing that a small embedded one.
@@ -63,12 +68,14 @@ const (
 func dispatch(ctx context.Context, args []string, dsn, kind, out string) (int, error) {
 	var command func(context.Context, *site, string) (kept bool, err error)
 	switch {
+	case len(args) > 0 && args[0] == "soak":
+		return soak.Main(ctx, args[1:], os.Stdout, os.Stderr)
 	case len(args) == 0:
 		command = endure
 	case len(args) == 1 && args[0] == "hot":
 		command = hot
 	default:
-		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, or hot; -h tells more", args))
+		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot or soak; -h tells more", args))
 	}
 	closeLog, err := logTo(filepath.Join(out, logName))
 	if err != nil {

@@ -1,0 +1,174 @@
+// left.go looks for what is left when all is over: connections, transactions and
+// locks on the server, goroutines and child processes here.
+
+package soak
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// leftovers waits until nothing of the lanes is left on the server, and says
+// what is after all.
+func (g *ground) leftovers(patience time.Duration) (vs []violation) {
+	deadline := time.Now().Add(patience)
+	for {
+		var err error
+		if vs, err = g.lookForLeftovers(); err != nil {
+			vs = append(vs, violation{Rule: "the server answers", Text: err.Error()})
+		}
+		if len(vs) == 0 || time.Now().After(deadline) {
+			return vs
+		}
+		// innodb_trx tells old news to whoever asks more often than each 0.1 s.
+		time.Sleep(300 * time.Millisecond)
+	}
+}
+
+func (g *ground) lookForLeftovers() (vs []violation, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for _, l := range g.lanes {
+		if n := l.near.Conns(); n > 0 {
+			vs = append(vs, violation{Rule: "no connection is left", Text: fmt.Sprintf("%d of the %s pool are open on its own side", n, l.name)})
+		}
+		left, err := g.list(ctx, "SELECT CONCAT_WS(' ', id, user, host, command, time, state, info) FROM information_schema.processlist WHERE user = '"+l.user+"'")
+		if err != nil {
+			return vs, err
+		}
+		if left != nil {
+			vs = append(vs, violation{Rule: "no connection is left", Text: fmt.Sprintf("on the server, of the %s pool:\n%s", l.name, strings.Join(left, "\n"))})
+		}
+	}
+	left, err := g.list(ctx, "SELECT CONCAT_WS(' ', trx_id, trx_state, trx_started, trx_mysql_thread_id, trx_query) FROM information_schema.innodb_trx")
+	if err != nil {
+		return vs, err
+	}
+	if left != nil {
+		vs = append(vs, violation{Rule: "no transaction is left", Text: strings.Join(left, "\n")})
+	}
+	locks, err := g.locks(ctx)
+	return append(vs, locks...), err
+}
+
+func (g *ground) list(ctx context.Context, query string) (all []string, err error) {
+	rows, err := g.admin.QueryContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s sql.NullString
+		if err := rows.Scan(&s); err != nil {
+			return nil, err
+		}
+		all = append(all, s.String)
+	}
+	return all, rows.Err()
+}
+
+// locks tries to lock every row of every table: a lock that is left would be in
+// the way.
+func (g *ground) locks(ctx context.Context) (vs []violation, err error) {
+	tx, err := g.admin.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback()
+	tables, err := g.list(ctx, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		var n int64
+		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+t+" FOR UPDATE NOWAIT").Scan(&n); err != nil {
+			return append(vs, violation{Rule: "no lock is left", Text: fmt.Sprintf("%s: %v", t, err)}), nil
+		}
+	}
+	return vs, nil
+}
+
+// traces are what this process has: goroutines by where they were started, and
+// children.
+type traces struct {
+	goroutines map[string]int
+	children   []string
+}
+
+func takeTraces() *traces {
+	t := &traces{goroutines: map[string]int{}, children: children()}
+	for _, stack := range strings.Split(stacks(), "\n\n") {
+		t.goroutines[starter(stack)]++
+	}
+	return t
+}
+
+// stacks are those of all goroutines.
+func stacks() string {
+	for size := 1 << 20; ; size *= 2 {
+		buf := make([]byte, size)
+		if n := runtime.Stack(buf, true); n < size {
+			return string(buf[:n])
+		}
+	}
+}
+
+// starter is where a goroutine was started, from its stack.
+func starter(stack string) string {
+	_, created, ok := strings.Cut(stack, "created by ")
+	if !ok {
+		return "main"
+	}
+	name, _, _ := strings.Cut(created, "\n")
+	name, _, _ = strings.Cut(name, " in goroutine")
+	return name
+}
+
+// children are the processes whose parent this one is.
+func children() (all []string) {
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		if text, err := os.ReadFile(list); err == nil {
+			all = append(all, strings.Fields(string(text))...)
+		}
+	}
+	return all
+}
+
+// compare says what is left that was not there before. What is about to end has
+// a while for it.
+func (t *traces) compare(patience time.Duration) (vs []violation) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		now := takeTraces()
+		vs = nil
+		for name, n := range now.goroutines {
+			if more := n - t.goroutines[name]; more > 0 {
+				vs = append(vs, violation{Rule: "no goroutine is left", Text: fmt.Sprintf("%d started by %s, such as\n%s", more, name, exampleOf(name))})
+			}
+		}
+		for _, pid := range now.children {
+			if !slices.Contains(t.children, pid) {
+				vs = append(vs, violation{Rule: "no child process is left", Text: "process " + pid})
+			}
+		}
+		if len(vs) == 0 || time.Now().After(deadline) {
+			return vs
+		}
+	}
+}
+
+func exampleOf(name string) string {
+	for _, stack := range strings.Split(stacks(), "\n\n") {
+		if starter(stack) == name {
+			return stack
+		}
+	}
+	return "none any more"
+}
