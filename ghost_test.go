@@ -786,7 +786,8 @@ func TestCancelledStatementEndsOnTheServer(t *testing.T) {
 					st := p.Stats()
 					return st.Killed+st.KillUnneeded+st.KillUnproved+st.KillFailed >= int64(len(running))
 				})
-				if st := p.Stats(); st.Killed != int64(len(running)) {
+				// A server may notice by itself that its client has gone.
+				if st := p.Stats(); st.Killed == 0 || st.Killed+st.KillUnneeded != int64(len(running)) {
 					t.Errorf("Killed %d, KillUnneeded %d, KillUnproved %d, KillFailed %d", st.Killed, st.KillUnneeded, st.KillUnproved, st.KillFailed)
 				}
 			})
@@ -969,7 +970,7 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 							killByHand(t, s, ghost)
 						default:
 							within(t, 5*time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost) })
-							if st.Killed != ghosts {
+							if st.Killed+st.KillUnneeded != ghosts {
 								t.Errorf("Killed %d, want %d", st.Killed, ghosts)
 							}
 						}
@@ -1277,7 +1278,7 @@ func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
 				if kill {
 					want = 2
 				}
-				if dialled != want || st.Killed != int64(want-1) || st.KillUnneeded+st.KillUnproved+st.KillFailed != 0 {
+				if dialled != want || st.Killed+st.KillUnneeded != int64(want-1) || st.KillUnproved+st.KillFailed != 0 {
 					t.Errorf("%d connections, want %d; %+v", dialled, want, st)
 				}
 				if !kill && !isThere(t, s, ghost) {
@@ -1345,7 +1346,7 @@ func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 					return
 				}
 				within(t, 2*time.Second, "the threads are gone", func() bool { return len(threads(t, s, mark)) == 0 })
-				if st.Killed != int64(len(conns)) {
+				if st.Killed+st.KillUnneeded != int64(len(conns)) {
 					t.Errorf("Killed %d, want %d", st.Killed, len(conns))
 				}
 			})
