@@ -242,7 +242,7 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	now := m.ctr.clock.now()
 	if !c.shell {
 		if v := c.retired(m.ctr, now); v != keep {
-			m.giveUp(c.detach(), v)
+			m.giveUp(c.detach(), v, nil)
 			c.vacant = !c.spare
 		}
 	}
@@ -252,8 +252,8 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 		}
 		return never
 	}
-	if v := c.lookedDead(); v != keep {
-		m.giveUp(c.detach(), v)
+	if v, err := c.lookedDead(); v != keep {
+		m.giveUp(c.detach(), v, err)
 		return never
 	}
 	due = c.expires - now
@@ -279,18 +279,18 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	return min(due, next)
 }
 
-// lookedDead is what can be told of an idle connection without asking it.
-func (c *conn) lookedDead() verdict {
+// lookedDead is what can be told of an idle connection without asking it, and
+// what its socket says of that.
+func (c *conn) lookedDead() (verdict, error) {
 	if int64(c.proved) <= c.ctr.news.silent.Load() {
-		return bySilence
+		return bySilence, nil
 	}
 	if c.wire != nil && c.ctr.peeks {
 		if err := c.wire.peek(); err != nil {
-			c.mournIdle(err)
-			return byPeek
+			return byPeek, err
 		}
 	}
-	return keep
+	return keep, nil
 }
 
 // lead is how long before a connection's time is up another one is opened to
@@ -299,13 +299,14 @@ func (m *maintainer) lead() time.Duration {
 	return min(m.ctr.cfg.Recycle/100, 250*time.Millisecond)
 }
 
-// giveUp closes a link that was taken from an idle connection. Closing may take
-// its time.
-func (m *maintainer) giveUp(l link, v verdict) {
+// giveUp closes a link that was taken from an idle connection, and tells of its
+// death. Both may take their time, and are no part of the visit.
+func (m *maintainer) giveUp(l link, v verdict, cause error) {
 	if v == bySilence || v == byPeek {
 		m.ctr.stats.swept.Add(1)
 	}
 	done := func() {
+		m.ctr.mournIdle(&l, cause)
 		m.ctr.discarded(&l, v)
 		l.close()
 	}
@@ -330,7 +331,7 @@ func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
 		switch {
 		case err != nil:
 		case filled && old.inner.Conn != nil:
-			m.giveUp(old, byAge)
+			m.giveUp(old, byAge, nil)
 		case filled:
 		case c.isClosed():
 			l.close()

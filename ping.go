@@ -92,7 +92,7 @@ func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	}
 	if c.wire != nil && c.ctr.peeks {
 		if err := c.wire.peek(); err != nil {
-			c.mournIdle(err)
+			c.ctr.mournIdle(&c.link, err)
 			return byPeek
 		}
 	}
@@ -121,12 +121,12 @@ func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 // mournIdle spreads the news of a loss that a look at the socket found. If the
 // kernel gave the peer up it did so at some time since the last answer; what
 // answered later may be well.
-func (c *conn) mournIdle(err error) {
+func (ctr *connector) mournIdle(l *link, err error) {
 	switch howLost(err) {
 	case hungUp:
-		c.ctr.died(&c.link, hungUp, c.ctr.clock.now(), err)
+		ctr.died(l, hungUp, ctr.clock.now(), err)
 	case wentSilent:
-		c.ctr.died(&c.link, wentSilent, c.proved, err)
+		ctr.died(l, wentSilent, l.proved, err)
 	}
 }
 
