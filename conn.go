@@ -42,9 +42,8 @@ type conn struct {
 	// convert them.
 	unconverted bool
 
-	// spare: database/sql does not have it yet. since is from when.
-	spare bool
-	since time.Duration
+	spare bool          // database/sql does not have it yet
+	since time.Duration // it is idle
 
 	// What others may know while somebody uses it.
 	linked  atomic.Bool             // it has a link
@@ -115,22 +114,30 @@ func (c *conn) Raw() driver.Conn {
 
 // ResetSession is a checkout. Whatever it finds wrong it reports as
 // driver.ErrBadConn: database/sql ignores any other error here, and hands the
-// dead connection out.
+// dead connection out. But a session keeps the connection as a shell, to be
+// filled when its transaction begins: given back, it could go to someone else,
+// and the session wait again, with nothing to bound that.
 func (c *conn) ResetSession(ctx context.Context) error {
-	if session, ok := ctx.(*beginContext); ok {
+	session, ok := ctx.(*beginContext)
+	if ok {
 		session.served()
 	}
 	c.claim(ctx)
 	c.used, c.spoke, c.unchecked = false, false, false
-	if c.shell {
-		return driver.ErrBadConn
-	}
-	if v := c.check(ctx, c.ctr.cfg.PrePing); v != keep {
+	if !c.shell {
+		v := c.check(ctx, c.ctr.cfg.PrePing)
+		if v == keep {
+			c.reused.Add(1)
+			c.holds("")
+			return nil
+		}
 		c.ctr.discarded(&c.link, v)
+	}
+	if !ok {
 		return driver.ErrBadConn
 	}
-	c.reused.Add(1)
-	c.holds("")
+	old := c.detach()
+	old.close()
 	return nil
 }
 
@@ -156,6 +163,7 @@ func (c *conn) IsValid() bool {
 		c.ctr.discarded(&c.link, v)
 		return false
 	}
+	c.since = c.proved
 	c.state.Store(idle)
 	return true
 }
@@ -183,7 +191,7 @@ func (c *conn) Close() error {
 		c.visit, l = nil, link{}
 	}
 	c.mu.Unlock()
-	if wasIdle && c.ctr.keepsReady(l) {
+	if wasIdle && c.ctr.keepsReady(l, c.since) {
 		return nil
 	}
 	return l.close()

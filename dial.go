@@ -133,15 +133,14 @@ func (w *wire) SyscallConn() (syscall.RawConn, error) {
 func (w *wire) Read(b []byte) (int, error) {
 	w.reads.Add(1)
 	n, err := w.Conn.Read(b)
-	w.reads.Add(1)
+	if w.reads.Add(1)&isCondemned != 0 {
+		n, err = 0, w.sentence()
+	}
 	w.asked.Store(0)
 	if !w.hello.done {
 		w.hello.read(b[:n])
 	}
 	if err != nil {
-		if why := w.condemned.Load(); why != nil {
-			err = why
-		}
 		w.breaks(err)
 	}
 	return n, err

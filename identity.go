@@ -102,8 +102,9 @@ func samePath(a, b *wire) bool {
 
 // home is what the pool knows of where its connections lead.
 type home struct {
-	known atomic.Bool
-	mu    sync.Mutex // guards what follows; held while the first connection asks
+	known  atomic.Bool
+	asking chan struct{} // full while the first connection asks
+	mu     sync.Mutex    // guards what follows
 
 	server   string
 	direct   bool // the server sees the connections as they see themselves
@@ -157,8 +158,11 @@ func (ctr *connector) ask(ctx context.Context, l *link) error {
 // ask is false for first if another connection has asked meanwhile. An error
 // that is the server's is an answer too.
 func (h *home) ask(ctx context.Context, l *link) (who introduction, first bool, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	leave, err := pass(ctx, h.asking)
+	if err != nil {
+		return who, true, err
+	}
+	defer leave()
 	if h.known.Load() {
 		return who, false, nil
 	}
@@ -167,7 +171,9 @@ func (h *home) ask(ctx context.Context, l *link) (who introduction, first bool, 
 		return who, true, err
 	}
 	if err == nil {
+		h.mu.Lock()
 		h.server, h.direct = who.server, l.wire != nil && who.isSeenAs(l.wire)
+		h.mu.Unlock()
 	}
 	h.known.Store(true)
 	return who, true, err
@@ -238,26 +244,35 @@ func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 		return nil, err
 	}
 	s.l.inner = newInner(dc)
-	if s.who, err = introduce(ctx, &s.l.inner); err != nil {
+	if err := s.ask(ctx); err != nil && errorNumber(err) == 0 && err != io.EOF {
 		s.l.close()
 		return nil, err
-	}
-	row, err := s.l.inner.askRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
-	if err != nil {
-		s.l.close()
-		return nil, err
-	}
-	if seconds, err := strconv.Atoi(row[len(row)-1]); err == nil {
-		s.uptime = time.Duration(seconds) * time.Second
 	}
 	s.direct = s.l.wire != nil && s.who.isSeenAs(s.l.wire)
 	if s.l.wire != nil {
 		ctr.home.sees(s.l.wire.hello.threadID, began, ctr.clock.now(), time.Duration(ctr.news.hungUp.Load()))
 	}
-	if ctr.home.isElsewhere(s.who.server) {
+	if s.who.server != "" && ctr.home.isElsewhere(s.who.server) {
 		ctr.home.scattered.Store(true)
 	}
 	return s, nil
+}
+
+// ask asks the server who it is. One that does not say serves as far as it goes:
+// then only a beacon proves anything.
+func (s *side) ask(ctx context.Context) (err error) {
+	if s.who, err = introduce(ctx, &s.l.inner); err != nil {
+		s.who = introduction{}
+		return err
+	}
+	row, err := s.l.inner.askRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
+	if err != nil {
+		return err
+	}
+	if seconds, err := strconv.Atoi(row[len(row)-1]); err == nil {
+		s.uptime = time.Duration(seconds) * time.Second
+	}
+	return nil
 }
 
 func (h *home) isElsewhere(server string) bool {
@@ -301,6 +316,8 @@ func (s *side) findByBeacon(ctx context.Context, w *wire) (id string, _ finding,
 	case row[0] != "":
 		f, err := s.command(ctx, "ID = "+row[0])
 		return id, f, err
+	case s.who.server == "":
+		return "", unproved, nil
 	case w.server != s.who.server:
 		return "", elsewhere, nil
 	}

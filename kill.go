@@ -63,20 +63,27 @@ func (ctr *connector) abandon(l *link) *ghost {
 		return nil
 	}
 	g := &ghost{w: l.wire, since: ctr.clock.now(), done: make(chan struct{})}
-	r := &ctr.reaper
+	if !ctr.reaper.takes(g, func() bool { return ctr.spawn(ctr.reap) }) {
+		ctr.giveUpGhosts([]*ghost{g})
+	}
+	return g
+}
+
+// takes has the goroutine see to a ghost, and starts it if it is not there.
+func (r *reaper) takes(g *ghost, start func() bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ghosts = append(r.ghosts, g)
-	if len(r.ghosts) > 1 || r.busy() {
-		return g
+	if r.busy() {
+		return true
 	}
 	r.idle = make(chan struct{})
-	if !ctr.spawn(ctr.reap) {
-		ctr.giveUpGhosts(r.ghosts)
-		r.ghosts = nil
-		close(r.idle)
+	if start() {
+		return true
 	}
-	return g
+	r.ghosts = nil
+	close(r.idle)
+	return false
 }
 
 // busy says whether the goroutine is there. r.mu is held.

@@ -720,7 +720,7 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 				}
 			}
 			times, _ := a.knocked()
-			if took := time.Since(start); took != 0 || len(times) != 100 {
+			if took := time.Since(start); took > 10*time.Millisecond || len(times) != 100 {
 				t.Errorf("100 units were refused after %s and %d attempts, want one each, at once", took, len(times))
 			}
 			if n := p.Stats().Outages; n != 0 {

@@ -139,6 +139,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	ctr := &connector{inner: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
 	ctr.tuning.init(ctr.cfg)
+	ctr.home.asking = make(chan struct{}, 1)
 	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)

@@ -10,6 +10,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -345,8 +346,11 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 			continue
 		case ctx.Err() == nil && s.caller.Err() == nil && !time.Now().Before(deadline) && (impatient(err) || ctr.unreachable(err)):
 			return errWaitedTooLong
-		case ctx.Err() == nil && s.caller.Err() == nil && impatient(err): // by MaxElapsed
-			return &heldError{ctr.outage.cause()}
+		case ctx.Err() == nil && s.caller.Err() == nil && impatient(err):
+			if err = ctr.outage.cause(); err == nil {
+				err = os.ErrDeadlineExceeded
+			}
+			return &connectError{text: "livepool: no connection within MaxElapsed (pool_max_elapsed): the server cannot be reached", cause: err}
 		}
 		return err
 	}
@@ -378,7 +382,7 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	defer cancel()
 	s.conn, err = s.pool.DB.Conn(patience)
 	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !time.Now().Before(deadline) {
 			return errWaitedTooLong
 		}
 		return err

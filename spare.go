@@ -58,8 +58,12 @@ func (ctr *connector) nextSpare() *conn {
 
 // keepsReady takes over a healthy idle link that database/sql closes, because it
 // was idle for IdleTimeout, if MinIdle would be missed without it.
-func (ctr *connector) keepsReady(l link) bool {
-	if ctr.cfg.MinIdle == 0 || l.inner.Conn == nil || l.retired(ctr, ctr.clock.now()) != keep {
+func (ctr *connector) keepsReady(l link, idleSince time.Duration) bool {
+	now, timeout := ctr.clock.now(), ctr.cfg.IdleTimeout
+	if ctr.maintainer == nil || ctr.cfg.MinIdle == 0 || timeout == 0 || now-idleSince < timeout-lease {
+		return false
+	}
+	if l.inner.Conn == nil || l.retired(ctr, now) != keep {
 		return false
 	}
 	if ready, _ := ctr.count(); ready >= ctr.cfg.MinIdle {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"time"
 )
 
@@ -66,7 +67,7 @@ func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 		case read != v.read:
 			// The server sleeps as long as a statement is on its way to it.
 			upload := time.Duration(w.asked.Load()/slowestUpload) * time.Second
-			*v = vigil{read: read, since: now, next: now + after + upload}
+			*v = vigil{read: read, since: now, next: later(now, after, upload)}
 		case now >= v.next:
 			late = append(late, w)
 		}
@@ -105,25 +106,51 @@ func (m *maintainer) lookUp(late []*wire) {
 		case found == resting, found == gone:
 			v.next = now
 			v.rests++
-			if v.rests > 1 && w.reads.Load() == v.read {
-				m.condemn(w, &stallError{now - v.since, w.hello.threadID, found})
+			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}) {
+				ctr.stats.stalled.Add(1)
+				ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+w.condemned.Load().Error(),
+					slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
 			}
 		case found == working:
 			v.rests = 0
 			fallthrough
 		default:
-			v.next = now + ctr.cfg.StallAfter
+			v.next = later(now, ctr.cfg.StallAfter, 0)
 		}
 	}
 }
 
-// condemn ends a connection under the reader who waits for its reply.
-func (m *maintainer) condemn(w *wire, why *stallError) {
-	m.ctr.stats.stalled.Add(1)
-	m.ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+why.Error(),
-		slog.String("addr", m.ctr.addr), slog.Uint64("thread_id", uint64(why.thread)))
+// later is a sum that stays in bounds.
+func later(now, d, more time.Duration) time.Duration {
+	if d > never-now-more {
+		return never
+	}
+	return now + d + more
+}
+
+// isCondemned marks the count of reads of a connection that is condemned.
+const isCondemned = 1 << 63
+
+// condemn ends a connection under the reader who waits for its reply, if he
+// still waits in that read.
+func (w *wire) condemn(read uint64, why *stallError) bool {
+	if !w.reads.CompareAndSwap(read, read|isCondemned) {
+		return false
+	}
 	w.condemned.Store(why)
 	w.Conn.Close()
+	return true
+}
+
+// sentence is why the connection is condemned. It comes an instant after the
+// mark.
+func (w *wire) sentence() error {
+	for {
+		if why := w.condemned.Load(); why != nil {
+			return why
+		}
+		runtime.Gosched()
+	}
 }
 
 // stalledFor is how long the reply had been waited for, if that is what ended

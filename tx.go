@@ -112,20 +112,25 @@ func (t *transaction) begins(ctx context.Context) {
 // of one statement must not have the others committed.
 func (c *conn) suffers(err error, query string) {
 	t := &c.transaction
-	if !t.open || t.poison != nil {
+	class := c.classify(err)
+	gone := class&TxGone != 0 || c.isGone()
+	if !t.open || t.poison != nil && !(t.curable && gone) {
 		return
 	}
-	class := c.classify(err)
 	switch {
-	case class&TxGone != 0 || c.isGone():
-		t.poison = err
+	case gone:
+		t.poison, t.curable = err, false
 	case class&(StatementUndone|NotRun) == 0:
 	case t.unit == nil:
 		if errorNumber(err) == lockWaitTimeout {
 			t.undecided = err
 		}
 	case asksNotToWait(query):
-		return // it got what it asked for
+		// It got what it asked for, and the transaction goes on, if there still is one.
+		if errorNumber(err) == lockWaitTimeout {
+			t.undecided, t.doubtful = err, true
+		}
+		return
 	default:
 		t.poison, t.curable = err, true
 	}
@@ -151,6 +156,10 @@ func (c *conn) mayRun(query string) error {
 	if t.undecided != nil {
 		if c.lockWaitEndsTx() {
 			t.poison = t.undecided
+			c.ctr.stats.poisoned.Add(1)
+			if t.unit != nil {
+				t.unit.failure = t.poison
+			}
 		}
 		t.undecided, t.doubtful = nil, t.poison != nil
 	}
@@ -165,7 +174,9 @@ func (c *conn) mayRun(query string) error {
 func (c *conn) cured() {
 	t := &c.transaction
 	t.poison, t.doubtful, t.curable = nil, false, false
-	t.unit.cured, t.unit.failure = t.unit.failure, nil
+	if t.unit.failure != nil {
+		t.unit.cured, t.unit.failure = t.unit.failure, nil
+	}
 }
 
 // errResultOpen is in place of a query sent into the middle of a result, which

@@ -854,3 +854,110 @@ func TestASwallowedRefusalIsNotCommittedInParts(t *testing.T) {
 		}
 	})
 }
+
+// MariaDB answers NOWAIT with a lock wait timeout, which, if the server is set so,
+// ends the transaction: what follows must not be committed by itself.
+func TestNowaitThatEndsTheTransactionIsNotHalfApplied(t *testing.T) {
+	s, p := ledger(t, server.MariaDB, "--innodb-rollback-on-timeout=ON")
+	plain := openPlain(t, s.DSN())
+	blocker, err := plain.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blocker.Rollback()
+	if _, err := blocker.Exec("UPDATE account SET balance = 1 WHERE id = 9"); err != nil {
+		t.Fatal(err)
+	}
+	var nowait error
+	err = p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		if err := insert(1)(ctx, s); err != nil {
+			return err
+		}
+		nowait = s.QueryRowContext(ctx, "SELECT balance FROM account WHERE id = 9 FOR UPDATE NOWAIT").Scan(new(int))
+		return insert(2)(ctx, s)
+	})
+	t.Logf("nowait %v; unit %v; rows %d", nowait, err, count(t, s, "t"))
+	if n := count(t, s, "t"); err == nil && n != 2 {
+		t.Errorf("nil, and %d rows of 2", n)
+	}
+}
+
+// An inner unit whose failure is swallowed does not make that of another forgotten,
+// which is passed on.
+func TestFailureOfAnInnerUnitIsRememberedPastAnother(t *testing.T) {
+	for _, second := range []bool{false, true} {
+		f := &fake{}
+		f.onExec = func(_ context.Context, c *fakeConn, q string) error {
+			switch q {
+			case "INSERT A":
+				return serverError(1205, "Lock wait timeout exceeded")
+			case "INSERT B":
+				return serverError(3024, "Query execution was interrupted, maximum statement execution time exceeded")
+			}
+			return nil
+		}
+		p := openFake(t, f, nil)
+		n := 0
+		p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+			n++
+			inner := func(q string) error {
+				return p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, q)
+					return err
+				})
+			}
+			err := inner("INSERT A")
+			if second {
+				inner("INSERT B")
+			}
+			return err
+		}, livepool.MaxAttempts(3))
+		if n != 3 {
+			t.Errorf("second %v: %d attempts, want 3", second, n)
+		}
+	}
+}
+
+// A connection lost while an inner unit is undone is a connection lost.
+func TestConnectionLostWhileAnInnerUnitIsUndone(t *testing.T) {
+	for _, bad := range []error{serverError(1205, "Lock wait timeout exceeded"), serverError(3024, "Query execution was interrupted, maximum statement execution time exceeded")} {
+		f := &fake{}
+		f.onExec = func(_ context.Context, c *fakeConn, q string) error {
+			switch {
+			case q == "INSERT B" && c.id == 1:
+				return bad
+			case strings.HasPrefix(q, "ROLLBACK TO") && c.id == 1:
+				c.valid.Store(false)
+				return errGone
+			}
+			return nil
+		}
+		p := openFake(t, f, nil)
+		err := p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+			p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+				_, err := s.ExecContext(ctx, "INSERT B")
+				return err
+			})
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%v: a connection lost before COMMIT was not retried: %v", bad, err)
+		}
+	}
+}
+
+// MaxElapsed may end the wait for a server of which nothing is known yet.
+func TestMaxElapsedDuringTheFirstConnect(t *testing.T) {
+	f := &fake{onConnect: func(ctx context.Context, n int64) error { <-ctx.Done(); return ctx.Err() }}
+	p := openFake(t, f, func(c *livepool.Config) { c.MaxElapsed = 200 * time.Millisecond })
+	err := p.WithSession(context.Background(), work)
+	if err == nil {
+		t.Fatal("nil")
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			t.Fatalf("err.Error() of %T panics: %v", err, r)
+		}
+	}()
+	t.Log(err.Error())
+}
