@@ -67,6 +67,9 @@ func newAbsent() *absent {
 		if why != nil {
 			return why(ctx)
 		}
+		if a.handshake == 0 {
+			return nil
+		}
 		select {
 		case <-time.After(a.handshake):
 			return nil
@@ -143,14 +146,14 @@ var limits = []struct {
 // patient lets units wait for as long as a test's outage lasts.
 func patient(c *livepool.Config) { c.PoolTimeout, c.MaxElapsed = time.Hour, time.Hour }
 
-// Ten thousand waiting units dial no more than one does: one attempt after the
+// Thousands of waiting units dial no more than one does: one attempt after the
 // other, at short intervals that are not all the same.
-func TestOutageTenThousandUnitsDialLikeOne(t *testing.T) {
+func TestOutageThousandsOfUnitsDialLikeOne(t *testing.T) {
 	const lasts = 10 * time.Second
 	for _, limit := range limits {
 		t.Run(limit.name, func(t *testing.T) {
 			dials := map[int]int{}
-			for _, n := range []int{1, 10_000} {
+			for _, n := range []int{1, 2_000} {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAbsent()
 					a.goes(refused)
@@ -187,8 +190,8 @@ func TestOutageTenThousandUnitsDialLikeOne(t *testing.T) {
 					}
 				})
 			}
-			if one, many := dials[1], dials[10_000]; many > one+one/10+2 {
-				t.Errorf("one unit had %d attempts made, ten thousand %d", one, many)
+			if one, many := dials[1], dials[2_000]; many > one+one/10+2 {
+				t.Errorf("one unit had %d attempts made, two thousand %d", one, many)
 			}
 		})
 	}

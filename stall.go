@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 	"time"
 )
 
@@ -106,8 +107,7 @@ func (m *maintainer) lookUp(late []*wire) {
 		case found == resting, found == gone:
 			v.next = now
 			v.rests++
-			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}) {
-				ctr.stats.stalled.Add(1)
+			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}, &ctr.stats.stalled) {
 				ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+w.condemned.Load().Error(),
 					slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
 			}
@@ -132,11 +132,12 @@ func later(now, d, more time.Duration) time.Duration {
 const isCondemned = 1 << 63
 
 // condemn ends a connection under the reader who waits for its reply, if he
-// still waits in that read.
-func (w *wire) condemn(read uint64, why *stallError) bool {
+// still waits in that read. It is counted before he learns of it.
+func (w *wire) condemn(read uint64, why *stallError, count *atomic.Int64) bool {
 	if !w.reads.CompareAndSwap(read, read|isCondemned) {
 		return false
 	}
+	count.Add(1)
 	w.condemned.Store(why)
 	w.Conn.Close()
 	return true
