@@ -4,6 +4,7 @@
 package livepool
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 )
@@ -43,6 +44,17 @@ func (k *clock) bounds() (earliest, latest time.Duration) {
 		k.expiry.Reset(lease)
 	}
 	return now, now
+}
+
+// waitFor waits for done, until d has passed or ctx ends. A nil done never comes.
+func waitFor(ctx context.Context, done <-chan struct{}, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func (k *clock) close() { k.expiry.Stop() }

@@ -118,10 +118,7 @@ func (c *conn) Raw() driver.Conn {
 // filled when its transaction begins: given back, it could go to someone else,
 // and the session wait again, with nothing to bound that.
 func (c *conn) ResetSession(ctx context.Context) error {
-	session, ok := ctx.(*beginContext)
-	if ok {
-		session.served()
-	}
+	session := servesSession(ctx)
 	c.claim(ctx)
 	c.used, c.spoke, c.unchecked = false, false, false
 	if !c.shell {
@@ -133,7 +130,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 		}
 		c.ctr.discarded(&c.link, v)
 	}
-	if !ok {
+	if !session {
 		return driver.ErrBadConn
 	}
 	old := c.detach()
@@ -425,9 +422,7 @@ func (c *conn) Begin() (driver.Tx, error) {
 
 // BeginTx forwards to the driver. A lost BEGIN has no effect.
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	if session, ok := ctx.(*beginContext); ok {
-		session.served()
-	}
+	servesSession(ctx)
 	mark, err := c.enter(ctx, "BEGIN")
 	if err != nil {
 		return nil, err

@@ -77,6 +77,10 @@ func (in *inner) askRow(ctx context.Context, query string) ([]string, error) {
 	return row, nil
 }
 
+// isAnswer says whether an error is the server's answer to a question: a refusal,
+// or no row.
+func isAnswer(err error) bool { return errorNumber(err) != 0 || err == io.EOF }
+
 // isSeenAs says whether the server sees the connection as it sees itself: with
 // the id of its handshake and from its own port. Behind a proxy or NAT it does
 // not, and neither does a unix socket, which has no port.
@@ -131,8 +135,8 @@ func (ctr *connector) getAcquainted(ctx context.Context, l *link, began time.Dur
 		return nil
 	}
 	w.born = ctr.clock.now()
-	ctr.home.sees(w.hello.threadID, began, w.born, time.Duration(ctr.news.hungUp.Load()))
-	if !ctr.needsBeacon(w) {
+	ctr.sees(w, began)
+	if !ctr.needsBeacon() {
 		return nil
 	}
 	return lightBeacon(ctx, l)
@@ -144,7 +148,7 @@ func (ctr *connector) ask(ctx context.Context, l *link) error {
 	who, first, err := ctr.home.ask(ctx, l)
 	switch {
 	case !first:
-	case errorNumber(err) != 0 || err == io.EOF:
+	case isAnswer(err):
 		ctr.cfg.logger().Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
 			"and what is abandoned there is killed only by a beacon", slog.String("addr", ctr.addr), slog.Any("cause", err))
 	case err != nil:
@@ -167,7 +171,7 @@ func (h *home) ask(ctx context.Context, l *link) (who introduction, first bool, 
 		return who, false, nil
 	}
 	who, err = introduce(ctx, &l.inner)
-	if err != nil && errorNumber(err) == 0 && err != io.EOF {
+	if err != nil && !isAnswer(err) {
 		return who, true, err
 	}
 	if err == nil {
@@ -182,17 +186,18 @@ func (h *home) ask(ctx context.Context, l *link) (who introduction, first bool, 
 // sees notes a thread id. A server counts upwards: an id below that of a
 // connection opened before is another server's, unless one was found closed
 // since, as by a restart, after which the ids begin again.
-func (h *home) sees(id uint32, began, now, hungUp time.Duration) {
+func (ctr *connector) sees(w *wire, began time.Duration) {
+	h, id, hungUp := &ctr.home, w.hello.threadID, time.Duration(ctr.news.hungUp.Load())
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if began >= h.lastSeen && id < h.lastID && hungUp < h.lastSeen {
 		h.scattered.Store(true)
 	}
-	h.lastID, h.lastSeen = id, now
+	h.lastID, h.lastSeen = id, ctr.clock.now()
 }
 
 // needsBeacon says whether the connection could not be told from others later.
-func (ctr *connector) needsBeacon(w *wire) bool {
+func (ctr *connector) needsBeacon() bool {
 	if !ctr.cfg.KillAbandoned && ctr.cfg.StallAfter == 0 {
 		return false
 	}
@@ -244,13 +249,13 @@ func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 		return nil, err
 	}
 	s.l.inner = newInner(dc)
-	if err := s.ask(ctx); err != nil && errorNumber(err) == 0 && err != io.EOF {
+	if err := s.ask(ctx); err != nil && !isAnswer(err) {
 		s.l.close()
 		return nil, err
 	}
 	s.direct = s.l.wire != nil && s.who.isSeenAs(s.l.wire)
 	if s.l.wire != nil {
-		ctr.home.sees(s.l.wire.hello.threadID, began, ctr.clock.now(), time.Duration(ctr.news.hungUp.Load()))
+		ctr.sees(s.l.wire, began)
 	}
 	if s.who.server != "" && ctr.home.isElsewhere(s.who.server) {
 		ctr.home.scattered.Store(true)

@@ -28,13 +28,7 @@ func (ctr *connector) settle(ctx context.Context, g *ghost) {
 	}
 	ctr.outage.await(ctr, 1)
 	defer ctr.outage.await(ctr, -1)
-	timer := time.NewTimer(ctr.cfg.PingTimeout)
-	defer timer.Stop()
-	select {
-	case <-g.done:
-	case <-timer.C:
-	case <-ctx.Done():
-	}
+	waitFor(ctx, g.done, ctr.cfg.PingTimeout)
 }
 
 // reaper deals with the ghosts, in a goroutine that is there only as long as
@@ -104,14 +98,8 @@ func (r *reaper) finish(patience time.Duration) {
 	r.mu.Lock()
 	idle := r.idle
 	r.mu.Unlock()
-	if idle == nil {
-		return
-	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-idle:
-	case <-timer.C:
+	if idle != nil {
+		waitFor(context.Background(), idle, patience)
 	}
 }
 
@@ -179,13 +167,7 @@ func (ctr *connector) awaitReach(d time.Duration) {
 		o.mu.Unlock()
 		d = max(d, time.Second)
 	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-over:
-	case <-ctr.life.Done():
-	}
+	waitFor(ctr.life, over, d)
 }
 
 // reapBatch deals with some ghosts on one side connection, and returns those

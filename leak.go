@@ -83,7 +83,7 @@ func (m *maintainer) reportLeak(c *conn, h *holding, age time.Duration) {
 		slog.Duration("held", age), slog.String("stack", stackOf(h.stack)))
 }
 
-// stackOf prints a stack, less what is the pool's own and the runtime's.
+// stackOf prints a stack, less what is the runtime's.
 func stackOf(pcs []uintptr) string {
 	var b strings.Builder
 	frames := runtime.CallersFrames(pcs)

@@ -84,12 +84,17 @@ func (c *conn) visitIdle(f func()) bool {
 func (c *conn) endVisit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if v := c.visit; v != nil && int64(c.proved) <= c.ctr.news.silent.Load() {
-		c.visit = nil
+	if c.visit != nil && c.unprovedSince(&c.ctr.news.silent) {
 		c.detach()
-		c.state.Store(idle)
-		close(v.over)
+		c.visitIsOver()
 	}
+}
+
+// visitIsOver lets the next user in. c.mu is held.
+func (c *conn) visitIsOver() {
+	close(c.visit.over)
+	c.visit = nil
+	c.state.Store(idle)
 }
 
 // leave ends a visit and leaves l behind, or a shell if l is no good. It returns
@@ -114,9 +119,7 @@ func (c *conn) leave(v *visit, l link, good bool) bool {
 	} else {
 		c.detach()
 	}
-	c.visit = nil
-	c.state.Store(idle)
-	close(v.over)
+	c.visitIsOver()
 	return good
 }
 
@@ -208,7 +211,7 @@ func (m *maintainer) round() time.Duration {
 	for _, c := range all {
 		wait = min(wait, m.look(c))
 	}
-	wait = min(wait, m.keepReady(), m.lookForStalls(all), m.lookForLeaks(all))
+	wait = min(wait, m.keepReady(all), m.lookForStalls(all), m.lookForLeaks(all))
 	return max(wait, time.Millisecond)
 }
 
@@ -252,7 +255,7 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 		}
 		return never
 	}
-	if v, err := c.lookedDead(); v != keep {
+	if v, err := c.looksDead(); v != keep {
 		m.giveUp(c.detach(), v, err)
 		return never
 	}
@@ -265,32 +268,13 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 		due -= lead
 	}
 	keepAlive := m.ctr.tuning.keepAlive()
-	if keepAlive == 0 && int64(c.proved) > m.ctr.news.hungUp.Load() {
-		return due
-	}
-	next := c.proved + keepAlive - now
-	if int64(c.proved) <= m.ctr.news.hungUp.Load() {
-		next = 0
-	}
-	if next <= 0 {
+	switch next := c.proved + keepAlive - now; {
+	case c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= 0:
 		m.ping(c)
-		return due
+	case keepAlive > 0:
+		due = min(due, next)
 	}
-	return min(due, next)
-}
-
-// lookedDead is what can be told of an idle connection without asking it, and
-// what its socket says of that.
-func (c *conn) lookedDead() (verdict, error) {
-	if int64(c.proved) <= c.ctr.news.silent.Load() {
-		return bySilence, nil
-	}
-	if c.wire != nil && c.ctr.peeks {
-		if err := c.wire.peek(); err != nil {
-			return byPeek, err
-		}
-	}
-	return keep, nil
+	return due
 }
 
 // lead is how long before a connection's time is up another one is opened to
@@ -325,7 +309,7 @@ func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
 	c.replacing = m.hand(func() {
 		l, err := m.open()
 		if err == nil {
-			m.sleepUntil(when)
+			waitFor(m.ctx, nil, when-m.ctr.clock.now())
 		}
 		old, filled := c.succeed(l, serial, err == nil)
 		switch {
@@ -382,15 +366,6 @@ func (m *maintainer) open() (link, error) {
 // pausing is for how long none is to be opened.
 func (m *maintainer) pausing() time.Duration {
 	return time.Duration(m.refused.Load()) - m.ctr.clock.now()
-}
-
-func (m *maintainer) sleepUntil(when time.Duration) {
-	timer := time.NewTimer(when - m.ctr.clock.now())
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-m.ctx.Done():
-	}
 }
 
 // ping pings an idle connection. It is called during a visit, which it prolongs.

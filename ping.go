@@ -87,14 +87,9 @@ func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	if v := c.retired(c.ctr, now); v != keep {
 		return v
 	}
-	if int64(c.proved) <= c.ctr.news.silent.Load() {
-		return bySilence
-	}
-	if c.wire != nil && c.ctr.peeks {
-		if err := c.wire.peek(); err != nil {
-			c.ctr.mournIdle(&c.link, err)
-			return byPeek
-		}
+	if v, err := c.looksDead(); v != keep {
+		c.ctr.mournIdle(&c.link, err)
+		return v
 	}
 	if err := c.inner.ResetSession(ctx); err != nil {
 		return byDriver
@@ -105,6 +100,23 @@ func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	return c.prePing(ctx)
 }
 
+// looksDead is what can be told of an idle connection without asking it, and
+// what its socket says of that.
+func (c *conn) looksDead() (verdict, error) {
+	if c.unprovedSince(&c.ctr.news.silent) {
+		return bySilence, nil
+	}
+	if c.wire != nil && c.ctr.peeks {
+		if err := c.wire.peek(); err != nil {
+			return byPeek, err
+		}
+	}
+	return keep, nil
+}
+
+// unprovedSince says whether no round trip has completed since some news.
+func (l *link) unprovedSince(at *atomic.Int64) bool { return int64(l.proved) <= at.Load() }
+
 func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 	switch mode {
 	case PrePingOff:
@@ -113,7 +125,7 @@ func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 		return true
 	default:
 		return now-c.proved > c.ctr.tuning.trust() ||
-			int64(c.proved) <= c.ctr.news.hungUp.Load() ||
+			c.unprovedSince(&c.ctr.news.hungUp) ||
 			c.wire != nil && c.wire.raw == nil && c.ctr.peeks
 	}
 }

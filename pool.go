@@ -222,9 +222,7 @@ func (ctr *connector) Close() error {
 // first use: in his own goroutine, under his own context, at the same time as
 // the others.
 func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	if session, ok := ctx.(*beginContext); ok {
-		session.served()
-	}
+	servesSession(ctx)
 	c := ctr.register(&conn{ctr: ctr, unchecked: true, shell: true})
 	if openerIsAsking() {
 		return c, nil

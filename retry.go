@@ -79,12 +79,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	c.pool.ctr.cfg.logger().Log(ctx, slog.LevelInfo, "livepool: a unit of work is run again",
 		slog.String("unit", c.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
 	if wait > 0 {
-		timer := time.NewTimer(wait)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+		waitFor(ctx, nil, wait)
 	}
 	if ended := ctx.Err(); ended != nil {
 		return c.failed(errors.Join(&sessionDoneError{c.name, ended}, err), "when its context ended")

@@ -156,6 +156,16 @@ func (c *beginContext) served() {
 	}
 }
 
+// servesSession says whether it is a session that gets the connection, and notes
+// that it does.
+func servesSession(ctx context.Context) bool {
+	c, ok := ctx.(*beginContext)
+	if ok {
+		c.served()
+	}
+	return ok
+}
+
 func (c *beginContext) Value(key any) any {
 	if key == (sessionDial{}) {
 		return c.until
@@ -344,9 +354,11 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 			return nil
 		case ctr.unreachable(err) && ctr.awaitServer(ctx, patience):
 			continue
-		case ctx.Err() == nil && s.caller.Err() == nil && !time.Now().Before(deadline) && (impatient(err) || ctr.unreachable(err)):
+		case ctx.Err() != nil, s.caller.Err() != nil:
+			return err
+		case !time.Now().Before(deadline) && (impatient(err) || ctr.unreachable(err)):
 			return errWaitedTooLong
-		case ctx.Err() == nil && s.caller.Err() == nil && impatient(err):
+		case impatient(err):
 			if err = ctr.outage.cause(); err == nil {
 				err = os.ErrDeadlineExceeded
 			}

@@ -92,9 +92,11 @@ func (ctr *connector) count() (ready, busy int) {
 // keepReady opens what MinIdle lacks, within PoolSize, and closes what is ready
 // for nothing. It returns when to look again: what is ready may be taken at any
 // time.
-func (m *maintainer) keepReady() time.Duration {
-	cfg, now := m.ctr.cfg, m.ctr.clock.now()
-	coming := int(m.opening.Load()) + m.replacements() // before those that are there, or one could be missed
+func (m *maintainer) keepReady(all []*conn) time.Duration {
+	cfg, now, coming := m.ctr.cfg, m.ctr.clock.now(), 0
+	if cfg.MinIdle > 0 {
+		coming = int(m.opening.Load()) + replacements(all) // before those that are there, or one could be missed
+	}
 	ready, busy := m.ctr.count()
 	surplus := m.trim(ready, busy, now)
 	switch {
@@ -136,8 +138,8 @@ func (m *maintainer) openReady() {
 }
 
 // replacements are the connections that are on their way to an idle shell.
-func (m *maintainer) replacements() (n int) {
-	for _, c := range m.ctr.residents() {
+func replacements(all []*conn) (n int) {
+	for _, c := range all {
 		c.mu.Lock()
 		if !c.gone && !c.linked.Load() && c.state.Load() == idle && (c.vacant || c.replacing) {
 			n++

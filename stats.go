@@ -30,7 +30,6 @@ type Stats struct {
 	Outages       int64 // times that the server could not be reached
 	Pinged        int64 // pings sent to verify a connection, by whomever
 	KeptAlive     int64 // of those, the ones sent in the background
-	PingFailed    int64 // of all, those that failed or were not answered in time
 	Deaths        int64 // connections found dead: closed by the other end, or silent
 	Swept         int64 // idle connections found dead in the background, before a caller met them
 	Stalled       int64 // connections found dead in the middle of a statement, by StallAfter
@@ -99,7 +98,6 @@ func (p *Pool) Stats() Stats {
 		Outages:         s.outages.Load(),
 		Pinged:          s.pings.Load(),
 		KeptAlive:       s.keptAlive.Load(),
-		PingFailed:      s.discards[byPing].Load() + s.discards[byTimeout].Load(),
 		Deaths:          s.deaths.Load(),
 		Swept:           s.swept.Load(),
 		Stalled:         s.stalled.Load(),

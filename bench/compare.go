@@ -7,6 +7,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/livepool/livepool/bench/gauge"
 )
 
 // measured is what one contestant took, for one operation.
@@ -61,7 +63,7 @@ func compare(ctx context.Context, rounds int, each time.Duration, contestants ..
 	}
 	result := make([]measured, len(contestants))
 	for i := range contestants {
-		result[i] = measured{time.Duration(quantile(took[i], 0.5)), quantile(ratios[i], 0.5)}
+		result[i] = measured{time.Duration(gauge.Quantile(took[i], 0.5)), gauge.Quantile(ratios[i], 0.5)}
 	}
 	return result, nil
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	"github.com/livepool/livepool/bench/gauge"
 	"github.com/livepool/livepool/bench/soak"
 )
 
@@ -110,7 +111,7 @@ func endure(ctx context.Context, site *site, out string) (kept bool, err error) 
 		return false, err
 	}
 	defer r.close()
-	stop := showProgress(os.Stderr, r)
+	stop := gauge.Progress(os.Stderr, r.progress)
 	marks, err := r.play(ctx, phases)
 	stop()
 	if err != nil {

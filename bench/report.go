@@ -12,6 +12,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/livepool/livepool/bench/gauge"
 )
 
 // row is one line of a table: a label and a cell for each lane. The page's
@@ -217,7 +219,7 @@ func latency(samples []sample, q float64) time.Duration {
 	for i, s := range samples {
 		all[i] = s.latency
 	}
-	return quantile(all, q)
+	return gauge.Quantile(all, q)
 }
 
 func showLatency(d time.Duration) string {

@@ -21,6 +21,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/bench/gauge"
 )
 
 // outcome is all that is known after a run.
@@ -103,17 +104,8 @@ func (r *run) account(all []*delivery, l *lane) *account {
 		a.Slowest = r.story([]*delivery{slowest})
 	}
 	slices.Sort(took)
-	a.P50, a.P99, a.Max = millis(quantile(took, 0.5)), millis(quantile(took, 0.99)), millis(quantile(took, 1))
+	a.P50, a.P99, a.Max = millis(gauge.Quantile(took, 0.5)), millis(gauge.Quantile(took, 0.99)), millis(gauge.Quantile(took, 1))
 	return a
-}
-
-// quantile is the smallest value that at least the share q of the sorted values
-// do not exceed.
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[max(1, int(math.Ceil(q*float64(len(sorted)))))-1]
 }
 
 func millis(d time.Duration) float64 { return math.Round(float64(d)/1e4) / 100 }
@@ -296,38 +288,6 @@ func (o *outcome) save(path string) error {
 		return err
 	}
 	return os.WriteFile(path, append(text, '\n'), 0o644)
-}
-
-// showProgress rewrites one line on a terminal, and prints a line every few
-// seconds elsewhere, until stop is called.
-func showProgress(f *os.File, r *run) (stop func()) {
-	info, err := f.Stat()
-	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0
-	every, before, after := 5*time.Second, "", "\n"
-	if terminal {
-		every, before, after = 200*time.Millisecond, "\r", "\x1b[K"
-	}
-	quit, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		for {
-			select {
-			case <-quit:
-				if terminal {
-					fmt.Fprint(f, "\r\x1b[K")
-				}
-				return
-			case <-tick.C:
-				fmt.Fprint(f, before, r.progress(), after)
-			}
-		}
-	}()
-	return func() {
-		close(quit)
-		<-done
-	}
 }
 
 // progress is one line that fits a terminal.

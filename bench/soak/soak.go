@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/bench/gauge"
 	"github.com/livepool/livepool/internal/server"
 )
 
@@ -177,7 +178,7 @@ func soak(ctx context.Context, set settings, log io.Writer, progress *os.File) (
 		return nil, err
 	}
 	fmt.Fprintf(progress, "%s, %d workers, faults for %s\n", g.title, set.workers, set.duration)
-	stop := showProgress(progress, r)
+	stop := gauge.Progress(progress, r.progress)
 	err = r.play(ctx)
 	raged := r.now()
 	stop()

@@ -1,4 +1,4 @@
-package main
+package gauge
 
 import "testing"
 
@@ -16,12 +16,12 @@ func TestQuantile(t *testing.T) {
 		{[]int{4, 3, 2, 1}, 0.75, 3},
 		{[]int{4, 3, 2, 1}, 1, 4},
 	} {
-		if got := quantile(tt.values, tt.q); got != tt.want {
-			t.Errorf("quantile(%v, %v) = %d, want %d", tt.values, tt.q, got, tt.want)
+		if got := Quantile(tt.values, tt.q); got != tt.want {
+			t.Errorf("Quantile(%v, %v) = %d, want %d", tt.values, tt.q, got, tt.want)
 		}
 	}
 	values := []int{2, 1}
-	if quantile(values, 1); values[0] != 2 {
-		t.Error("quantile sorted its argument")
+	if Quantile(values, 1); values[0] != 2 {
+		t.Error("Quantile sorted its argument")
 	}
 }
