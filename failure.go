@@ -98,6 +98,10 @@ func (c *conn) refused(err error, query string, has effect) error {
 		c.dead = true
 		c.ctr.died(&c.link, hungUp, c.proved, err)
 	}
+	notReady := isNotReady(err)
+	if notReady {
+		c.notReady(err)
+	}
 	switch {
 	case class&NotRun == 0 || c.transaction.open:
 		return err
@@ -107,7 +111,7 @@ func (c *conn) refused(err error, query string, has effect) error {
 		return err // an earlier part of it may have run
 	case c.spoke:
 		return err // on a sql.Conn, whose state would be lost for nothing
-	case c.believes():
+	case !notReady && c.believes():
 		return err
 	}
 	c.dead = true

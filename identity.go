@@ -29,12 +29,15 @@ type introduction struct {
 	user        string
 	host        string // where it sees the connection come from, less the port
 	port        string
+	inCluster   bool // it is a node of a Galera cluster
 }
 
 const (
 	serverName  = "CONCAT_WS('/', @@hostname, @@port, @@server_id, @@datadir)"
-	introduceMe = "SELECT CONNECTION_ID(), @@wait_timeout, " + serverName + ", USER, HOST" +
+	introduceMe = "SELECT CONNECTION_ID(), @@wait_timeout, " + serverName + ", USER, HOST" + wsrepOn +
 		" FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()"
+	// wsrepOn is a column that only MariaDB sees, and NULL where it was built without Galera.
+	wsrepOn = " /*M!100101 , (SELECT GLOBAL_VALUE FROM information_schema.SYSTEM_VARIABLES WHERE VARIABLE_NAME = 'WSREP_ON') */"
 )
 
 func introduce(ctx context.Context, in *inner) (who introduction, err error) {
@@ -42,11 +45,12 @@ func introduce(ctx context.Context, in *inner) (who introduction, err error) {
 	if err != nil {
 		return who, err
 	}
-	if len(row) != 5 {
+	if len(row) < 5 {
 		return who, fmt.Errorf("livepool: the server shows %d columns where 5 were asked for", len(row))
 	}
 	seconds, err := strconv.Atoi(row[1])
 	who = introduction{thread: row[0], waitTimeout: time.Duration(seconds) * time.Second, server: row[2], user: row[3], host: row[4]}
+	who.inCluster = len(row) > 5 && row[5] == "ON"
 	if i := strings.LastIndexByte(who.host, ':'); i >= 0 {
 		who.host, who.port = who.host[:i], who.host[i+1:]
 	}
@@ -155,6 +159,9 @@ func (ctr *connector) ask(ctx context.Context, l *link) error {
 		return err
 	default:
 		ctr.tune(who.waitTimeout)
+		if who.inCluster {
+			ctr.asksForWork.Store(true)
+		}
 	}
 	return nil
 }

@@ -232,18 +232,20 @@ func (m *matrix) play(d deed, at moment, unit int) error {
 // rows counts the unit's rows when nothing of it is left on the server.
 func (m *matrix) rows(unit int) (n int) {
 	m.pool.Recycle() // no connection outlives the unit
-	eventually(m.t, fmt.Sprint("no transaction is open after unit ", unit), func() bool {
+	awaitNoTransaction(m.t, m.s)
+	return count(m.t, m.s, fmt.Sprintf("ledger WHERE unit = %d", unit))
+}
+
+func awaitNoTransaction(t *testing.T, s *server.Server) {
+	t.Helper()
+	eventually(t, "no transaction is open", func() bool {
 		var open int
-		if m.s.QueryRow("SELECT COUNT(*) FROM information_schema.innodb_trx", &open) == nil && open == 0 {
+		if s.QueryRow("SELECT COUNT(*) FROM information_schema.innodb_trx", &open) == nil && open == 0 {
 			return true
 		}
 		time.Sleep(200 * time.Millisecond) // the table shows old news to whoever asks more often
 		return false
 	})
-	if err := m.s.QueryRow(fmt.Sprintf("SELECT COUNT(*) FROM test.ledger WHERE unit = %d", unit), &n); err != nil {
-		m.t.Fatal(err)
-	}
-	return n
 }
 
 // Whatever happens to a unit's connection, and whenever: its rows are exactly

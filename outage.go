@@ -117,7 +117,7 @@ func (ctr *connector) unreachable(err error) bool {
 	case !errors.As(err, &connect), impatient(err):
 		return false
 	case errorNumber(err) != 0:
-		return ctr.classify(err)&ConnDead != 0 // it is shutting down
+		return ctr.classify(err)&ConnDead != 0 || isNotReady(err) // it is shutting down, or does no work
 	}
 	return connect.undialled || isNetworkLoss(err) || errors.As(err, &network) ||
 		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn)

@@ -190,7 +190,7 @@ func (c *conn) pingFor(ctx context.Context) verdict {
 func (ctr *connector) ping(in *inner) error {
 	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
 	defer cancel()
-	return in.Ping(ctx)
+	return ctr.pingUnder(ctx, in)
 }
 
 // pinged judges a ping that was sent at sent by what came of it.

@@ -120,11 +120,13 @@ type connector struct {
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
-	lockWait   atomic.Int32 // what a lock wait timeout ends
-	tuning     tuning
-	home       home
-	reaper     reaper
-	outage     outage
+	// asksForWork: its servers may answer and do no work.
+	asksForWork atomic.Bool
+	lockWait    atomic.Int32 // what a lock wait timeout ends
+	tuning      tuning
+	home        home
+	reaper      reaper
+	outage      outage
 
 	stats counters
 }
@@ -300,7 +302,7 @@ func (ctr *connector) dial(caller context.Context) (link, error) {
 		defer leave()
 	}
 	began := ctr.clock.now()
-	l, err := ctr.connect(caller)
+	l, err := ctr.connectToReady(caller)
 	if err != nil {
 		ctr.failedToConnect(err, began)
 		return link{}, err
@@ -323,7 +325,11 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
 	}
 	l := link{inner: newInner(dc), wire: w, believed: -1, generation: generation}
-	if err := ctr.getAcquainted(ctx, &l, start); err != nil {
+	err = ctr.getAcquainted(ctx, &l, start)
+	if err == nil && ctr.asksForWork.Load() {
+		err = ctr.pingUnder(ctx, &l.inner)
+	}
+	if err != nil {
 		l.close()
 		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
 	}

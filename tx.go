@@ -142,7 +142,7 @@ func (c *conn) suffers(err error, query string) {
 		return
 	}
 	t.unit.failure = err
-	if class&Elsewhere != 0 {
+	if class&Elsewhere != 0 && !isNotReady(err) {
 		// The next attempt must not meet this server again by another old
 		// connection, if the address leads elsewhere by now.
 		c.dead = true

@@ -1,0 +1,62 @@
+// ready.go is about servers that answer and do no work: a Galera node that has
+// lost its cluster lets clients log in, answers pings and SELECT 1, and refuses
+// everything else (1047). A pool that knows to be on a cluster, because a server
+// said so or refused work like that, pings by asking for work.
+
+package livepool
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// askForWork does nothing, but a node that takes no work refuses it: unlike SET,
+// SHOW, and SELECT without a table it is not exempt (MariaDB source, sql_parse.cc,
+// mysql_execute_command).
+const askForWork = "DO 0"
+
+// isNotReady says whether an error is the refusal of a node that takes no work.
+func isNotReady(err error) bool {
+	var my *mysql.MySQLError
+	return errors.As(err, &my) && my.Number == 1047 && strings.Contains(my.Message, "WSREP")
+}
+
+// notReady notes a node that takes no work: its connection is as good as dead,
+// and what the others' pings said until now is worth nothing.
+func (c *conn) notReady(err error) {
+	c.dead = true
+	c.ctr.asksForWork.Store(true)
+	c.ctr.died(&c.link, hungUp, c.ctr.clock.now(), err)
+}
+
+// pingUnder asks whether there is a server, and whether it works if that is not
+// the same here.
+func (ctr *connector) pingUnder(ctx context.Context, in *inner) error {
+	if !ctr.asksForWork.Load() {
+		return in.Ping(ctx)
+	}
+	_, err := in.ExecContext(ctx, askForWork, nil)
+	return err
+}
+
+// How often a node that takes no work is left for another, which a balancer will
+// lead to, before the cluster counts as one that cannot be reached.
+const (
+	nodesTried = 10
+	nodesPause = 5 * time.Millisecond
+)
+
+// connectToReady connects to a server that works.
+func (ctr *connector) connectToReady(caller context.Context) (l link, err error) {
+	for range nodesTried {
+		if l, err = ctr.connect(caller); !isNotReady(err) {
+			break
+		}
+		waitFor(caller, ctr.life.Done(), nodesPause)
+	}
+	return l, err
+}
