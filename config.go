@@ -360,7 +360,7 @@ func ParseDSN(dsn string) (*Config, error) {
 	seen := map[string]bool{}
 	for _, pair := range ours {
 		if err := cfg.set(pair, seen); err != nil {
-			if tail := dsn[strings.LastIndexByte(dsn, '/')+1:]; strings.ContainsAny(tail, "@(") || strings.Contains(tail, "%40") {
+			if mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]) {
 				return nil, errUnreadableDSN
 			}
 			return nil, err
@@ -378,10 +378,20 @@ var errUnreadableDSN = errors.New("livepool: the DSN cannot be read; it has the 
 	"where names and values are URL-escaped (/ is %2F, @ is %40) and the slash before the database is never left out " +
 	"(it is not quoted here because it may hold the password)")
 
+// mayHoldPassword says whether what follows a DSN's last slash has signs of what
+// belongs before it.
+func mayHoldPassword(tail string) bool {
+	return strings.ContainsAny(tail, "@()") || strings.Contains(tail, "%40")
+}
+
 // splitDSN takes the pool_* parameters out of a DSN. The parameters begin at
-// the first question mark after the last slash, as in the driver.
+// the first question mark after the last slash, as in the driver, which refuses
+// a DSN without a slash.
 func splitDSN(dsn string) (ours []string, theirs string) {
 	head := strings.LastIndexByte(dsn, '/') + 1
+	if head == 0 {
+		return nil, dsn
+	}
 	db, query, found := strings.Cut(dsn[head:], "?")
 	if !found {
 		return nil, dsn
@@ -445,7 +455,7 @@ func parseDriverDSN(dsn string) (*mysql.Config, error) {
 	}
 	base, query, _ := strings.Cut(dsn[strings.LastIndexByte(dsn, '/')+1:], "?")
 	_, baseErr := safeParse(dsn[:strings.LastIndexByte(dsn, '/')+1] + base)
-	if baseErr != nil || strings.ContainsAny(query, "@()") {
+	if baseErr != nil || mayHoldPassword(query) {
 		return nil, errUnreadableDSN
 	}
 	return nil, fmt.Errorf("livepool: the driver refuses a parameter of the DSN: %w", err)

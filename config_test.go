@@ -174,6 +174,15 @@ func TestNoErrorHoldsThePassword(t *testing.T) {
 	}
 }
 
+// Without its slash a DSN is none, as for the driver.
+func TestDSNHasASlash(t *testing.T) {
+	for _, dsn := range []string{"?pool_size=3", "app@tcp(db:3306)?pool_size=3"} {
+		if _, err := livepool.ParseDSN(dsn); err == nil {
+			t.Errorf("%s is accepted", dsn)
+		}
+	}
+}
+
 func TestBadConfigs(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

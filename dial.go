@@ -231,7 +231,8 @@ type handshake struct {
 	done     bool
 	pos      int // bytes seen
 	idAt     int // where the thread id begins, 0 while unknown
-	threadID uint32
+	id       uint32
+	threadID uint32 // id, once all of it has come; a part of an id is another's
 }
 
 const (
@@ -253,8 +254,10 @@ func (h *handshake) read(b []byte) {
 			}
 			h.done = h.pos > maxServerVersion
 		default:
-			h.threadID |= uint32(c) << (8 * (h.pos - h.idAt - 1))
-			h.done = h.pos == h.idAt+4
+			h.id |= uint32(c) << (8 * (h.pos - h.idAt - 1))
+			if h.done = h.pos == h.idAt+4; h.done {
+				h.threadID = h.id
+			}
 		}
 		if h.done {
 			return

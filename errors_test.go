@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -36,17 +35,7 @@ func TestErrorTable(t *testing.T) {
 					t.Errorf("%v: %s, want %s", err, got, row.class)
 				}
 			}
-			// What the flags say must go together.
-			switch c := row.class; {
-			case c&BackOff != 0 && c&Retry == 0:
-				t.Error("a wait before no retry")
-			case c&TxGone != 0 && c&StatementUndone != 0:
-				t.Error("the transaction is gone, and only the statement is undone")
-			case c&ConnDead != 0 && c&TxGone == 0:
-				t.Error("a transaction outlives its connection")
-			case c&NotRun != 0 && c&CommitUnknown != 0:
-				t.Error("not run, and of unknown effect")
-			}
+			coherent(t, row.name, row.class)
 		})
 	}
 }
@@ -124,18 +113,3 @@ type fakeConnector struct{}
 
 func (fakeConnector) Connect(context.Context) (driver.Conn, error) { return nil, io.EOF }
 func (fakeConnector) Driver() driver.Driver                        { return nil }
-
-func FuzzClassify(f *testing.F) {
-	f.Add(uint16(1213), "40001", "Deadlock found")
-	f.Add(uint16(1290), "HY000", "read-only")
-	f.Fuzz(func(t *testing.T, number uint16, state, message string) {
-		my := &mysql.MySQLError{Number: number, Message: message}
-		copy(my.SQLState[:], state)
-		if a, b := Classify(my), Classify(fmt.Errorf("%w", my)); a != b {
-			t.Errorf("%s as it is, %s wrapped", a, b)
-		}
-		if strings.Contains(Classify(my).String(), "  ") {
-			t.Error("String")
-		}
-	})
-}

@@ -30,13 +30,14 @@ func singleStatement(query string) bool {
 
 // severalStatements says whether there may be more than one statement in query:
 // a semicolon outside of strings and comments that is not its end. A backslash
-// in a string may or may not escape, by the server's mode; then every semicolon
-// counts.
+// in a string may or may not escape, by the server's mode, and what is in an
+// executable comment may or may not be read, by its version; then every
+// semicolon counts.
 func severalStatements(query string) bool {
 	if !strings.Contains(query, ";") {
 		return false
 	}
-	if strings.Contains(query, "\\") {
+	if strings.Contains(query, "\\") || slices.ContainsFunc(executable, func(s string) bool { return strings.Contains(query, s) }) {
 		return strings.Contains(strings.TrimRight(query, "; \t\r\n"), ";")
 	}
 	for query = skipComments(query); query != ""; query = skipComments(query) {
@@ -66,8 +67,21 @@ func isWordByte(b byte) bool {
 	return b == '_' || b == '$' || b >= '0' && b <= '9' || b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z'
 }
 
+// executable begins what is a comment to one server and SQL to another.
+var executable = []string{"/*!", "/*M!", "/*T!"}
+
+func beginsExecutable(query string) bool {
+	return strings.HasPrefix(query, "/*") &&
+		slices.ContainsFunc(executable, func(s string) bool { return strings.HasPrefix(query, s) })
+}
+
+// beginsDashComment is true of two dashes and white space or a control character.
+func beginsDashComment(query string) bool {
+	return strings.HasPrefix(query, "--") && (len(query) == 2 || query[2] <= ' ' || query[2] == 0x7f)
+}
+
 // skipComments skips white space and the comments that tracing puts before a
-// statement. A comment that the server executes (/*! and /*M!) is no comment.
+// statement. A comment that the server may execute is no comment.
 func skipComments(query string) string {
 	if query != "" && isWordByte(query[0]) {
 		return query // the usual case, at no price
@@ -75,7 +89,7 @@ func skipComments(query string) string {
 	for {
 		query = strings.TrimLeft(query, " \t\r\n\f\v")
 		switch {
-		case strings.HasPrefix(query, "/*!"), strings.HasPrefix(query, "/*M!"):
+		case beginsExecutable(query):
 			return query
 		case strings.HasPrefix(query, "/*"):
 			_, rest, closed := strings.Cut(query[2:], "*/")
@@ -83,7 +97,7 @@ func skipComments(query string) string {
 				return ""
 			}
 			query = rest
-		case strings.HasPrefix(query, "-- "), strings.HasPrefix(query, "#"):
+		case beginsDashComment(query), strings.HasPrefix(query, "#"):
 			_, rest, found := strings.Cut(query, "\n")
 			if !found {
 				return ""
@@ -189,34 +203,49 @@ func scan(query string) sight {
 	switch {
 	case begins("START") && beginsWord(rest, "TRANSACTION"), begins("SET") && containsWord(query, "AUTOCOMMIT"):
 		return endsTransaction
-	case begins("SET") && (beginsWord(rest, "STATEMENT") || beginsWord(rest, "PASSWORD")), // SET STATEMENT ... FOR any other
+	case begins("SET") && (beginsWord(rest, "STATEMENT") || containsWord(query, "PASSWORD")), // SET STATEMENT ... FOR any other
 		begins("LOAD") && beginsWord(rest, "INDEX"):
 		return commitsImplicitly | leavesState
 	case slices.ContainsFunc(statefulVerbs, begins),
-		(begins("CREATE") || begins("DROP")) && beginsWord(rest, "TEMPORARY"),
-		begins("CREATE") && containsWord(query, "REPLACE") && containsWord(query, "TEMPORARY"):
+		begins("CREATE") && beginsWord(skipOrReplace(rest), "TEMPORARY"),
+		begins("DROP") && beginsWord(rest, "TEMPORARY"):
 		return leavesState
 	}
 	return commitsImplicitly | leavesState
 }
 
 // touchesState looks for an assignment to a user variable and for a named lock,
-// in strings too.
+// in strings and comments too.
 func touchesState(query string) bool {
 	if strings.Contains(query, ":=") || containsWord(query, "GET_LOCK") {
 		return true
 	}
-	for rest := query; ; {
-		_, after, found := strings.Cut(rest, "@")
-		if !found {
-			return false
-		}
-		before := strings.TrimRight(rest[:len(rest)-len(after)-1], " \t\r\n,")
-		if n := len(before); n >= 4 && strings.EqualFold(before[n-4:], "INTO") {
-			return true
-		}
-		rest = after
+	if !strings.Contains(query, "@") {
+		return false
 	}
+	const into = "INTO"
+	for i := range len(query) - len(into) {
+		if strings.EqualFold(query[i:i+len(into)], into) {
+			after := skipComments(query[i+len(into):])
+			for strings.HasPrefix(after, "*/") { // the end of an executable one
+				after = skipComments(after[2:])
+			}
+			if strings.HasPrefix(after, "@") || beginsExecutable(after) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// skipOrReplace skips the OR REPLACE of a CREATE.
+func skipOrReplace(query string) string {
+	if after, ok := cutWord(query, "OR"); ok {
+		if after, ok = cutWord(after, "REPLACE"); ok {
+			return after
+		}
+	}
+	return query
 }
 
 func firstWord(query string) string {

@@ -42,6 +42,14 @@ go run "$staticcheck" ./... ./bench/...
 step 'tests of livepool and of the test ground'
 go test $race -timeout 20m ./...
 
+step 'fuzzing, ten seconds each'
+# Every target there is; an input that fails is left in testdata/fuzz beside it.
+targets=$(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort)
+while IFS=: read -r file target; do
+	echo "${target#func }"
+	go test -run '^$' -fuzz "^${target#func }\$" -fuzztime 10s -fuzzminimizetime 1s -timeout 5m "$(dirname "$file")" </dev/null
+done <<<"$targets"
+
 step 'tests of the benchmark, and each of its benchmarks once'
 go test $race -timeout 20m ./bench/...
 go test -run '^$' -bench . -benchtime 1x ./bench/...
