@@ -30,6 +30,8 @@ type conn struct {
 	used bool
 	// spoke: a statement was answered since the last checkout.
 	spoke bool
+	// entered is when the last request was begun, or a little earlier.
+	entered time.Duration
 	// dead: its server has given it up, or is no good; it is closed when it is
 	// returned.
 	dead bool
@@ -227,6 +229,7 @@ func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error)
 		}
 	}
 	c.used = true
+	c.entered, _ = c.ctr.clock.bounds()
 	return c.written(), nil
 }
 

@@ -83,11 +83,28 @@ func (c *conn) nothingSent(badConn bool, mark uint64) bool {
 // whole, an error that is not the server's, such as that of a file to be
 // loaded, is none of the connection's.
 func (c *conn) classify(err error) Class {
+	if c.mayHaveRunBefore(err) {
+		return lostConn
+	}
 	class := c.ctr.classify(err)
 	if c.wire != nil && errorNumber(err) == 0 && !c.isGone() && c.inner.IsValid() && !errors.Is(err, driver.ErrBadConn) {
 		return 0
 	}
 	return class
+}
+
+// idleClosed is ER_CLIENT_INTERACTION_TIMEOUT, which a server says to a client
+// that has sent nothing for wait_timeout, a second at the least.
+const (
+	idleClosed      = 4031
+	leastIdleClosed = time.Second
+)
+
+// mayHaveRunBefore says whether the server may have run the request, been idle
+// after it for long enough, and then closed the connection, the answer being
+// lost on the way; then 4031 stands where the answer would.
+func (c *conn) mayHaveRunBefore(err error) bool {
+	return errorNumber(err) == idleClosed && c.ctr.clock.now()-c.entered >= leastIdleClosed
 }
 
 // refused looks at a server's error: after a refusal that another connection

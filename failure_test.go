@@ -757,3 +757,46 @@ func TestConnectionHeldUnusedIsCheckedBeforeItsFirstUse(t *testing.T) {
 		}
 	})
 }
+
+// A server closes a connection that was idle for wait_timeout and says 4031. In
+// place of an answer that was lost on the way that comes a second after the
+// request at the earliest, and tells nothing of it.
+func TestIdleCloseThatMayComeAfterTheRequest(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		after   time.Duration
+		unknown bool
+	}{
+		{"at once: the request was not read", 900 * time.Millisecond, false},
+		{"late: it may have been", 1100 * time.Millisecond, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var lost, sent int
+				answer := func() error {
+					sent++
+					if lost++; lost > 1 {
+						return nil
+					}
+					time.Sleep(tt.after)
+					return serverError(4031, "The client was disconnected by the server because of inactivity")
+				}
+				f := &fake{onCommit: func(*fakeConn) error { return answer() }}
+				p := openFake(t, f, nil)
+				defer p.Close()
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, "INSERT INTO t VALUES (1)")
+					return err
+				})
+				if got := errors.Is(err, livepool.ErrCommitUnknown); got != tt.unknown || (err == nil) == tt.unknown {
+					t.Errorf("COMMIT: %v", err)
+				}
+				lost, sent = 0, 0
+				f.onExec = func(context.Context, *fakeConn, string) error { return answer() }
+				if _, err := p.ExecContext(t.Context(), "INSERT INTO t VALUES (2)"); (err != nil) != tt.unknown || (sent == 1) != tt.unknown {
+					t.Errorf("a statement: sent %d times, %v", sent, err)
+				}
+			})
+		})
+	}
+}

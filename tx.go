@@ -258,8 +258,8 @@ func (t *tx) Commit() error {
 		c.mourn(err)
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
 	}
-	start, _ := c.ctr.clock.bounds()
-	mark := c.written()
+	c.entered, _ = c.ctr.clock.bounds()
+	start, mark := c.entered, c.written()
 	c.wire.limit(c.ctr.cfg.CommitTimeout)
 	err := t.inner.Commit()
 	c.wire.unlimit()
@@ -272,7 +272,7 @@ func (t *tx) Commit() error {
 	switch {
 	case errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark:
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
-	case errorNumber(err) != 0 && c.ctr.refusesCommit(err):
+	case errorNumber(err) != 0 && refusesCommit(c.classify(err)):
 		return err
 	}
 	c.ctr.stats.commitsUnknown.Add(1)
@@ -281,8 +281,7 @@ func (t *tx) Commit() error {
 
 // refusesCommit says whether a server's error in answer to COMMIT proves that
 // nothing was committed. An error that livepool does not know proves nothing.
-func (ctr *connector) refusesCommit(err error) bool {
-	class := ctr.classify(err)
+func refusesCommit(class Class) bool {
 	return class&CommitUnknown == 0 && class&(NotRun|TxGone|StatementUndone) != 0
 }
 

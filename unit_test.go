@@ -961,3 +961,51 @@ func TestMaxElapsedDuringTheFirstConnect(t *testing.T) {
 	}()
 	t.Log(err.Error())
 }
+
+// The answer is lost on the way and the server, having been idle after it for
+// wait_timeout, says 4031, which is what the client then reads in its place.
+func TestIdleCloseInPlaceOfALostAnswer(t *testing.T) {
+	s, _ := ledger(t, server.MySQL)
+	via := front(t, s)
+	p := open(t, s.DSNVia(via.Addr()), "wait_timeout=1&pool_keepalive=0&pool_stall_after=0")
+	lose := func() { // what the server says next
+		via.DropToClient(true)
+		time.AfterFunc(300*time.Millisecond, func() { via.DropToClient(false) })
+	}
+	for _, tt := range []struct {
+		name  string
+		opts  []livepool.SessionOption
+		want  error
+		hooks int
+	}{
+		{"no option", nil, livepool.ErrCommitUnknown, 0},
+		{"VerifyCommit", []livepool.SessionOption{livepool.VerifyCommit()}, nil, 1},
+	} {
+		if err := s.Exec("DELETE FROM test.t"); err != nil {
+			t.Fatal(err)
+		}
+		attempts, hooks := 0, 0
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			s.AfterCommit(func(context.Context) { hooks++ })
+			if err := insert(1)(ctx, s); err != nil {
+				return err
+			}
+			if attempts++; attempts == 1 {
+				lose()
+			}
+			return nil
+		}, tt.opts...)
+		if !errors.Is(err, tt.want) || hooks != tt.hooks {
+			t.Errorf("%s: %v, and %d hooks run", tt.name, err, hooks)
+		}
+		if n := count(t, s, "t"); n != 1 {
+			t.Errorf("%s: %d rows", tt.name, n)
+		}
+	}
+	connectionID(t, p)
+	lose()
+	_, err := p.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (2)")
+	if n := count(t, s, "t WHERE v = 2"); err == nil || n != 1 {
+		t.Errorf("a statement of its own: %d rows, said %v", n, err)
+	}
+}
