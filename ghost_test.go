@@ -46,7 +46,7 @@ func (c *crowd) run(t *testing.T, name string, f func(t *testing.T)) {
 
 func hauntedServer(t *testing.T, kind server.Kind, args ...string) *server.Server {
 	t.Helper()
-	if kind == server.MariaDB {
+	if kind != server.MySQL {
 		args = append(args, "--proxy-protocol-networks=127.0.0.1")
 	}
 	s, _ := ledger(t, kind, args...)
@@ -71,7 +71,7 @@ type path struct {
 // ports, and one behind which it sees the client's.
 func paths(s *server.Server) []path {
 	all := []path{{"port rewritten", nil}}
-	if s.Kind() == server.MariaDB {
+	if s.Kind() != server.MySQL {
 		all = append(all, path{"PROXY header", []proxy.Option{proxy.WithProxyHeader()}})
 	}
 	return all

@@ -55,7 +55,11 @@ func (s *Server) ping(ctx context.Context) error {
 
 // Exec executes a statement, or several separated by semicolons, as root in Database.
 func (s *Server) Exec(query string, args ...any) error {
-	return s.admin(context.Background(), func(ctx context.Context, c *sql.Conn) error {
+	return s.exec(context.Background(), query, args...)
+}
+
+func (s *Server) exec(ctx context.Context, query string, args ...any) error {
+	return s.admin(ctx, func(ctx context.Context, c *sql.Conn) error {
 		_, err := c.ExecContext(ctx, query, args...)
 		return err
 	})
@@ -63,9 +67,34 @@ func (s *Server) Exec(query string, args ...any) error {
 
 // QueryRow scans the single row of a query as root in Database into dest.
 func (s *Server) QueryRow(query string, dest ...any) error {
-	return s.admin(context.Background(), func(ctx context.Context, c *sql.Conn) error {
-		return c.QueryRowContext(ctx, query).Scan(dest...)
+	return s.queryRow(context.Background(), query, nil, dest...)
+}
+
+func (s *Server) queryRow(ctx context.Context, query string, args []any, dest ...any) error {
+	return s.admin(ctx, func(ctx context.Context, c *sql.Conn) error {
+		return c.QueryRowContext(ctx, query, args...).Scan(dest...)
 	})
+}
+
+// pairs returns the rows of a query that gives names and values.
+func (s *Server) pairs(ctx context.Context, query string) (pairs map[string]string, err error) {
+	err = s.admin(ctx, func(ctx context.Context, c *sql.Conn) error {
+		rows, err := c.QueryContext(ctx, query)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		pairs = map[string]string{}
+		for rows.Next() {
+			var name, value string
+			if err := rows.Scan(&name, &value); err != nil {
+				return err
+			}
+			pairs[name] = value
+		}
+		return rows.Err()
+	})
+	return pairs, err
 }
 
 // SetGlobal sets a global variable.
@@ -75,7 +104,12 @@ func (s *Server) SetGlobal(name string, value any) error {
 
 // SetReadOnly makes the server refuse writes (error 1290), as a replica does, from User and
 // AppUser alike.
-func (s *Server) SetReadOnly(on bool) error {
+func (s *Server) SetReadOnly(on bool) error { return s.setReadOnly(context.Background(), on) }
+
+// setReadOnly bounds what SetReadOnly waits for, which is every statement that is writing and
+// every LOCK TABLES: new writes wait behind it, and it is granted even when nobody waits for it
+// any more. So it is the server that gives up, with error 1205.
+func (s *Server) setReadOnly(ctx context.Context, on bool) error {
 	name := "read_only"
 	if s.Kind() == MySQL {
 		name = "super_read_only" // turns read_only on as well
@@ -83,17 +117,21 @@ func (s *Server) SetReadOnly(on bool) error {
 			name = "read_only" // turns super_read_only off as well
 		}
 	}
-	return s.SetGlobal(name, on)
+	wait := patience / 6 // less than what admin has
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)-time.Second)
+	}
+	return s.exec(ctx, "SET SESSION lock_wait_timeout = ?; SET GLOBAL "+name+" = ?", max(1, int(wait.Seconds())), on)
 }
 
-// Processes lists the clients' connections: not the server's own threads, nor root's, by which
-// we ask and of which an earlier one may not have ended yet.
+// Processes lists the clients' connections: not the server's own threads, nor a replica's, nor
+// root's, by which we ask and of which an earlier one may not have ended yet.
 func (s *Server) Processes() (list []Process, err error) {
 	err = s.admin(context.Background(), func(ctx context.Context, c *sql.Conn) error {
 		rows, err := c.QueryContext(ctx, `
 			SELECT id, user, host, COALESCE(db, ''), command, GREATEST(time, 0), COALESCE(state, ''), COALESCE(info, '')
 			FROM information_schema.processlist
-			WHERE user NOT IN ('root', 'system user', 'event_scheduler') ORDER BY id`)
+			WHERE user NOT IN ('root', '`+replUser+`', 'system user', 'event_scheduler') ORDER BY id`)
 		if err != nil {
 			return err
 		}

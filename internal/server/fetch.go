@@ -24,7 +24,11 @@ func fetched(ctx context.Context, kind Kind, r recipe) (*Install, error) {
 	if err != nil {
 		return nil, err
 	}
-	return opened(ctx, kind, root)
+	in, err := opened(ctx, kind, root)
+	if err == nil && !r.matches(in.Version) {
+		err = fmt.Errorf("%s holds version %s: remove it", root, in.Version)
+	}
+	return in, err
 }
 
 // fetch unpacks the package of r and its dependencies into dir.
@@ -50,9 +54,7 @@ func fetch(ctx context.Context, r recipe, dir string) error {
 }
 
 func fetchFrom(ctx context.Context, a archive, r recipe, dir string) error {
-	if r.suite != "" {
-		a.suite = r.suite
-	}
+	a.suite = r.suite
 	fmt.Fprintf(Progress, "fetching %s (%s) from Debian %s into the cache, once ...\n", r.name, r.size, a.suite)
 	apt, err := os.MkdirTemp(filepath.Dir(dir), "apt-")
 	if err != nil {

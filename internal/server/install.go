@@ -22,14 +22,16 @@ import (
 type Kind string
 
 const (
-	// MariaDB is whatever MariaDB the machine has, or that of its own Debian release.
+	// MariaDB is MariaDB 10.11.
 	MariaDB Kind = "mariadb"
+	// MariaDB118 is MariaDB 11.8.
+	MariaDB118 Kind = "mariadb-11.8"
 	// MySQL is Oracle's MySQL 8 or newer.
 	MySQL Kind = "mysql"
 )
 
 // Kinds are all the kinds there are, in the order in which tests run them.
-func Kinds() []Kind { return []Kind{MariaDB, MySQL} }
+func Kinds() []Kind { return []Kind{MariaDB, MariaDB118, MySQL} }
 
 // ErrUnavailable is wrapped by the errors of Find and Start when the machine has no server of
 // that kind and none can be fetched. The error's text says what to do.
@@ -38,22 +40,29 @@ var ErrUnavailable = errors.New("no server to be had")
 // Progress is where Find tells about a step that takes seconds, such as a fetch.
 var Progress io.Writer = os.Stderr
 
-// A recipe says how a kind is recognised and where Debian has it. Another version is another
-// entry: MariaDB 11.8, say, has the package of MariaDB, the suite trixie and its own matches.
+// A recipe says how a kind is recognised and where Debian has it.
 type recipe struct {
 	name    string
 	matches func(version string) bool
 	pkg     string // Debian package; its dependencies come with it
-	suite   string // Debian suite that has it; empty: the machine's own
+	suite   string // Debian suite that has it
 	size    string // of the download, for the person who waits
 }
 
 var recipes = map[Kind]recipe{
 	MariaDB: {
-		name:    "MariaDB",
-		matches: func(v string) bool { return strings.Contains(v, "MariaDB") },
+		name:    "MariaDB 10.11",
+		matches: func(v string) bool { return strings.HasPrefix(v, "10.11.") && strings.Contains(v, "MariaDB") },
 		pkg:     "mariadb-server-core",
+		suite:   "bookworm",
 		size:    "15 MB",
+	},
+	MariaDB118: {
+		name:    "MariaDB 11.8",
+		matches: func(v string) bool { return strings.HasPrefix(v, "11.8.") && strings.Contains(v, "MariaDB") },
+		pkg:     "mariadb-server-core",
+		suite:   "trixie",
+		size:    "20 MB",
 	},
 	MySQL: {
 		name: "MySQL",

@@ -15,16 +15,17 @@ type process struct {
 	err  error         // how it ended; to be read after done
 }
 
-// startProcess starts argv with its output in log.
+// startProcess starts argv with its output in log, and with env added to our environment.
 //
 // The child shall die with us, however we die, so the kernel is asked to kill it when its
 // parent ends. For the kernel the parent is the thread that forked, and Go ends threads as it
 // likes: so that thread is held, doing nothing but wait for the child, for as long as it lives.
-func startProcess(argv []string, stdin io.Reader, log *os.File) (*process, error) {
+func startProcess(argv []string, stdin io.Reader, log *os.File, env ...string) (*process, error) {
 	p := &process{done: make(chan struct{})}
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "LD_PRELOAD=", "LD_LIBRARY_PATH=")
+	cmd.Env = append(cmd.Env, env...)
 	cmd.SysProcAttr = childAttr()
 	started := make(chan error)
 	go func() {

@@ -1,11 +1,12 @@
 // Package server runs private MariaDB and MySQL servers for tests and benchmarks: real ones,
 // each on a data directory of its own, on 127.0.0.1 and on a unix socket, ready within a
-// second and gone with the process that started them.
+// second and gone with the process that started them. They run alone, as primary and replica,
+// or as a Galera cluster.
 package server
 
 // This file is a server's life: start, kill, pause, stop, start again. Where its program comes
 // from is in install.go, its data directory in template.go, what one can ask of it while it
-// runs in admin.go.
+// runs in admin.go, what it is together with others in replica.go and galera.go.
 
 import (
 	"bytes"
@@ -45,6 +46,12 @@ type Server struct {
 	port    int
 	tls     *tls.Config
 
+	// What a server that is one of several has beyond that, all of which may be nil: arguments
+	// that depend on the state of the others, whether it takes part yet, and an environment.
+	partArgs func(context.Context) ([]string, error)
+	joined   func(context.Context) (bool, error)
+	env      []string
+
 	mu   sync.Mutex // guards proc, and makes each change of state whole
 	proc *process   // nil if not started or ended by us
 }
@@ -60,26 +67,35 @@ func Start(ctx context.Context, kind Kind, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{install: in, args: o.Args}
-	if s.dir, s.lock, err = makeDir(); err != nil {
+	s, err := in.furnish(template, o)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.prepare(ctx, template, o.TLS); err != nil {
+	if err := s.startAnywhere(ctx); err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Server) prepare(ctx context.Context, template string, withTLS bool) (err error) {
-	if err := copyTree(template, s.data()); err != nil {
-		return err
+// furnish makes a server that is ready to be started: its directory, with a copy of the template.
+func (in *Install) furnish(template string, o Options) (_ *Server, err error) {
+	s := &Server{install: in, args: o.Args}
+	if s.dir, s.lock, err = makeDir(); err != nil {
+		return nil, err
 	}
-	if withTLS {
-		if s.tls, err = writeCertificate(s.file("cert.pem"), s.file("key.pem")); err != nil {
-			return err
-		}
+	if err = copyTree(template, s.data()); err == nil && o.TLS {
+		s.tls, err = writeCertificate(s.file("cert.pem"), s.file("key.pem"))
 	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// startAnywhere starts a new server on a port that is free.
+func (s *Server) startAnywhere(ctx context.Context) error {
 	// The port is free now and may be taken before the server has it.
 	for range 5 {
 		l, err := loopback.Listen()
@@ -88,7 +104,7 @@ func (s *Server) prepare(ctx context.Context, template string, withTLS bool) (er
 		}
 		s.port = loopback.Port(l)
 		l.Close()
-		if err = s.start(ctx); err == nil || !strings.Contains(s.Log(), "Do you already have another") {
+		if err := s.start(ctx); err == nil || !strings.Contains(s.Log(), "Do you already have another") {
 			return err
 		}
 		os.Remove(s.logFile())
@@ -114,6 +130,25 @@ func (s *Server) start(ctx context.Context) error {
 	if s.proc != nil && s.proc.running() {
 		return nil
 	}
+	args := append(s.install.quickArgs(),
+		"--datadir="+s.data(),
+		"--tmpdir="+s.dir,
+		"--pid-file="+s.file("pid"),
+		"--socket="+s.Socket(),
+		"--port="+strconv.Itoa(s.port))
+	if s.tls != nil {
+		args = append(args, "--ssl-cert="+s.file("cert.pem"), "--ssl-key="+s.file("key.pem"))
+	} else if s.Kind() == MariaDB118 {
+		args = append(args, "--skip-ssl") // or it makes an RSA key at each start, which takes a second
+	}
+	if s.partArgs != nil {
+		part, err := s.partArgs(ctx)
+		if err != nil {
+			return err
+		}
+		args = append(args, part...)
+	}
+	args = append(args, s.args...)
 	// A killed server leaves these behind, and takes them for another's.
 	for _, stale := range []string{s.Socket(), s.Socket() + ".lock", s.file("pid")} {
 		if err := os.Remove(stale); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -128,17 +163,7 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	args := append(s.install.quickArgs(),
-		"--datadir="+s.data(),
-		"--tmpdir="+s.dir,
-		"--pid-file="+s.file("pid"),
-		"--socket="+s.Socket(),
-		"--port="+strconv.Itoa(s.port))
-	if s.tls != nil {
-		args = append(args, "--ssl-cert="+s.file("cert.pem"), "--ssl-key="+s.file("key.pem"))
-	}
-	args = append(args, s.args...)
-	if s.proc, err = startProcess(s.install.command(args...), nil, log); err != nil {
+	if s.proc, err = startProcess(s.install.command(args...), nil, log, s.env...); err != nil {
 		return err
 	}
 	if err := s.awaitReady(ctx); err != nil {
@@ -148,19 +173,34 @@ func (s *Server) start(ctx context.Context) error {
 	return nil
 }
 
-// awaitReady waits until the server lets its admin in.
+// awaitReady waits until the server lets its admin in, and is of use.
 func (s *Server) awaitReady(ctx context.Context) error {
+	return poll(ctx, func() (bool, error) {
+		if s.joined != nil {
+			if ok, err := s.joined(ctx); ok || err != nil {
+				return ok, err
+			}
+		} else if s.ping(ctx) == nil {
+			return true, nil
+		}
+		if !s.proc.running() {
+			return false, fmt.Errorf("it ended: %v", s.proc.err)
+		}
+		return false, nil
+	})
+}
+
+// poll calls done until it is, or fails, or patience ends.
+func poll(ctx context.Context, done func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	tick := time.NewTicker(3 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if s.ping(ctx) == nil {
-			return nil
+		if ok, err := done(); ok || err != nil {
+			return err
 		}
 		select {
-		case <-s.proc.done:
-			return fmt.Errorf("it ended: %v", s.proc.err)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:

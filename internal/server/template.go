@@ -22,6 +22,8 @@ const (
 	User, Password       = "livepool", "secret-pw" // may do everything except write to a read-only server
 	AppUser, AppPassword = "app", "app-pw"         // an ordinary user with rights on Database only
 	Database             = "test"
+
+	replUser, replPassword = "repl", "repl-pw" // by which a replica reads from its primary
 )
 
 // Each statement is on a line of its own, as bootstrapping wants it.
@@ -30,6 +32,8 @@ CREATE USER '` + User + `'@'%' IDENTIFIED BY '` + Password + `';
 GRANT ALL PRIVILEGES ON *.* TO '` + User + `'@'%' WITH GRANT OPTION;
 CREATE USER '` + AppUser + `'@'%' IDENTIFIED BY '` + AppPassword + `';
 GRANT ALL PRIVILEGES ON ` + Database + `.* TO '` + AppUser + `'@'%';
+CREATE USER '` + replUser + `'@'%' IDENTIFIED BY '` + replPassword + `';
+GRANT REPLICATION SLAVE ON *.* TO '` + replUser + `'@'%';
 `
 
 // MariaDB lets the holder of this privilege write to a read-only server, MySQL (with
@@ -58,6 +62,7 @@ var (
 	mariadbArgs = []string{
 		"--innodb-log-file-size=8M",
 		"--innodb-flush-method=nosync",
+		"--innodb-undo-tablespaces=0", // those three of 11.8 are 10 MB each, and slow to stop
 		"--aria-pagecache-buffer-size=8M",
 	}
 	mysqlArgs = []string{

@@ -1,5 +1,5 @@
-// Package servertest gives a test its private server and takes it away afterwards. The server
-// itself is package server's.
+// Package servertest gives a test its private server, or several that belong together, and
+// takes them away afterwards. The servers themselves are package server's.
 package servertest
 
 import (
@@ -21,21 +21,50 @@ func Run(t testing.TB, kind server.Kind, args ...string) *server.Server {
 func RunOptions(t testing.TB, kind server.Kind, o server.Options) *server.Server {
 	t.Helper()
 	s, err := server.Start(t.Context(), kind, o)
+	mustHave(t, err)
+	t.Cleanup(func() { closeAll(t, s.Close, s) })
+	return s
+}
+
+// RunPair starts a primary and its replica for a test, as Run starts one server.
+func RunPair(t testing.TB, kind server.Kind, args ...string) *server.Pair {
+	t.Helper()
+	p, err := server.StartPair(t.Context(), kind, server.Options{Args: args})
+	mustHave(t, err)
+	t.Cleanup(func() { closeAll(t, p.Close, p.Primary(), p.Replica()) })
+	return p
+}
+
+// RunGalera starts a cluster for a test, as Run starts one server.
+func RunGalera(t testing.TB, nodes int, args ...string) *server.Galera {
+	t.Helper()
+	g, err := server.StartGalera(t.Context(), nodes, server.Options{Args: args})
+	mustHave(t, err)
+	t.Cleanup(func() { closeAll(t, g.Close, g.Nodes()...) })
+	return g
+}
+
+// mustHave ends a test that did not get what it needs.
+func mustHave(t testing.TB, err error) {
+	t.Helper()
 	if errors.Is(err, server.ErrUnavailable) {
 		testenv.Missing(t, "%v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the end of the log of %s:\n%s", kind, s.Log())
+}
+
+// closeAll ends a test's servers, and shows what they had to say if it failed.
+func closeAll(t testing.TB, shut func() error, servers ...*server.Server) {
+	if t.Failed() {
+		for _, s := range servers {
+			t.Logf("the end of the log of %s on %s:\n%s", s.Kind(), s.Addr(), s.Log())
 		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
+	}
+	if err := shut(); err != nil {
+		t.Error(err)
+	}
 }
 
 // Each runs f as a subtest on a server of each kind.

@@ -1,0 +1,310 @@
+package server
+
+// This file is a primary and its replica: how they replicate, and how they change places. Each
+// of the two by itself is a Server like any other.
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// A Pair is a primary and a replica which follows it asynchronously, by GTID. The replica is
+// read-only. Either server may be killed and started again, and is then what it was before.
+type Pair struct {
+	servers [2]*Server
+	sql     replication
+
+	mu      sync.Mutex   // makes each change of roles whole
+	primary atomic.Int32 // index in servers
+}
+
+// replication is what the kinds call the same thing.
+type replication struct {
+	args     []string // of both servers
+	readOnly string   // the argument that makes a server start read-only
+	position string   // all that the server has committed
+	follow   string   // the other server, whose port is filled in
+	resume   string   // more for follow: begin at what this server has, having been a primary
+	wait     string   // for a position to be applied, some seconds; gives 0 when it is
+	received string   // column of SHOW REPLICA STATUS: the position of what has arrived
+	thread   string   // prefix of its columns about the two threads
+}
+
+var replications = map[bool]replication{ // is it MySQL?
+	false: {
+		args: []string{"--log-bin=binlog", "--relay-log=relay", "--log-slave-updates=ON", "--gtid-strict-mode=ON",
+			"--relay-log-recovery=ON"},
+		readOnly: "--read-only=ON",
+		position: "SELECT @@GLOBAL.gtid_binlog_pos",
+		follow: "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT=%d, MASTER_USER='" + replUser + "', MASTER_PASSWORD='" + replPassword + "', " +
+			"MASTER_SSL=0, MASTER_SSL_VERIFY_SERVER_CERT=0, " + // 11.8 would insist on it
+			"MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos",
+		resume:   ", MASTER_DEMOTE_TO_SLAVE=1",
+		wait:     "SELECT MASTER_GTID_WAIT(?, ?)",
+		received: "Gtid_IO_Pos",
+		thread:   "Slave",
+	},
+	true: {
+		args: []string{"--log-bin=binlog", "--relay-log=relay", "--gtid-mode=ON", "--enforce-gtid-consistency=ON",
+			"--relay-log-recovery=ON", "--sync-binlog=0"}, // only a crash of the machine would show that
+		readOnly: "--super-read-only=ON",
+		position: "SELECT @@GLOBAL.gtid_executed",
+		// Without TLS, caching_sha2_password sends the password only under the source's key.
+		follow: "CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT=%d, SOURCE_USER='" + replUser + "', SOURCE_PASSWORD='" + replPassword + "', " +
+			"SOURCE_CONNECT_RETRY=1, SOURCE_AUTO_POSITION=1, GET_SOURCE_PUBLIC_KEY=1",
+		wait:     "SELECT WAIT_FOR_EXECUTED_GTID_SET(?, ?)",
+		received: "Retrieved_Gtid_Set",
+		thread:   "Replica",
+	},
+}
+
+// StartPair starts a primary and a replica, both with the same options, and returns when the
+// one follows the other. The context bounds the start only. End them with Close.
+func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
+	in, err := Find(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	template, err := in.template(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pair{sql: replications[kind == MySQL]}
+	err = bothOf(func(i int) error {
+		s, err := in.furnish(template, o)
+		if err != nil {
+			return err
+		}
+		p.servers[i] = s
+		s.partArgs = func(context.Context) ([]string, error) { return p.argsOf(i), nil }
+		return s.startAnywhere(ctx)
+	})
+	if err == nil {
+		err = p.attach(ctx, p.Replica(), p.Primary(), "")
+	}
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Pair) argsOf(i int) []string {
+	args := append(p.sql.args[:len(p.sql.args):len(p.sql.args)], fmt.Sprintf("--server-id=%d", i+1))
+	if i != int(p.primary.Load()) {
+		args = append(args, p.sql.readOnly)
+	}
+	return args
+}
+
+// Primary is the server that is the primary now.
+func (p *Pair) Primary() *Server { return p.servers[p.primary.Load()] }
+
+// Replica is the other one. After Promote it follows only when Rejoin has made it.
+func (p *Pair) Replica() *Server { return p.servers[1-p.primary.Load()] }
+
+// CatchUp waits until the replica has all that the primary has committed by now.
+func (p *Pair) CatchUp(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.catchUp(ctx)
+}
+
+func (p *Pair) catchUp(ctx context.Context) error {
+	position, err := p.positionOf(ctx, p.Primary())
+	if err != nil {
+		return err
+	}
+	return p.awaitApplied(ctx, p.Replica(), position)
+}
+
+// Switch makes the two change places in the way an operator plans it: the primary refuses
+// writes from then on, the replica catches up and takes them, the old primary follows it.
+// Clients stay connected to both. A statement that writes, or LOCK TABLES, can hold this up;
+// then the error is the server's 1205, and everything is as it was.
+func (p *Pair) Switch(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, next := p.Primary(), p.Replica()
+	if err := old.setReadOnly(ctx, true); err != nil {
+		return fmt.Errorf("the primary cannot be made read-only: %w", err)
+	}
+	if err := p.catchUp(ctx); err != nil {
+		return errors.Join(err, old.SetReadOnly(false))
+	}
+	if err := p.promote(ctx, next); err != nil {
+		return err
+	}
+	return p.attach(ctx, old, next, p.sql.resume)
+}
+
+// Promote makes the replica the primary without asking the old one, which is dead or cannot be
+// reached. What the replica has received it applies first; what it has not is lost. An old
+// primary that still runs is not told, as nobody could, and goes on taking writes.
+func (p *Pair) Promote(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := p.Replica()
+	if err := next.exec(ctx, "STOP REPLICA IO_THREAD"); err != nil {
+		return err
+	}
+	status, err := next.replicaStatus(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.awaitApplied(ctx, next, status[p.sql.received]); err != nil {
+		return err
+	}
+	return p.promote(ctx, next)
+}
+
+// Rejoin brings the old primary back after Promote: it is started if it does not run, made
+// read-only, and follows the new one. If it has transactions that the new one never got, they
+// cannot both be right: then it stays as it is, and the error says so.
+func (p *Pair) Rejoin(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.Replica()
+	if err := old.start(ctx); err != nil {
+		return err
+	}
+	if err := old.setReadOnly(ctx, true); err != nil {
+		return err
+	}
+	return p.attach(ctx, old, p.Primary(), p.sql.resume)
+}
+
+// Close kills both servers and removes all that they wrote.
+func (p *Pair) Close() error {
+	return bothOf(func(i int) error {
+		if p.servers[i] == nil {
+			return nil
+		}
+		return p.servers[i].Close()
+	})
+}
+
+// promote makes a replica that has applied everything the primary.
+func (p *Pair) promote(ctx context.Context, next *Server) error {
+	if err := next.exec(ctx, "STOP REPLICA; RESET REPLICA ALL"); err != nil {
+		return err
+	}
+	p.primary.Store(1 - p.primary.Load())
+	return next.setReadOnly(ctx, false)
+}
+
+// attach makes s follow the primary, and waits until it does and has caught up.
+func (p *Pair) attach(ctx context.Context, s, primary *Server, more string) error {
+	if err := p.mayFollow(ctx, s, primary); err != nil {
+		return err
+	}
+	if err := s.exec(ctx, fmt.Sprintf(p.sql.follow, primary.port)+more+"; START REPLICA"); err != nil {
+		return err
+	}
+	var status map[string]string
+	err := poll(ctx, func() (_ bool, err error) {
+		status, err = s.replicaStatus(ctx)
+		return status[p.sql.thread+"_IO_Running"] == "Yes", errors.Join(err, p.brokenBy(status))
+	})
+	if err != nil {
+		return fmt.Errorf("the replica does not follow: %w; %s", err, status["Last_IO_Error"])
+	}
+	return p.catchUp(ctx)
+}
+
+// mayFollow refuses to let s follow a primary that lacks some of its transactions. MySQL would
+// keep them, and MariaDB notices only what is newer than all that the primary has.
+func (p *Pair) mayFollow(ctx context.Context, s, primary *Server) error {
+	has, err := p.positionOf(ctx, s)
+	if err != nil {
+		return err
+	}
+	var known bool
+	if s.Kind() == MySQL {
+		err = primary.queryRow(ctx, "SELECT GTID_SUBSET(?, @@GLOBAL.gtid_executed)", []any{has}, &known)
+	} else {
+		err = primary.queryRow(ctx, "SELECT ? = '' OR MASTER_GTID_WAIT(?, 0) = 0", []any{has, has}, &known)
+	}
+	if err == nil && !known {
+		err = fmt.Errorf("the old primary committed what the new one never received: it is at %s", has)
+	}
+	return err
+}
+
+func (p *Pair) positionOf(ctx context.Context, s *Server) (position string, err error) {
+	err = s.queryRow(ctx, p.sql.position, nil, &position)
+	return position, err
+}
+
+// awaitApplied waits until the replica s has applied all up to position.
+func (p *Pair) awaitApplied(ctx context.Context, s *Server, position string) error {
+	err := poll(ctx, func() (bool, error) {
+		var left int
+		if err := s.queryRow(ctx, p.sql.wait, []any{position, 0.5}, &left); err != nil {
+			return false, err
+		}
+		if left == 0 {
+			return true, nil
+		}
+		status, err := s.replicaStatus(ctx)
+		return false, errors.Join(err, p.brokenBy(status))
+	})
+	if err != nil {
+		return fmt.Errorf("the replica does not get to %q: %w", position, err)
+	}
+	return nil
+}
+
+// brokenBy is the error that keeps replication from going on, if there is one. Failing to
+// connect is not: that is tried again.
+func (p *Pair) brokenBy(status map[string]string) error {
+	for _, thread := range []string{"IO", "SQL"} {
+		if text := status["Last_"+thread+"_Error"]; text != "" && status[p.sql.thread+"_"+thread+"_Running"] == "No" {
+			return errors.New(text)
+		}
+	}
+	return nil
+}
+
+// replicaStatus is SHOW REPLICA STATUS by the names of its columns; empty if s is no replica.
+func (s *Server) replicaStatus(ctx context.Context) (status map[string]string, err error) {
+	err = s.admin(ctx, func(ctx context.Context, c *sql.Conn) error {
+		rows, err := c.QueryContext(ctx, "SHOW REPLICA STATUS")
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		names, err := rows.Columns()
+		if err != nil || !rows.Next() {
+			return errors.Join(err, rows.Err())
+		}
+		values, dest := make([]sql.NullString, len(names)), make([]any, len(names))
+		for i := range values {
+			dest[i] = &values[i]
+		}
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		status = map[string]string{}
+		for i, name := range names {
+			status[name] = values[i].String
+		}
+		return nil
+	})
+	return status, err
+}
+
+// bothOf runs f for 0 and 1 at the same time.
+func bothOf(f func(i int) error) error {
+	var errs [2]error
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() { errs[i] = f(i) })
+	}
+	wg.Wait()
+	return errors.Join(errs[:]...)
+}

@@ -1,0 +1,207 @@
+package server_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/server/servertest"
+)
+
+const readOnlyError = 1290
+
+// eachPair runs f as a subtest on a pair of each kind, with a table t.
+func eachPair(t *testing.T, f func(t *testing.T, p *server.Pair)) {
+	t.Helper()
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			begun := time.Now()
+			p := servertest.RunPair(t, kind)
+			t.Logf("started in %v", time.Since(begun))
+			must(t, p.Primary().Exec("CREATE TABLE t (id INT PRIMARY KEY)"))
+			f(t, p)
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// insert adds a row on the primary.
+func insert(t *testing.T, p *server.Pair, id int) {
+	t.Helper()
+	must(t, p.Primary().Exec("INSERT INTO t VALUES (?)", id))
+}
+
+// ids are the rows that a server has.
+func ids(t *testing.T, s *server.Server) string {
+	t.Helper()
+	var list string
+	must(t, s.QueryRow("SELECT COALESCE(GROUP_CONCAT(id ORDER BY id), '') FROM t", &list))
+	return list
+}
+
+// wantOnBoth checks the rows of both servers once the replica has caught up.
+func wantOnBoth(t *testing.T, p *server.Pair, want string) {
+	t.Helper()
+	must(t, p.CatchUp(t.Context()))
+	if a, b := ids(t, p.Primary()), ids(t, p.Replica()); a != want || b != want {
+		t.Errorf("the primary has the rows %s, the replica %s; want %s", a, b, want)
+	}
+}
+
+func begin(t *testing.T, s *server.Server, statements ...string) *sql.Tx {
+	t.Helper()
+	tx, err := open(t, s.DSN()).Begin()
+	must(t, err)
+	for _, statement := range statements {
+		_, err := tx.Exec(statement)
+		must(t, err)
+	}
+	return tx
+}
+
+func TestAReplicaFollowsAndRefusesWrites(t *testing.T) {
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		insert(t, p, 1)
+		wantOnBoth(t, p, "1")
+		for _, dsn := range []string{p.Replica().DSN(), p.Replica().AppDSN(p.Replica().Addr())} {
+			if _, err := open(t, dsn).Exec("INSERT INTO t VALUES (2)"); number(err) != readOnlyError {
+				t.Errorf("a write on the replica: %v", err)
+			}
+		}
+		if list, err := p.Primary().Processes(); err != nil || len(list) != 0 {
+			t.Errorf("nobody but the replica is connected, and the processes are %+v, %v", list, err)
+		}
+	})
+}
+
+func TestEachOfAPairIsAfterARestartWhatItWas(t *testing.T) {
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		for i, s := range []*server.Server{p.Primary(), p.Replica()} {
+			begun := time.Now()
+			must(t, s.Kill())
+			must(t, s.Start())
+			insert(t, p, i)
+			wantOnBoth(t, p, "0,1"[:2*i+1])
+			t.Logf("replicates after %v", time.Since(begun))
+			if _, err := open(t, p.Replica().DSN()).Exec("INSERT INTO t VALUES (100)"); number(err) != readOnlyError {
+				t.Errorf("a write on the replica: %v", err)
+			}
+		}
+	})
+}
+
+func TestASwitchInMidTransactionRefusesTheCommit(t *testing.T) {
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		insert(t, p, 1)
+		old := p.Primary()
+		tx := begin(t, old, "INSERT INTO t VALUES (2)")
+		begun := time.Now()
+		must(t, p.Switch(t.Context()))
+		t.Logf("switched in %v", time.Since(begun))
+		if p.Replica() != old {
+			t.Fatal("the roles are as before")
+		}
+		if err := tx.Commit(); number(err) != readOnlyError {
+			t.Errorf("COMMIT on the old primary: %v", err)
+		}
+		insert(t, p, 3)
+		wantOnBoth(t, p, "1,3")
+		must(t, p.Switch(t.Context())) // and back
+		if p.Primary() != old {
+			t.Error("the second switch did not bring the roles back")
+		}
+		insert(t, p, 4)
+		wantOnBoth(t, p, "1,3,4")
+	})
+}
+
+func TestASwitchThatAStatementHoldsUpChangesNothing(t *testing.T) {
+	const lockWaitTimeout = 1205
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		insert(t, p, 1)
+		s := p.Primary()
+		tx := begin(t, s, "UPDATE t SET id = 10 WHERE id = 1")
+		blocked := make(chan error, 1)
+		go func() {
+			_, err := open(t, s.DSN()).Exec("UPDATE t SET id = 11 WHERE id = 1 /* blocked */")
+			blocked <- err
+		}()
+		eventually(t, "the statement is in flight", func() bool {
+			list, err := s.Processes()
+			return err == nil && strings.Contains(fmt.Sprint(list), "/* blocked */")
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		begun := time.Now()
+		if err := p.Switch(ctx); number(err) != lockWaitTimeout {
+			t.Errorf("the switch: %v", err)
+		}
+		t.Logf("gave up after %v", time.Since(begun))
+		must(t, tx.Commit())
+		must(t, <-blocked)
+		if p.Primary() != s {
+			t.Error("the roles changed")
+		}
+		insert(t, p, 2)
+		wantOnBoth(t, p, "2,10")
+	})
+}
+
+func TestPromoteAfterAKillAndBringTheOldPrimaryBack(t *testing.T) {
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		insert(t, p, 1)
+		must(t, p.CatchUp(t.Context()))
+		old := p.Primary()
+		must(t, old.Kill())
+		begun := time.Now()
+		must(t, p.Promote(t.Context()))
+		t.Logf("promoted in %v", time.Since(begun))
+		if p.Replica() != old {
+			t.Fatal("the roles are as before")
+		}
+		insert(t, p, 2)
+		begun = time.Now()
+		must(t, p.Rejoin(t.Context()))
+		t.Logf("rejoined in %v", time.Since(begun))
+		insert(t, p, 3)
+		wantOnBoth(t, p, "1,2,3")
+		if _, err := open(t, old.DSN()).Exec("INSERT INTO t VALUES (4)"); number(err) != readOnlyError {
+			t.Errorf("a write on the old primary: %v", err)
+		}
+	})
+}
+
+// A paused primary looks dead and is not: it takes part again with what only it has.
+func TestAPrimaryThatWentOnByItselfIsNotBroughtBack(t *testing.T) {
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		insert(t, p, 1)
+		must(t, p.CatchUp(t.Context()))
+		old := p.Primary()
+		must(t, old.Pause())
+		must(t, p.Promote(t.Context()))
+		must(t, old.Resume())
+		must(t, old.Exec("INSERT INTO t VALUES (2)"))
+		if err := p.Rejoin(t.Context()); err == nil || !strings.Contains(err.Error(), "never received") {
+			t.Errorf("with nothing written to the new primary: %v", err)
+		}
+		for id := range 3 {
+			insert(t, p, 10+id)
+		}
+		if err := p.Rejoin(t.Context()); err == nil || !strings.Contains(err.Error(), "never received") {
+			t.Errorf("with more written to the new primary: %v", err)
+		}
+		if a, b := ids(t, p.Primary()), ids(t, old); a != "1,10,11,12" || b != "1,2" {
+			t.Errorf("the new primary has the rows %s, the old one %s", a, b)
+		}
+	})
+}
