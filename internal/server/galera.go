@@ -346,12 +346,14 @@ func (m *member) isolate(ctx context.Context, on bool) error {
 }
 
 // sizes tells of each node how many it believes to be in its part of the cluster; 0 if it does
-// not answer.
+// not answer, or that part has no quorum.
 func (g *Galera) sizes(ctx context.Context) []int {
 	sizes := make([]int, len(g.members))
 	for i, m := range g.members {
 		status, _ := m.wsrepStatus(ctx)
-		sizes[i], _ = strconv.Atoi(status["wsrep_cluster_size"])
+		if status["wsrep_cluster_status"] == "Primary" {
+			sizes[i], _ = strconv.Atoi(status["wsrep_cluster_size"])
+		}
 	}
 	return sizes
 }
