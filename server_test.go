@@ -1,6 +1,6 @@
 package livepool_test
 
-// Behaviour on real servers, of both kinds, under real faults.
+// Behaviour on real servers, of each kind, under real faults.
 
 import (
 	"bytes"

@@ -22,7 +22,7 @@ import (
 type Kind string
 
 const (
-	// MariaDB is MariaDB 10.11.
+	// MariaDB is MariaDB 10.11, or whichever is installed where that cannot be had.
 	MariaDB Kind = "mariadb"
 	// MariaDB118 is MariaDB 11.8.
 	MariaDB118 Kind = "mariadb-11.8"
@@ -44,15 +44,17 @@ var Progress io.Writer = os.Stderr
 type recipe struct {
 	name    string
 	matches func(version string) bool
-	pkg     string // Debian package; its dependencies come with it
-	suite   string // Debian suite that has it
-	size    string // of the download, for the person who waits
+	similar func(version string) bool // would do; nil: nothing else does
+	pkg     string                    // Debian package; its dependencies come with it
+	suite   string                    // Debian suite that has it
+	size    string                    // of the download, for the person who waits
 }
 
 var recipes = map[Kind]recipe{
 	MariaDB: {
 		name:    "MariaDB 10.11",
 		matches: func(v string) bool { return strings.HasPrefix(v, "10.11.") && strings.Contains(v, "MariaDB") },
+		similar: func(v string) bool { return strings.Contains(v, "MariaDB") },
 		pkg:     "mariadb-server-core",
 		suite:   "bookworm",
 		size:    "15 MB",
@@ -126,10 +128,15 @@ func find(ctx context.Context, kind Kind) (*Install, error) {
 	if runtime.GOOS != "linux" {
 		return nil, fmt.Errorf("%w: private servers need Linux", ErrUnavailable)
 	}
-	if in := installed(ctx, kind, r); in != nil {
+	if in := installed(ctx, kind, r.matches); in != nil {
 		return in, nil
 	}
 	in, err := fetched(ctx, kind, r)
+	if err != nil && r.similar != nil {
+		if other := installed(ctx, kind, r.similar); other != nil {
+			return other, nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s is neither installed nor could it be fetched from Debian: %w\n"+
 			"(install its server package so that mariadbd or mysqld is in PATH or /usr/sbin; it need not run)",
@@ -139,7 +146,7 @@ func find(ctx context.Context, kind Kind) (*Install, error) {
 }
 
 // installed looks for a usable program on the machine itself.
-func installed(ctx context.Context, kind Kind, r recipe) *Install {
+func installed(ctx context.Context, kind Kind, matches func(version string) bool) *Install {
 	dirs := append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/local/sbin", "/usr/libexec")
 	for _, dir := range dirs {
 		for _, name := range []string{"mariadbd", "mysqld"} {
@@ -148,7 +155,7 @@ func installed(ctx context.Context, kind Kind, r recipe) *Install {
 				continue
 			}
 			in := &Install{Kind: kind, bin: bin}
-			if in.inspect(ctx, filepath.Dir(dir)) == nil && r.matches(in.Version) {
+			if in.inspect(ctx, filepath.Dir(dir)) == nil && matches(in.Version) {
 				return in
 			}
 		}
