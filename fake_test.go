@@ -124,7 +124,11 @@ func (c *fakeConn) Ping(ctx context.Context) error {
 }
 
 func (c *fakeConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	c.db.execs.Add(1)
+	if query == "DO 0" { // a ping that asks for work
+		c.db.pings.Add(1)
+	} else {
+		c.db.execs.Add(1)
+	}
 	c.args = args
 	if err := ctx.Err(); err != nil {
 		return nil, err

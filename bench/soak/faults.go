@@ -23,25 +23,30 @@ import (
 // kinds are all there are. How long each lasts is about what it takes to be
 // noticed, sometimes less and sometimes more.
 var kinds = []*kind{
-	{"kill", theServer, 8, span{}, kill("KILL")},
-	{"kill-query", theServer, 3, span{}, kill("KILL QUERY")},
-	{"fin", network, 3, span{}, end("FIN", (*proxy.Proxy).FIN)},
-	{"rst", network, 3, span{}, end("RST", (*proxy.Proxy).RST)},
-	{"stall", network, 4, span{100, 1500}, stall},
-	{"black-hole", network, 3, span{0, 200}, blackHole},
-	{"drop-to-server", network, 3, span{50, 800}, drop("drop to the server", (*proxy.Proxy).DropToServer)},
-	{"drop-to-client", network, 3, span{50, 800}, drop("drop to the client", (*proxy.Proxy).DropToClient)},
-	{"hang-new", network, 3, span{100, 1200}, hangNew},
-	{"refuse", network, 3, span{50, 800}, refuse},
-	{"cut-commit", network, 14, span{50, 1500}, cut("COMMIT", isCommit)},
-	{"cut-statement", network, 8, span{50, 1200}, cut("a statement", isStatement)},
-	{"crash", theServer, 1, span{0, 500}, crash},
-	{"pause", theServer, 3, span{100, 1800}, freeze},
-	{"wait-timeout", theServer, 2, span{1300, 2300}, shortenWaitTimeout},
-	{"read-only", theServer, 3, span{50, 900}, forbidWrites},
-	{"deadlock", theServer, 5, span{5, 40}, deadlock},
-	{"lock", theServer, 4, span{200, 1800}, lockRow},
-	{"max-connections", theServer, 3, span{200, 1200}, exhaust},
+	{"kill", theServer, anyShape, 8, span{}, kill("KILL")},
+	{"kill-query", theServer, anyShape, 3, span{}, kill("KILL QUERY")},
+	{"fin", network, anyShape, 3, span{}, end("FIN", (*proxy.Proxy).FIN)},
+	{"rst", network, anyShape, 3, span{}, end("RST", (*proxy.Proxy).RST)},
+	{"stall", network, anyShape, 4, span{100, 1500}, stall},
+	{"black-hole", network, anyShape, 3, span{0, 200}, blackHole},
+	{"drop-to-server", network, anyShape, 3, span{50, 800}, drop("drop to the server", (*proxy.Proxy).DropToServer)},
+	{"drop-to-client", network, anyShape, 3, span{50, 800}, drop("drop to the client", (*proxy.Proxy).DropToClient)},
+	{"hang-new", network, anyShape, 3, span{100, 1200}, hangNew},
+	{"refuse", network, anyShape, 3, span{50, 800}, refuse},
+	{"cut-commit", network, anyShape, 14, span{50, 1500}, cut("COMMIT", isCommit)},
+	{"cut-statement", network, anyShape, 8, span{50, 1200}, cut("a statement", isStatement)},
+	{"crash", theServer, alone | aPair, 1, span{0, 500}, crash},
+	{"pause", theServer, alone | aPair, 3, span{100, 1800}, freeze},
+	{"wait-timeout", theServer, anyShape, 2, span{1300, 2300}, shortenWaitTimeout},
+	{"read-only", theServer, alone, 3, span{50, 900}, forbidWrites},
+	{"deadlock", theServer, anyShape, 5, span{5, 40}, deadlock},
+	{"lock", theServer, anyShape, 4, span{200, 1800}, lockRow},
+	{"max-connections", theServer, anyShape, 3, span{200, 1200}, exhaust},
+	{"role-switch", theServer, aPair, 4, span{0, 1500}, switchRoles},
+	{"failover", theServer, aPair, 2, span{0, 800}, failOver},
+	{"node-kill", theServer, aCluster, 2, span{0, 1500}, killNode},
+	{"node-isolate", theServer, aCluster, 3, span{200, 2500}, isolateNode},
+	{"node-freeze", theServer, aCluster, 3, span{200, 5000}, freezeNode},
 }
 
 // strikeFunc is what a kind does.
@@ -221,9 +226,9 @@ func kill(how string) strikeFunc {
 	return func(ctx context.Context, n *nemesis, f fault) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, adminPatience)
 		defer cancel()
-		struck := 0
+		struck, victim := 0, n.victim(f)
 		for i, l := range n.ground.lanes {
-			k, err := n.killSome(ctx, how, l, f)
+			k, err := n.killSome(ctx, how, victim, l, f)
 			if i == 0 {
 				struck = k
 			}
@@ -238,9 +243,9 @@ func kill(how string) strikeFunc {
 	}
 }
 
-// killSome kills a share of a lane's connections, one at least.
-func (n *nemesis) killSome(ctx context.Context, how string, l *lane, f fault) (killed int, err error) {
-	ids, err := n.ground.list(ctx, "SELECT id FROM information_schema.processlist WHERE user = '"+l.user+"'")
+// killSome kills a share of a lane's connections to a node, one at least.
+func (n *nemesis) killSome(ctx context.Context, how string, victim *node, l *lane, f fault) (killed int, err error) {
+	ids, err := victim.list(ctx, "SELECT id FROM information_schema.processlist WHERE user = '"+l.user+"'")
 	if err != nil {
 		return 0, err
 	}
@@ -248,7 +253,7 @@ func (n *nemesis) killSome(ctx context.Context, how string, l *lane, f fault) (k
 	rng.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	share := max(1, int(f.rolls[0]*f.rolls[0]*float64(len(ids))))
 	for _, id := range ids[:min(share, len(ids))] {
-		hit, err := n.kill(ctx, how, id)
+		hit, err := victim.kill(ctx, how, id)
 		if err != nil {
 			return killed, err
 		}
@@ -260,10 +265,10 @@ func (n *nemesis) killSome(ctx context.Context, how string, l *lane, f fault) (k
 }
 
 // kill kills one connection, if it is there.
-func (n *nemesis) kill(ctx context.Context, how, id string) (hit bool, err error) {
+func (n *node) kill(ctx context.Context, how, id string) (hit bool, err error) {
 	const noSuchThread = 1094
 	var my *mysql.MySQLError
-	err = n.ground.exec(ctx, how+" "+id)
+	err = n.exec(ctx, how+" "+id)
 	if errors.As(err, &my) && my.Number == noSuchThread {
 		return false, nil
 	}
@@ -271,19 +276,21 @@ func (n *nemesis) kill(ctx context.Context, how, id string) (hit bool, err error
 }
 
 func crash(ctx context.Context, n *nemesis, f fault) (string, error) {
-	if err := n.ground.server.Kill(); err != nil {
+	victim := n.victim(f)
+	if err := victim.Kill(); err != nil {
 		return "", err
 	}
 	pause(ctx, f.hold)
-	return "SIGKILL and restart", n.heal("starting the server", func(context.Context) error { return n.ground.server.Start() })
+	return "SIGKILL and restart", n.heal("starting the server", func(context.Context) error { return victim.Start() })
 }
 
 func freeze(ctx context.Context, n *nemesis, f fault) (string, error) {
-	if err := n.ground.server.Pause(); err != nil {
+	victim := n.victim(f)
+	if err := victim.Pause(); err != nil {
 		return "", err
 	}
 	pause(ctx, f.hold)
-	return "SIGSTOP and SIGCONT", n.ground.server.Resume()
+	return "SIGSTOP and SIGCONT", victim.Resume()
 }
 
 // shortenWaitTimeout has the server close the pool's connections while they are
@@ -303,16 +310,21 @@ func shortenWaitTimeout(ctx context.Context, n *nemesis, f fault) (string, error
 	return "wait_timeout of 1s", err
 }
 
+// set sets a variable of all servers.
 func (n *nemesis) set(ctx context.Context, variable string, value int) error {
 	ctx, cancel := context.WithTimeout(ctx, adminPatience)
 	defer cancel()
-	return n.ground.exec(ctx, fmt.Sprintf("SET GLOBAL %s = %d", variable, value))
+	var errs []error
+	for _, v := range n.ground.nodes {
+		errs = append(errs, v.exec(ctx, fmt.Sprintf("SET GLOBAL %s = %d", variable, value)))
+	}
+	return errors.Join(errs...)
 }
 
 // readOnlyVariables are what makes the server refuse writes, and what undoes it:
 // each of them in MySQL sets the other.
 func (n *nemesis) readOnlyVariables() (on, off string) {
-	if n.ground.server.Kind() == server.MySQL {
+	if n.ground.nodes[0].Kind() == server.MySQL {
 		return "super_read_only", "read_only"
 	}
 	return "read_only", "read_only"
@@ -323,7 +335,8 @@ func (n *nemesis) readOnlyVariables() (on, off string) {
 // given up is ended there, lest it is granted after the healing.
 func forbidWrites(ctx context.Context, n *nemesis, f fault) (label string, err error) {
 	on, off := n.readOnlyVariables()
-	conn, err := n.ground.admin.Conn(ctx)
+	victim := n.ground.truth()
+	conn, err := victim.admin.Conn(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -341,7 +354,7 @@ func forbidWrites(ctx context.Context, n *nemesis, f fault) (label string, err e
 	}
 	return label, errors.Join(struck, n.heal(off, func(ctx context.Context) error {
 		if struck != nil {
-			if err := n.end(ctx, id); err != nil {
+			if err := victim.end(ctx, id); err != nil {
 				return err
 			}
 		}
@@ -350,11 +363,11 @@ func forbidWrites(ctx context.Context, n *nemesis, f fault) (label string, err e
 }
 
 // end kills a connection of root's, if it is there, and fails as long as it is.
-func (n *nemesis) end(ctx context.Context, id int64) error {
+func (n *node) end(ctx context.Context, id int64) error {
 	if _, err := n.kill(ctx, "KILL", fmt.Sprint(id)); err != nil {
 		return err
 	}
-	left, err := n.ground.list(ctx, fmt.Sprintf("SELECT id FROM information_schema.processlist WHERE id = %d", id))
+	left, err := n.list(ctx, fmt.Sprintf("SELECT id FROM information_schema.processlist WHERE id = %d", id))
 	if err == nil && left != nil {
 		err = fmt.Errorf("connection %d is still there", id)
 	}
@@ -364,10 +377,13 @@ func (n *nemesis) end(ctx context.Context, id int64) error {
 // resetVariables sets all that the faults change to what it was.
 func (n *nemesis) resetVariables(ctx context.Context) error {
 	_, off := n.readOnlyVariables()
+	if err := n.ground.exec(ctx, "SET GLOBAL "+off+" = 0"); err != nil { // a replica stays what it is
+		return err
+	}
 	for _, v := range []struct {
 		name  string
 		value int
-	}{{off, 0}, {"wait_timeout", waitTimeout}, {"max_connections", maxConnections}} {
+	}{{"wait_timeout", waitTimeout}, {"max_connections", maxConnections}} {
 		if err := n.set(ctx, v.name, v.value); err != nil {
 			return err
 		}
@@ -376,10 +392,10 @@ func (n *nemesis) resetVariables(ctx context.Context) error {
 }
 
 // holding runs f in a transaction of root's, which is rolled back.
-func (n *nemesis) holding(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
+func (n *node) holding(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*adminPatience)
 	defer cancel()
-	tx, err := n.ground.admin.BeginTx(ctx, nil)
+	tx, err := n.admin.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -388,7 +404,8 @@ func (n *nemesis) holding(ctx context.Context, f func(ctx context.Context, tx *s
 }
 
 // deadlock has two transactions cross the units' rows in opposite orders. They
-// weigh more than any unit, so that the server sacrifices the units.
+// weigh more than any unit, so that the server sacrifices the units; in a cluster
+// they may be on two nodes, and what the one holds the other learns from no lock.
 func deadlock(ctx context.Context, n *nemesis, f fault) (string, error) {
 	var wg sync.WaitGroup
 	var struck atomic.Int32
@@ -399,7 +416,7 @@ func deadlock(ctx context.Context, n *nemesis, f fault) (string, error) {
 			slices.Reverse(rows)
 		}
 		wg.Go(func() {
-			_ = n.holding(ctx, func(ctx context.Context, tx *sql.Tx) error { // in the end one of them is the victim
+			_ = n.lockable(f, side).holding(ctx, func(ctx context.Context, tx *sql.Tx) error { // in the end one of them is the victim
 				if _, err := tx.ExecContext(ctx, "DELETE FROM "+ballast[side]); err != nil {
 					return err
 				}
@@ -428,7 +445,7 @@ func deadlock(ctx context.Context, n *nemesis, f fault) (string, error) {
 // lockRow holds some rows for longer than some units wait.
 func lockRow(ctx context.Context, n *nemesis, f fault) (string, error) {
 	struck := ""
-	err := n.holding(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := n.lockable(f, 0).holding(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		for _, l := range n.ground.lanes {
 			queries := []string{
 				fmt.Sprintf("SELECT balance FROM %s WHERE id IN (%d, %d) FOR UPDATE", l.tables.account, f.of(1, accounts), f.of(2, accounts)),
@@ -451,7 +468,8 @@ func exhaust(ctx context.Context, n *nemesis, f fault) (string, error) {
 	if err := n.set(ctx, "max_connections", 10); err != nil { // MariaDB's least
 		return "", err
 	}
-	crowd := n.crowd(ctx)
+	victim := n.victim(f)
+	crowd := victim.crowd(ctx)
 	defer func() {
 		for _, c := range crowd {
 			c.Close()
@@ -459,7 +477,7 @@ func exhaust(ctx context.Context, n *nemesis, f fault) (string, error) {
 	}()
 	for _, l := range n.ground.lanes {
 		killing, cancel := context.WithTimeout(ctx, adminPatience)
-		n.killSome(killing, "KILL", l, f)
+		n.killSome(killing, "KILL", victim, l, f)
 		cancel()
 	}
 	pause(ctx, f.hold)
@@ -468,8 +486,8 @@ func exhaust(ctx context.Context, n *nemesis, f fault) (string, error) {
 
 // crowd opens connections until the server has no more, but for those that it
 // has already.
-func (n *nemesis) crowd(ctx context.Context) (all []io.Closer) {
-	cfg := clientOf(n.ground.server.Addr(), crowdUser, crowdPassword)
+func (n *node) crowd(ctx context.Context) (all []io.Closer) {
+	cfg := clientOf(n.Addr(), crowdUser, crowdPassword)
 	cfg.Timeout, cfg.ReadTimeout, cfg.Logger = adminPatience, adminPatience, &mysql.NopLogger{}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {

@@ -1,5 +1,5 @@
-// ground.go is what the soak stands on: the server, its users and tables, and a
-// way to it that can fail. It injects nothing and judges nothing.
+// ground.go is what the soak stands on: the servers, their users and tables, and a
+// way to them that can fail. It injects nothing and judges nothing.
 
 package soak
 
@@ -9,6 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,24 +29,59 @@ const (
 	maxConnections = 200
 )
 
-// ground is the server and the ways to it.
+// shape is how the servers belong together.
+type shape int
+
+const (
+	alone shape = 1 << iota
+	aPair
+	aCluster
+	anyShape = alone | aPair | aCluster
+)
+
+// sites are what -server takes. The first kind that can be had is taken.
+var sites = map[string]struct {
+	shape shape
+	kinds []server.Kind
+}{
+	"auto":         {alone, server.Kinds()},
+	"mariadb":      {alone, []server.Kind{server.MariaDB}},
+	"mariadb-11.8": {alone, []server.Kind{server.MariaDB118}},
+	"mysql":        {alone, []server.Kind{server.MySQL}},
+	"pair":         {aPair, []server.Kind{server.MariaDB}},
+	"pair-mysql":   {aPair, []server.Kind{server.MySQL}},
+	"galera":       {aCluster, []server.Kind{server.MariaDB}},
+}
+
+func siteNames() string { return strings.Join(slices.Sorted(maps.Keys(sites)), ", ") }
+
+// ground is the servers and the ways to them.
 type ground struct {
-	server *server.Server
-	title  string
-	admin  *sql.DB // root's, straight to the server
-	log    *slog.Logger
-	lanes  []*lane
-	closed bool
+	shape   shape
+	nodes   []*node
+	pair    *server.Pair   // nil unless the nodes are one
+	cluster *server.Galera // nil unless the nodes are one
+	title   string
+	log     *slog.Logger
+	lanes   []*lane
+	closed  bool
+}
+
+// node is one server.
+type node struct {
+	*server.Server
+	name  string
+	admin *sql.DB // root's, straight to the server
 }
 
 func newGround(ctx context.Context, set settings, log *slog.Logger) (*ground, error) {
-	s, err := startServer(ctx, set.server)
-	if err != nil {
-		return nil, err
-	}
-	g := &ground{server: s, title: fmt.Sprintf("%s %s", s.Kind(), s.Version()), log: log}
-	if g.admin, err = openAdmin(s); err == nil {
+	g := &ground{shape: sites[set.server].shape, log: log}
+	err := g.start(ctx, sites[set.server].kinds)
+	if err == nil {
 		err = g.furnish(ctx)
+	}
+	if err == nil {
+		err = g.settle(ctx)
 	}
 	if err != nil {
 		g.close()
@@ -52,35 +90,89 @@ func newGround(ctx context.Context, set settings, log *slog.Logger) (*ground, er
 	return g, nil
 }
 
-// startServer starts a server whose lock waits end while a unit still has time
-// to be run again.
-func startServer(ctx context.Context, kind string) (*server.Server, error) {
-	kinds := []server.Kind{server.Kind(kind)}
-	switch kind {
-	case "mariadb", "mysql":
-	case "auto":
-		kinds = server.Kinds()
-	default:
-		return nil, fmt.Errorf("-server %s: takes mariadb, mysql or auto", kind)
-	}
+// start starts servers of the first kind that can be had.
+func (g *ground) start(ctx context.Context, kinds []server.Kind) error {
 	var errs []error
 	for _, k := range kinds {
-		s, err := server.Start(ctx, k, server.Options{Args: []string{"--innodb-lock-wait-timeout=1"}})
-		if err == nil || !errors.Is(err, server.ErrUnavailable) {
-			return s, err
+		servers, err := g.startServers(ctx, k)
+		if err == nil {
+			return g.adopt(servers)
+		}
+		if !errors.Is(err, server.ErrUnavailable) {
+			return err
 		}
 		errs = append(errs, err)
 	}
-	return nil, errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+// startServers starts servers whose lock waits end while a unit still has time
+// to be run again. A replica waits for locks as long as they are held: it would
+// give up for good.
+func (g *ground) startServers(ctx context.Context, kind server.Kind) (servers []*server.Server, err error) {
+	o := server.Options{Args: []string{"--innodb-lock-wait-timeout=1"}}
+	switch g.shape {
+	case aPair:
+		o.Args = append(o.Args, map[bool]string{false: "--slave", true: "--replica"}[kind == server.MySQL]+"-transaction-retries=1000000")
+		if g.pair, err = server.StartPair(ctx, kind, o); err == nil {
+			servers = []*server.Server{g.pair.Primary(), g.pair.Replica()}
+		}
+	case aCluster:
+		if g.cluster, err = server.StartGalera(ctx, 3, o); err == nil {
+			servers = g.cluster.Nodes()
+		}
+	default:
+		var s *server.Server
+		if s, err = server.Start(ctx, kind, o); err == nil {
+			servers = []*server.Server{s}
+		}
+	}
+	return servers, err
+}
+
+// adopt makes nodes of the servers. Root's reads wait until the node has what the
+// others have committed; the units have to do with what a node does by itself.
+func (g *ground) adopt(servers []*server.Server) error {
+	g.title = map[shape]string{aPair: "primary and replica, ", aCluster: "Galera cluster, "}[g.shape] +
+		fmt.Sprintf("%s %s", servers[0].Kind(), servers[0].Version())
+	params := map[string]string{"wait_timeout": fmt.Sprint(waitTimeout)}
+	if g.shape == aCluster {
+		params["wsrep_sync_wait"] = "1"
+	}
+	var errs []error
+	for i, s := range servers {
+		admin, err := openAdmin(s, params)
+		errs = append(errs, err)
+		g.nodes = append(g.nodes, &node{Server: s, name: fmt.Sprint("node ", i), admin: admin})
+	}
+	return errors.Join(errs...)
+}
+
+// truth is the node whose rows are right when all is well: the primary, or any.
+func (g *ground) truth() *node {
+	for _, n := range g.nodes {
+		if g.shape == aPair && n.Server == g.pair.Primary() {
+			return n
+		}
+	}
+	return g.nodes[0]
+}
+
+// witness is a node that may be asked at any time.
+func (g *ground) witness() *node {
+	if g.shape == aCluster {
+		return g.nodes[rand.IntN(len(g.nodes))] // they must agree
+	}
+	return g.truth()
 }
 
 // openAdmin opens a pool that keeps its connections, so that it has some when
 // the server gives out no more, and that no change of wait_timeout concerns.
-func openAdmin(s *server.Server) (*sql.DB, error) {
+func openAdmin(s *server.Server, params map[string]string) (*sql.DB, error) {
 	cfg := mysql.NewConfig()
 	cfg.User, cfg.Net, cfg.Addr, cfg.DBName = "root", "unix", s.Socket(), server.Database
 	cfg.InterpolateParams = true
-	cfg.Params = map[string]string{"wait_timeout": fmt.Sprint(waitTimeout)}
+	cfg.Params = params
 	cfg.Logger = &mysql.NopLogger{}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {
@@ -107,18 +199,57 @@ func (g *ground) furnish(ctx context.Context) error {
 		"INSERT INTO "+ballast[1]+" SELECT id FROM "+ballast[0])
 }
 
+// settle waits until each node has what the others have.
+func (g *ground) settle(ctx context.Context) error {
+	switch g.shape {
+	case aPair:
+		return g.pair.CatchUp(ctx)
+	case aCluster:
+		if err := g.cluster.AwaitSynced(ctx); err != nil {
+			return err
+		}
+		for _, n := range g.nodes { // in sync is also who has still to apply what it has received
+			if _, err := n.list(ctx, "SELECT COUNT(*) FROM "+ballast[0]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // ballast is what makes a transaction of the nemesis the heavier one, so that
 // the server ends the other in a deadlock.
 var ballast = [2]string{"soak_ballast_0", "soak_ballast_1"}
 
-// exec executes statements as root.
+// exec executes statements as root, for all nodes.
 func (g *ground) exec(ctx context.Context, statements ...string) error {
+	return g.truth().exec(ctx, statements...)
+}
+
+func (n *node) exec(ctx context.Context, statements ...string) error {
 	for _, s := range statements {
-		if _, err := g.admin.ExecContext(ctx, s); err != nil {
+		if _, err := n.admin.ExecContext(ctx, s); err != nil {
 			return fmt.Errorf("%.60s: %w", s, err)
 		}
 	}
 	return nil
+}
+
+// list asks for one column.
+func (n *node) list(ctx context.Context, query string) (all []string, err error) {
+	rows, err := n.admin.QueryContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s sql.NullString
+		if err := rows.Scan(&s); err != nil {
+			return nil, err
+		}
+		all = append(all, s.String)
+	}
+	return all, rows.Err()
 }
 
 // close ends everything. It may be called more than once.
@@ -131,10 +262,12 @@ func (g *ground) close() error {
 		l.near.Close()
 		l.far.Close()
 	}
-	if g.admin != nil {
-		g.admin.Close()
+	var errs []error
+	for _, n := range g.nodes {
+		n.admin.Close()
+		errs = append(errs, n.Close())
 	}
-	return g.server.Close()
+	return errors.Join(errs...)
 }
 
 // lane is one pool's way to the server and its tables there. It leads through
@@ -153,7 +286,7 @@ type lane struct {
 func (g *ground) addLane(name, user, password string, forGood bool) (*lane, error) {
 	l := &lane{name: name, user: user, password: password, tables: newTables(name), forGood: forGood}
 	var err error
-	if l.far, err = proxy.New(g.server.Addr()); err != nil {
+	if l.far, err = proxy.New(g.nodes[0].Addr()); err != nil {
 		return nil, err
 	}
 	if l.near, err = proxy.New(l.far.Addr()); err != nil {
@@ -161,9 +294,24 @@ func (g *ground) addLane(name, user, password string, forGood bool) (*lane, erro
 		return nil, err
 	}
 	g.lanes = append(g.lanes, l)
+	g.lead()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return l, g.exec(ctx, l.tables.create()...)
+	return l, errors.Join(g.exec(ctx, l.tables.create()...), g.settle(ctx))
+}
+
+// lead has new connections go to those that take writes: to the primary, or to
+// all nodes in turn. Whether these can take them the balancer does not ask.
+func (g *ground) lead() {
+	var addrs []string
+	for _, n := range g.nodes {
+		if g.shape != aPair || n == g.truth() {
+			addrs = append(addrs, n.Addr())
+		}
+	}
+	for _, l := range g.lanes {
+		l.far.SetUpstreams(addrs...)
+	}
 }
 
 // mysql is for a driver that goes this way.
@@ -237,17 +385,53 @@ type row struct {
 	src, dst, amount  int
 }
 
-// read reads the books, at one moment.
-func (g *ground) read(t tables) (*books, error) {
+// read reads the books, which are the same on all nodes when all is over.
+func (g *ground) read(t tables) (b *books, vs []violation, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	tx, err := g.admin.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+	if err := g.settle(ctx); err != nil {
+		return nil, nil, err
+	}
+	if b, err = g.truth().read(ctx, t); err != nil {
+		return nil, nil, err
+	}
+	for _, n := range g.nodes {
+		other, err := n.read(ctx, t)
+		if err != nil {
+			return nil, nil, err
+		}
+		if text := b.differs(other); text != "" {
+			vs = append(vs, violation{Rule: ruleSame, Text: fmt.Sprintf("%s and %s: %s", g.truth().name, n.name, text)})
+		}
+	}
+	return b, vs, nil
+}
+
+// differs says in what two books do, "" if in nothing.
+func (b *books) differs(o *books) string {
+	for i := range max(len(b.rows), len(o.rows)) {
+		switch {
+		case i >= len(b.rows), i >= len(o.rows):
+			return fmt.Sprintf("%d and %d rows in the ledger", len(b.rows), len(o.rows))
+		case b.rows[i] != o.rows[i]:
+			return fmt.Sprintf("row %d of the ledger: %+v and %+v", i, b.rows[i], o.rows[i])
+		}
+	}
+	if b.counters != o.counters || b.balances != o.balances {
+		return fmt.Sprintf("counters %v and %v, balances %v and %v", b.counters, o.counters, b.balances, o.balances)
+	}
+	return ""
+}
+
+// read reads the books of one node, at one moment.
+func (n *node) read(ctx context.Context, t tables) (*books, error) {
+	tx, err := n.admin.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
 	if err != nil {
 		return nil, err
 	}
 	defer tx.Rollback()
 	b := &books{}
-	if b.rows, err = readRows(ctx, tx, t, ""); err != nil {
+	if b.rows, err = readRows(ctx, tx, t, "ORDER BY id"); err != nil {
 		return nil, err
 	}
 	if err := readNumbers(ctx, tx, "SELECT id, n FROM "+t.counter, b.counters[:]); err != nil {

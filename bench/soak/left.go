@@ -5,7 +5,6 @@ package soak
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +14,7 @@ import (
 	"time"
 )
 
-// leftovers waits until nothing of the lanes is left on the server, and says
+// leftovers waits until nothing of the lanes is left on any server, and says
 // what is after all.
 func (g *ground) leftovers(patience time.Duration) (vs []violation) {
 	deadline := time.Now().Add(patience)
@@ -39,57 +38,54 @@ func (g *ground) lookForLeftovers() (vs []violation, err error) {
 		if n := l.near.Conns(); n > 0 {
 			vs = append(vs, violation{Rule: "no connection is left", Text: fmt.Sprintf("%d of the %s pool are open on its own side", n, l.name)})
 		}
-		left, err := g.list(ctx, "SELECT CONCAT_WS(' ', id, user, host, command, time, state, info) FROM information_schema.processlist WHERE user = '"+l.user+"'")
+	}
+	for _, n := range g.nodes {
+		left, err := n.lookForLeftovers(ctx, g.lanes)
+		vs = append(vs, left...)
+		if err != nil {
+			return vs, fmt.Errorf("%s: %w", n.name, err)
+		}
+	}
+	return vs, nil
+}
+
+func (n *node) lookForLeftovers(ctx context.Context, lanes []*lane) (vs []violation, err error) {
+	for _, l := range lanes {
+		left, err := n.list(ctx, "SELECT CONCAT_WS(' ', id, user, host, command, time, state, info) FROM information_schema.processlist WHERE user = '"+l.user+"'")
 		if err != nil {
 			return vs, err
 		}
 		if left != nil {
-			vs = append(vs, violation{Rule: "no connection is left", Text: fmt.Sprintf("on the server, of the %s pool:\n%s", l.name, strings.Join(left, "\n"))})
+			vs = append(vs, violation{Rule: "no connection is left", Text: fmt.Sprintf("on %s, of the %s pool:\n%s", n.name, l.name, strings.Join(left, "\n"))})
 		}
 	}
-	left, err := g.list(ctx, "SELECT CONCAT_WS(' ', trx_id, trx_state, trx_started, trx_mysql_thread_id, trx_query) FROM information_schema.innodb_trx")
+	left, err := n.list(ctx, "SELECT CONCAT_WS(' ', trx_id, trx_state, trx_started, trx_mysql_thread_id, trx_query) FROM information_schema.innodb_trx")
 	if err != nil {
 		return vs, err
 	}
 	if left != nil {
-		vs = append(vs, violation{Rule: "no transaction is left", Text: strings.Join(left, "\n")})
+		vs = append(vs, violation{Rule: "no transaction is left", Text: n.name + ": " + strings.Join(left, "\n")})
 	}
-	locks, err := g.locks(ctx)
+	locks, err := n.locks(ctx)
 	return append(vs, locks...), err
-}
-
-func (g *ground) list(ctx context.Context, query string) (all []string, err error) {
-	rows, err := g.admin.QueryContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var s sql.NullString
-		if err := rows.Scan(&s); err != nil {
-			return nil, err
-		}
-		all = append(all, s.String)
-	}
-	return all, rows.Err()
 }
 
 // locks tries to lock every row of every table: a lock that is left would be in
 // the way.
-func (g *ground) locks(ctx context.Context) (vs []violation, err error) {
-	tx, err := g.admin.BeginTx(ctx, nil)
+func (n *node) locks(ctx context.Context) (vs []violation, err error) {
+	tx, err := n.admin.BeginTx(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer tx.Rollback()
-	tables, err := g.list(ctx, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
+	tables, err := n.list(ctx, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range tables {
-		var n int64
-		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+t+" FOR UPDATE NOWAIT").Scan(&n); err != nil {
-			return append(vs, violation{Rule: "no lock is left", Text: fmt.Sprintf("%s: %v", t, err)}), nil
+		var rows int64
+		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+t+" FOR UPDATE NOWAIT").Scan(&rows); err != nil {
+			return append(vs, violation{Rule: "no lock is left", Text: fmt.Sprintf("%s: %s: %v", n.name, t, err)}), nil
 		}
 	}
 	return vs, nil

@@ -27,6 +27,7 @@ const (
 type kind struct {
 	name   string
 	hand   hand
+	on     shape // of the servers that it strikes
 	weight int
 	hold   span // how long it lasts, where it lasts
 	// strike does it, and undoes it after f.hold or when ctx ends. It returns
@@ -70,11 +71,21 @@ type schedule struct {
 	number int
 }
 
-// newSchedule plans from the seed. It is nil if no kind of the hand's is wanted.
-func newSchedule(seed uint64, h hand, only []string) *schedule {
-	s := &schedule{rng: rand.New(rand.NewPCG(seed, uint64(h)|1<<63)), hand: h}
+// kindsOn are those that strike servers of that shape and are wanted.
+func kindsOn(on shape, only []string) (all []*kind) {
 	for _, k := range kinds {
-		if k.hand == h && (len(only) == 0 || slices.Contains(only, k.name)) {
+		if k.on&on != 0 && (len(only) == 0 || slices.Contains(only, k.name)) {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+// newSchedule plans from the seed. It is nil if no kind of the hand's is wanted.
+func newSchedule(seed uint64, h hand, on shape, only []string) *schedule {
+	s := &schedule{rng: rand.New(rand.NewPCG(seed, uint64(h)|1<<63)), hand: h}
+	for _, k := range kindsOn(on, only) {
+		if k.hand == h {
 			s.kinds = append(s.kinds, k)
 		}
 	}
@@ -131,7 +142,7 @@ func newNemesis(r *run) *nemesis { return &nemesis{run: r, ground: r.ground} }
 func (n *nemesis) rage(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for h := range hands {
-		if s := newSchedule(n.run.set.seed, h, n.run.set.only); s != nil {
+		if s := newSchedule(n.run.set.seed, h, n.ground.shape, n.run.set.only); s != nil {
 			wg.Go(func() {
 				for f := s.draw(); ctx.Err() == nil; f = s.draw() {
 					pause(ctx, f.pause)
@@ -207,8 +218,10 @@ func (n *nemesis) heal(what string, f func(ctx context.Context) error) error {
 
 // healAll ends whatever there is, whether or not it should have ended already.
 func (n *nemesis) healAll() error {
-	n.ground.server.Resume()
-	if err := n.heal("starting the server", func(context.Context) error { return n.ground.server.Start() }); err != nil {
+	for _, v := range n.ground.nodes {
+		v.Resume()
+	}
+	if err := n.healServers(); err != nil {
 		return err
 	}
 	for _, l := range n.ground.lanes {
@@ -216,5 +229,5 @@ func (n *nemesis) healAll() error {
 			return err
 		}
 	}
-	return n.heal("setting the server's variables", n.resetVariables)
+	return n.heal("setting the servers' variables", n.resetVariables)
 }

@@ -42,7 +42,7 @@ const (
 const usage = `usage: go run ./bench soak [flags]
 
 Units of work on a private MariaDB or MySQL, through a proxy that fails in every way it knows, on a
-server that is killed, frozen and overrun. In the end each row is held against what its unit was told.
+server that is killed, frozen and overrun, or on servers that change places. In the end each row is held against what its unit was told.
 Exit code: 0 every promise was kept, 1 one was not, 2 no run.
 
 `
@@ -97,7 +97,7 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 	flags.SetOutput(w)
 	flags.DurationVar(&set.duration, "duration", time.Minute, "how `long` the faults go on")
 	flags.Uint64Var(&set.seed, "seed", rand.Uint64()>>32, "from which units and faults are planned")
-	flags.StringVar(&set.server, "server", "auto", "`which` server to start: mariadb, mysql or auto")
+	flags.StringVar(&set.server, "server", "auto", "`which` server to start: "+siteNames()+";\na pair is a primary and its replica, galera a cluster of three")
 	flags.IntVar(&set.workers, "workers", 16, "how many run units at the same time")
 	flags.BoolVar(&set.naive, "naive", false, "have plain database/sql, with a retry on any error, suffer the same\nin tables of its own; it must be found wanting")
 	flags.StringVar(&set.report, "report", filepath.Join("bench", "out", "soak.json"), "`file` for the report as JSON; the log goes beside it")
@@ -117,9 +117,14 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 			return set, fmt.Errorf("-only: there is no fault %q; there are %s", name, strings.Join(kindNames(), ", "))
 		}
 	}
+	site, known := sites[set.server]
 	switch {
 	case flags.NArg() > 0:
 		return set, fmt.Errorf("soak: %q: takes only flags; -h tells more", flags.Args())
+	case !known:
+		return set, fmt.Errorf("-server %s: takes one of %s", set.server, siteNames())
+	case len(kindsOn(site.shape, set.only)) == 0:
+		return set, fmt.Errorf("-only %s: does not strike a server that is started with -server %s", *only, set.server)
 	case set.workers < 1:
 		return set, fmt.Errorf("-workers %d: takes 1 or more", set.workers)
 	case set.duration <= 0:
@@ -211,6 +216,9 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 	if err := r.pool.CreateCommitTable(ctx); err != nil {
 		return nil, err
 	}
+	if err := g.settle(ctx); err != nil {
+		return nil, err
+	}
 	r.work = newWork(r, live)
 	if set.naive {
 		lane, err := g.addLane("naive", naiveUser, naivePassword, false)
@@ -226,11 +234,15 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 }
 
 // openPool opens the pool with patience enough for faults that last for some
-// hundred milliseconds, and its defaults otherwise.
+// hundred milliseconds, and its defaults otherwise. Several servers need seconds
+// to agree on which of them are left.
 func openPool(g *ground, l *lane) (*livepool.Pool, error) {
 	cfg := livepool.NewConfig()
 	cfg.MySQL = l.mysql()
 	cfg.StallAfter, cfg.PingTimeout, cfg.ConnectTimeout = 500*time.Millisecond, 300*time.Millisecond, time.Second
+	if g.shape != alone {
+		cfg.PoolTimeout, cfg.MaxElapsed = clusterPatience, clusterPatience
+	}
 	cfg.Logger, cfg.MySQL.Logger = g.log, driverLog{g.log}
 	return livepool.OpenConfig(cfg)
 }
@@ -262,8 +274,9 @@ func (r *run) play(ctx context.Context) error {
 
 // How long whatever is left after the faults may take.
 const (
-	unitPatience  = time.Minute // above MaxElapsed
-	closePatience = 20 * time.Second
+	unitPatience    = 2 * time.Minute // above MaxElapsed
+	clusterPatience = time.Minute
+	closePatience   = 20 * time.Second
 )
 
 // conclude waits until nothing goes on any more and checks everything.
@@ -283,16 +296,18 @@ func (r *run) conclude() (*outcome, error) {
 
 	o := &outcome{set: r.set, server: r.ground.title, took: took, events: r.nem.events, stats: stats}
 	o.live = r.account(r.work.deliveries(), r.work.lane)
-	books, err := r.ground.read(r.work.lane.tables)
+	books, vs, err := r.ground.read(r.work.lane.tables)
 	if err != nil {
 		return nil, fmt.Errorf("reading the tables: %w", err)
 	}
+	r.violated(vs...)
 	r.violated(judge(r.work.deliveries(), books)...)
 	if r.naive != nil {
-		books, err := r.ground.read(r.naive.lane.tables)
+		books, vs, err := r.ground.read(r.naive.lane.tables)
 		if err != nil {
 			return nil, fmt.Errorf("reading the naive tables: %w", err)
 		}
+		r.violated(vs...) // which is not the naive way's fault
 		o.naive = r.account(r.naive.deliveries(), r.naive.lane)
 		o.naiveFound = judge(r.naive.deliveries(), books)
 	}
