@@ -1,0 +1,194 @@
+// Command mutants breaks the library's promises on purpose, one after the other,
+// and shows that a test fails for each: a mistake of that kind would be seen. No
+// file is changed; the compiler gets the broken one in place of the whole one.
+//
+//	go run ./internal/mutants
+//	go run ./internal/mutants -run 'COMMIT'
+//
+// It fails if a mutant survives, does not compile or no longer fits the library.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// library is the package that is broken.
+const library = "github.com/livepool/livepool"
+
+// patience is how long the tests of one mutant may take. A mutant may wait for
+// ever, or spin where time is faked.
+const patience = 120 * time.Second
+
+func main() {
+	only := flag.String("run", "", "break only the promises that match this `regexp`")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, only string) error {
+	chosen, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	l, err := openLab(ctx)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(l.scratch)
+	start, tried, bad := time.Now(), 0, 0
+	for _, m := range mutants {
+		if !chosen.MatchString(m.breaks) {
+			continue
+		}
+		tried++
+		said, err := l.try(ctx, m)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, errSurvived):
+			bad++
+			fmt.Printf("SURVIVED  %s: %v\n", m.breaks, err)
+		case err != nil:
+			bad++
+			fmt.Printf("UNTRIED   %s: %v\n", m.breaks, err)
+		default:
+			fmt.Printf("caught    %s: %s\n", m.breaks, said)
+		}
+	}
+	fmt.Printf("%d of %d mutants caught in %s\n", tried-bad, tried, time.Since(start).Round(time.Second))
+	switch {
+	case tried == 0:
+		return fmt.Errorf("no promise matches %q", only)
+	case bad > 0:
+		return fmt.Errorf("%d mutants were not caught", bad)
+	}
+	return nil
+}
+
+// lab is where mutants are made.
+type lab struct {
+	root    string // of the library
+	scratch string
+	whole   string // the test program of the library as it is
+	passed  map[string]error
+}
+
+func openLab(ctx context.Context) (*lab, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", library).Output()
+	if err != nil {
+		return nil, fmt.Errorf("looking for %s: %w", library, err)
+	}
+	scratch, err := os.MkdirTemp("", "mutants-")
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{root: strings.TrimSpace(string(out)), scratch: scratch, whole: filepath.Join(scratch, "whole.test"), passed: map[string]error{}}
+	if err := l.compile(ctx, l.whole); err != nil {
+		os.RemoveAll(scratch)
+		return nil, fmt.Errorf("the library as it is does not compile: %w", err)
+	}
+	return l, nil
+}
+
+// compile makes a test program of the library.
+func (l *lab) compile(ctx context.Context, program string, flags ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append(append([]string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", program}, flags...), ".")...)
+	cmd.Dir = l.root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
+// errSurvived: no test has failed.
+var errSurvived = errors.New("the tests pass")
+
+// try makes one mutant and says what caught it. An error but errSurvived is why
+// that is not known.
+func (l *lab) try(ctx context.Context, m mutant) (said string, err error) {
+	if err := l.provesItself(ctx, m.test); err != nil {
+		return "", err
+	}
+	program, err := l.mutate(ctx, m)
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(program)
+	start := time.Now()
+	out, err := l.runTest(ctx, program, m.test)
+	if err == nil {
+		return "", fmt.Errorf("%w: %s", errSurvived, m.test)
+	}
+	return fmt.Sprintf("by %s in %s", catcher(out), time.Since(start).Round(10*time.Millisecond)), nil
+}
+
+// provesItself has the test run on the library as it is: a test that fails there,
+// or is skipped, shows nothing of a mutant.
+func (l *lab) provesItself(ctx context.Context, test string) error {
+	err, known := l.passed[test]
+	if !known {
+		out, failure := l.runTest(ctx, l.whole, test)
+		switch {
+		case failure != nil:
+			err = fmt.Errorf("%s fails on the library as it is: %w\n%s", test, failure, tail(out))
+		case !hasRun(out, test):
+			err = fmt.Errorf("%s does not run, or is skipped", test)
+		}
+		l.passed[test] = err
+	}
+	return err
+}
+
+// mutate makes the test program of a mutant.
+func (l *lab) mutate(ctx context.Context, m mutant) (program string, err error) {
+	file := filepath.Join(l.root, m.file)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	broken, err := m.apply(string(text))
+	if err != nil {
+		return "", err
+	}
+	mutated, overlay := filepath.Join(l.scratch, "mutated.go"), filepath.Join(l.scratch, "overlay.json")
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {file: mutated}})
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(os.WriteFile(mutated, []byte(broken), 0o600), os.WriteFile(overlay, replace, 0o600)); err != nil {
+		return "", err
+	}
+	program = filepath.Join(l.scratch, "mutant.test")
+	if err := l.compile(ctx, program, "-overlay", overlay); err != nil {
+		return "", fmt.Errorf("it does not compile: %w", err)
+	}
+	return program, nil
+}
+
+// runTest runs a test program as "go test" does, with the library's directory as
+// its own.
+func (l *lab) runTest(ctx context.Context, program, test string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience+10*time.Second) // should it not end itself
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "-test.run", test, "-test.v", "-test.count=1", "-test.failfast",
+		"-test.paniconexit0", "-test.timeout", patience.String())
+	cmd.Dir, cmd.WaitDelay = l.root, time.Second
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}

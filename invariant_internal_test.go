@@ -1,0 +1,208 @@
+package livepool
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// town is a server as a connection beside the pool sees it: its threads and its
+// named locks. What it says of a thread may change from look to look.
+type town struct {
+	threads []thread
+	locks   map[string]string // who holds them
+	looks   []string          // the commands of all threads, look by look; "" is no answer
+	sent    []string          // what else was sent
+}
+
+type thread struct{ id, user, host string }
+
+func (t *town) Driver() driver.Driver { return nil }
+
+// Connect is the beginning of a look.
+func (t *town) Connect(context.Context) (driver.Conn, error) {
+	look := t.looks[0]
+	t.looks = t.looks[1:]
+	if look == "" {
+		return nil, io.EOF
+	}
+	return &clerk{town: t, command: look}, nil
+}
+
+// clerk answers what a side connection asks.
+type clerk struct {
+	*town
+	command string
+}
+
+func (c *clerk) Prepare(string) (driver.Stmt, error) { return nil, errors.New("clerk: no statements") }
+func (c *clerk) Begin() (driver.Tx, error)           { return nil, errors.New("clerk: no transactions") }
+func (c *clerk) Close() error                        { return nil }
+
+func (c *clerk) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+	c.sent = append(c.sent, query)
+	return driver.ResultNoRows, nil
+}
+
+var (
+	asksForLock = regexp.MustCompile(`^SELECT IS_USED_LOCK\('(.*)'\)$`)
+	asksForID   = regexp.MustCompile(`ID = (\d+)`)
+)
+
+func (c *clerk) QueryContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Rows, error) {
+	if m := asksForLock.FindStringSubmatch(query); m != nil {
+		if holder := c.locks[m[1]]; holder != "" {
+			return &answer{rows: [][]byte{[]byte(holder)}}, nil
+		}
+		return &answer{rows: [][]byte{nil}}, nil
+	}
+	id := asksForID.FindStringSubmatch(query)
+	if id == nil {
+		return nil, &mysql.MySQLError{Number: 1064, Message: "it does not say who it is"}
+	}
+	for _, t := range c.threads {
+		if t.id == id[1] && agrees(query, "USER", t.user) && agrees(query, "HOST", t.host) {
+			return &answer{rows: [][]byte{[]byte(c.command)}}, nil
+		}
+	}
+	return &answer{}, nil
+}
+
+// agrees says whether a condition on a column, if there is one, asks for value.
+func agrees(query, column, value string) bool {
+	return !strings.Contains(query, column+" = ") || strings.Contains(query, fmt.Sprintf("%s = x'%x'", column, value))
+}
+
+// answer is a result of one column.
+type answer struct{ rows [][]byte }
+
+func (a *answer) Columns() []string { return []string{"v"} }
+func (a *answer) Close() error      { return nil }
+func (a *answer) Next(dest []driver.Value) error {
+	if len(a.rows) == 0 {
+		return io.EOF
+	}
+	dest[0] = nil
+	if a.rows[0] != nil {
+		dest[0] = a.rows[0]
+	}
+	a.rows = a.rows[1:]
+	return nil
+}
+
+// route is a net.Conn that leads from one address to another.
+type route struct {
+	net.Conn
+	from, to net.Addr
+}
+
+func (r route) LocalAddr() net.Addr  { return r.from }
+func (r route) RemoteAddr() net.Addr { return r.to }
+func (r route) Close() error         { return nil }
+
+func tcp(ip string, port int) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: port} }
+
+// A thread of the server is found, and killed, with proof only: the one that has
+// the number of the handshake may be another's.
+func TestThreadIsKilledWithProofOnly(t *testing.T) {
+	cfg := NewConfig()
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	ctr, err := newConnector(fakeConnector{}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctr.Close()
+	server := tcp("10.0.0.1", 3306)
+	ours := thread{"7", "app", "10.0.0.2:5001"}
+	for _, tt := range []struct {
+		name     string
+		threads  []thread
+		indirect bool // the server sees other ports than ours
+		to       net.Addr
+		beacon   string // "" for none
+		holder   string // of the beacon
+		taken    string // on which server
+		want     finding
+	}{
+		{name: "ours", threads: []thread{ours}, want: working},
+		{name: "there is none", want: absent},
+		{name: "another's port", threads: []thread{{"7", "app", "10.0.0.2:5002"}}, want: absent},
+		{name: "another's address", threads: []thread{{"7", "app", "10.0.0.3:5001"}}, want: absent},
+		{name: "another user", threads: []thread{{"7", "root", "10.0.0.2:5001"}}, want: absent},
+		{name: "the server sees other ports", threads: []thread{ours}, indirect: true, want: unproved},
+		{name: "by another way", threads: []thread{ours}, to: tcp("10.0.0.9", 3306), want: unproved},
+		{name: "its beacon", threads: []thread{{"21", "app", "proxy:1"}}, beacon: "b", holder: "21", taken: "home", want: working},
+		{name: "its beacon, and another of its number", threads: []thread{{"7", "root", "x:1"}}, beacon: "b", holder: "21", taken: "home", want: gone},
+		{name: "its beacon was taken on another server", threads: []thread{}, beacon: "b", taken: "away", want: elsewhere},
+		{name: "its beacon is out", threads: []thread{ours}, beacon: "b", taken: "home", want: unproved},
+		{name: "it is gone, and its beacon with it", threads: []thread{}, beacon: "b", taken: "home", want: gone},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &wire{Conn: route{from: tcp("10.0.0.2", 5001), to: server}, beacon: tt.beacon, thread: "7", server: tt.taken}
+			w.hello.threadID = 7
+			if tt.to == nil {
+				tt.to = server
+			}
+			s := &side{ctr: ctr, direct: !tt.indirect, uptime: time.Hour}
+			s.who = introduction{server: "home", user: "app", host: "10.0.0.2"}
+			there := &town{threads: tt.threads, locks: map[string]string{"b": tt.holder}}
+			s.l.inner = newInner(&clerk{there, "Query"})
+			s.l.wire = &wire{Conn: route{from: tcp("10.0.0.2", 6000), to: tt.to}}
+			if _, got, err := s.find(t.Context(), w); err != nil || got != tt.want {
+				t.Errorf("found %d, %v, want %d", got, err, tt.want)
+			}
+			if _, err := s.lay(&ghost{w: w, tries: maxReapTries}); err != nil || len(there.sent) > 0 != (tt.want == working) {
+				t.Errorf("sent %q, %v", there.sent, err)
+			}
+		})
+	}
+}
+
+// A connection that waits for its reply is given up only if the server says, at
+// two looks in a row, that it does nothing for it. A server that does not answer
+// has said nothing.
+func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		looks []string
+		dead  bool
+	}{
+		{"idle twice", []string{"Sleep", "Sleep"}, true},
+		{"idle once", []string{"Sleep"}, false},
+		{"at work", []string{"Query", "Query", "Query"}, false},
+		{"idle, at work, idle", []string{"Sleep", "Query", "Sleep"}, false},
+		{"no answer", []string{"", "", ""}, false},
+		{"idle, and then no answer", []string{"Sleep", "", ""}, false},
+		{"idle, no answer, idle", []string{"Sleep", "", "Sleep"}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := NewConfig()
+			cfg.Logger = slog.New(slog.DiscardHandler)
+			ctr, err := newConnector(&town{threads: []thread{{"21", "app", "x"}}, locks: map[string]string{"b": "21"}, looks: tt.looks}, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctr.outage.init(1, 1)
+			defer ctr.Close()
+			w := &wire{Conn: route{}, beacon: "b"}
+			w.reads.Store(1)
+			w.vigil.read = 1
+			for range tt.looks {
+				(&maintainer{ctr: ctr}).lookUp([]*wire{w})
+			}
+			if dead := w.condemned.Load() != nil; dead != tt.dead {
+				t.Errorf("given up: %v, want %v", dead, tt.dead)
+			}
+		})
+	}
+}

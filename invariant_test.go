@@ -1,0 +1,401 @@
+package livepool_test
+
+// Promises that are easily broken by a small change, shown without a server.
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool"
+)
+
+// book is a database with a table of rows and the commit table. What a
+// transaction writes is there once the transaction is committed.
+type book struct {
+	mu    sync.Mutex
+	rows  int
+	keys  map[string]bool
+	conns []*page
+
+	// loseCommit loses the answer to the next COMMIT, which the server has done
+	// or has not. failRollback is the answer to each ROLLBACK, failClose that to
+	// the closing of each result.
+	loseCommit   bool
+	commitsFirst bool
+	failRollback error
+	failClose    error
+}
+
+// page is a connection to a book.
+type page struct {
+	b      *book
+	open   bool // a transaction
+	rows   int  // what it has written
+	keys   []string
+	gone   atomic.Bool
+	closed atomic.Bool
+}
+
+func (b *book) Driver() driver.Driver { return nil }
+
+func (b *book) Connect(context.Context) (driver.Conn, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := &page{b: b}
+	b.conns = append(b.conns, c)
+	return c, nil
+}
+
+func (b *book) pool(t *testing.T) *livepool.Pool {
+	t.Helper()
+	b.keys = map[string]bool{}
+	return openOn(t, b, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
+}
+
+func (c *page) Close() error  { c.closed.Store(true); return nil }
+func (c *page) IsValid() bool { return !c.gone.Load() }
+
+func (c *page) Prepare(string) (driver.Stmt, error) {
+	return nil, errors.New("page: nothing is prepared")
+}
+func (c *page) Begin() (driver.Tx, error) { return c.BeginTx(context.Background(), driver.TxOptions{}) }
+
+func (c *page) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	c.open = true
+	return c, nil
+}
+
+func (c *page) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	switch {
+	case strings.HasPrefix(query, "INSERT INTO livepool_commits"):
+		if c.b.keys[query] {
+			return nil, serverError(1062, "Duplicate entry")
+		}
+		c.keys = append(c.keys, query)
+	case strings.HasPrefix(query, "INSERT"):
+		c.rows++
+	}
+	if !c.open {
+		c.write()
+	}
+	return driver.RowsAffected(1), nil
+}
+
+func (c *page) write() {
+	c.b.rows += c.rows
+	for _, key := range c.keys {
+		c.b.keys[key] = true
+	}
+	c.rows, c.keys = 0, nil
+}
+
+func (c *page) Commit() error {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	c.open = false
+	if lose := c.b.loseCommit; lose || c.gone.Load() {
+		c.b.loseCommit = false
+		if lose && c.b.commitsFirst {
+			c.write()
+		}
+		c.gone.Store(true)
+		return mysql.ErrInvalidConn
+	}
+	c.write()
+	return nil
+}
+
+func (c *page) Rollback() error {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	if c.b.failRollback != nil {
+		return c.b.failRollback // the transaction is still open
+	}
+	c.open, c.rows, c.keys = false, 0, nil
+	return nil
+}
+
+func (c *page) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
+	return lines{c.b}, nil
+}
+
+// lines are a result without end.
+type lines struct{ b *book }
+
+func (r lines) Columns() []string              { return []string{"v"} }
+func (r lines) Next(dest []driver.Value) error { dest[0] = int64(1); return nil }
+func (r lines) Close() error                   { return r.b.failClose }
+
+// The answer to COMMIT is lost, and the server has done it or has not. A unit is
+// run again only where that applies nothing twice, and is told what happened where
+// that can be known.
+func TestLostCommitOfEachKindOfUnit(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		opts     []livepool.SessionOption
+		resolved bool
+		readOnly bool
+	}{
+		{"plain", nil, false, false},
+		{"Once", []livepool.SessionOption{livepool.Once("k")}, true, false},
+		{"VerifyCommit", []livepool.SessionOption{livepool.VerifyCommit()}, true, false},
+		{"ReadOnly", []livepool.SessionOption{livepool.ReadOnly()}, false, true},
+	} {
+		for _, done := range []bool{false, true} {
+			t.Run(map[bool]string{false: tt.name + ", not done", true: tt.name + ", done"}[done], func(t *testing.T) {
+				b := &book{loseCommit: true, commitsFirst: done}
+				p := b.pool(t)
+				ran, hooks := 0, 0
+				unit := func(ctx context.Context, s *livepool.Session) error {
+					ran++
+					s.AfterCommit(func(context.Context) { hooks++ })
+					query := "INSERT"
+					if tt.readOnly {
+						query = "DO 1"
+					}
+					_, err := s.ExecContext(ctx, query)
+					return err
+				}
+				err := p.WithSession(t.Context(), unit, tt.opts...)
+				wantRan, wantRows, wantHooks := 1, 0, 1
+				switch {
+				case tt.resolved:
+					wantRows = 1
+					if !done {
+						wantRan = 2
+					}
+				case tt.readOnly:
+					wantRan = 2
+				default:
+					wantHooks = 0
+					if done {
+						wantRows = 1
+					}
+				}
+				if unknown := !tt.resolved && !tt.readOnly; (err != nil) != unknown || errors.Is(err, livepool.ErrCommitUnknown) != unknown {
+					t.Errorf("got %v, want unknown: %v", err, unknown)
+				}
+				if ran != wantRan || b.rows != wantRows || hooks != wantHooks {
+					t.Errorf("fn ran %d times, AfterCommit %d times, %d rows; want %d, %d and %d", ran, hooks, b.rows, wantRan, wantHooks, wantRows)
+				}
+			})
+		}
+	}
+}
+
+// A connection that is gone before COMMIT is sent leaves no doubt, although the
+// driver has the same error for it as for one that is lost afterwards.
+func TestLossBeforeCommitIsNoUnknownOutcome(t *testing.T) {
+	b := &book{}
+	p := b.pool(t)
+	ran := 0
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		ran++
+		_, err := s.ExecContext(ctx, "INSERT")
+		b.conns[0].gone.Store(true)
+		return err
+	})
+	if err != nil || ran != 2 || b.rows != 1 {
+		t.Errorf("fn ran %d times, %d rows, %v: want it run again, and one row", ran, b.rows, err)
+	}
+}
+
+// The key of a unit that was not committed is free: it goes with the transaction.
+func TestKeyOfAUnitThatFailedIsFree(t *testing.T) {
+	refused := errors.New("refused by the job")
+	b := &book{}
+	p := b.pool(t)
+	for i, want := range []error{refused, nil, nil} {
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			if _, err := s.ExecContext(ctx, "INSERT"); err != nil {
+				return err
+			}
+			return want
+		}, livepool.Once("k"))
+		if err != want {
+			t.Errorf("delivery %d: got %v, want %v", i, err, want)
+		}
+	}
+	if b.rows != 1 {
+		t.Errorf("%d rows, want that of the second delivery", b.rows)
+	}
+}
+
+// A connection on which ROLLBACK failed may still be in its transaction: it is
+// closed, by which the server rolls back, also where the server has answered.
+func TestConnectionWhoseRollbackFailedIsClosed(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		run  func(t *testing.T, p *livepool.Pool)
+	}{
+		{"a transaction", func(t *testing.T, p *livepool.Pool) {
+			tx, err := p.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx.Exec("INSERT")
+			if tx.Rollback() == nil {
+				t.Error("the failure of ROLLBACK is lost")
+			}
+		}},
+		{"a unit", func(t *testing.T, p *livepool.Pool) {
+			p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				s.ExecContext(ctx, "INSERT")
+				return errors.New("refused by the job")
+			})
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := &book{failRollback: serverError(1317, "Query execution was interrupted")}
+			p := b.pool(t)
+			tt.run(t, p)
+			if !b.conns[0].closed.Load() {
+				t.Error("the connection is still open")
+			}
+			if _, err := p.Exec("INSERT"); err != nil || b.rows != 1 || len(b.conns) != 2 {
+				t.Errorf("the next statement: %v, %d rows, %d connections", err, b.rows, len(b.conns))
+			}
+		})
+	}
+}
+
+// A result that is closed early may meet its error then: the caller is told, and
+// what that error has ended is over.
+func TestFailureOfRowsClose(t *testing.T) {
+	b := &book{failClose: serverError(1213, "Deadlock found")}
+	p := b.pool(t)
+	tx, err := p.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	rows, err := tx.Query("SELECT v FROM t FOR UPDATE")
+	if err != nil || !rows.Next() {
+		t.Fatalf("no rows: %v", err)
+	}
+	if err := rows.Close(); !isServerError(err, 1213) {
+		t.Errorf("Close: %v, want the deadlock", err)
+	}
+	if _, err := tx.Exec("INSERT"); !errors.Is(err, livepool.ErrPoisoned) {
+		t.Errorf("the next statement: %v, want ErrPoisoned", err)
+	}
+	if err := tx.Commit(); !errors.Is(err, livepool.ErrPoisoned) || b.rows != 0 {
+		t.Errorf("Commit: %v, %d rows", err, b.rows)
+	}
+}
+
+// A session whose connection is found dead takes one that is ready in its place,
+// and does not wait for a dial.
+func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onConnect: func(_ context.Context, n int64) error {
+			if n > 2 {
+				time.Sleep(time.Second)
+			}
+			return nil
+		}}
+		p := openFake(t, f, func(c *livepool.Config) { c.MinIdle = 2 })
+		synctest.Wait()
+		used := servedBy(t, p) // one of the two that are ready, and now database/sql's
+		time.Sleep(time.Second)
+		f.all()[used-1].dead.Store(true)
+		start := time.Now()
+		if err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
+			if id := servedBy(t, s); id == used || time.Since(start) != 0 {
+				t.Errorf("served by connection %d after %s, want another than %d at once", id, time.Since(start), used)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// openBare opens a sql.DB on a connector of livepool's, for which nothing runs in
+// the background: whatever is wrong with a connection is found at its checkout.
+func openBare(t *testing.T, f *fake, change func(*livepool.Config)) *sql.DB {
+	t.Helper()
+	cfg := livepool.NewConfig()
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	change(cfg)
+	c, err := livepool.NewConnector(f, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(c)
+	db.SetMaxIdleConns(10)
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// The news that a connection was closed has the others pinged at their checkout,
+// also where nobody does it in the background before.
+func TestHangUpIsNewsWithoutAPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		db := openBare(t, f, func(*livepool.Config) {})
+		warm(t, db, 3)
+		last := f.all()[2]
+		last.dead.Store(true)
+		if _, err := db.Exec("DO 1"); !errors.Is(err, errGone) {
+			t.Fatalf("got %v from a connection that is gone", err)
+		}
+		time.Sleep(time.Millisecond)
+		for range 2 {
+			warm(t, db, 2)
+			if n := f.pings.Load(); n != 2 {
+				t.Errorf("%d pings, want one of each of the others", n)
+			}
+		}
+	})
+}
+
+func TestAgeLimitHoldsWithoutAPool(t *testing.T) {
+	for _, tt := range []struct {
+		age  time.Duration
+		want int64
+	}{
+		{time.Minute - time.Nanosecond, 1},
+		{time.Minute, 2},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			db := openBare(t, &fake{}, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
+			servedBy(t, db)
+			time.Sleep(tt.age)
+			if id := servedBy(t, db); id != tt.want {
+				t.Errorf("at the age of %s: served by connection %d, want %d", tt.age, id, tt.want)
+			}
+		})
+	}
+}
+
+// A unit that was refused by a server that is read-only by now does not meet it
+// again by each of the connections that are left of it.
+func TestRefusedUnitMeetsNoOtherOldConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		warm(t, p.DB, 5)
+		f.onExec = func(_ context.Context, c *fakeConn, _ string) error {
+			if c.id <= 5 {
+				return serverError(1290, readOnlyText)
+			}
+			return nil
+		}
+		if err := p.WithSession(t.Context(), insert(1), livepool.MaxAttempts(2)); err != nil {
+			t.Errorf("got %v, want success at the second attempt", err)
+		}
+	})
+}
