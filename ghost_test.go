@@ -381,6 +381,7 @@ func sleeps(ctx context.Context, row *sql.Row) error {
 // A statement may take as long as it likes. The stall check looks, and sees that
 // it is at work.
 func TestHonestSlowStatementsAreLeftInPeace(t *testing.T) {
+	t.Parallel()
 	slow := []struct {
 		name string
 		on   string
@@ -931,6 +932,7 @@ func cancelled(t testing.TB, s *server.Server, c *sql.Conn, mark string) (ghost 
 // A proxy that greets with ids of its own may name anybody's. Those whom it
 // names live; the right one dies, if it can be told.
 func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
+	t.Parallel()
 	haunted(t, func(t *testing.T, s *server.Server) {
 		var all crowd
 		defer all.wg.Wait()
@@ -1113,6 +1115,7 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 // After a restart the ids begin again, and soon another connection has that of
 // one that was abandoned, here even its port.
 func TestSameIDAfterARestartIsAnother(t *testing.T) {
+	t.Parallel()
 	haunted(t, func(t *testing.T, s *server.Server) {
 		for _, way := range paths(s) {
 			t.Run(way.name, func(t *testing.T) {
@@ -1192,6 +1195,7 @@ func hostOf(t testing.TB, s *server.Server, id int64) string {
 
 // A port says who one is only between the same two addresses.
 func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
+	t.Parallel()
 	type route struct{ from, to string }
 	haunted(t, func(t *testing.T, a *server.Server) {
 		b := hauntedServer(t, a.Kind())
@@ -1357,6 +1361,7 @@ func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 // A caller may do what he likes with named locks, his connection's beacon too.
 // His statements are left in peace all the same.
 func TestHonestStatementWithoutItsBeacon(t *testing.T) {
+	t.Parallel()
 	haunted(t, func(t *testing.T, s *server.Server) {
 		var all crowd
 		defer all.wg.Wait()
@@ -1384,6 +1389,7 @@ func TestHonestStatementWithoutItsBeacon(t *testing.T) {
 // A statement that is still on its way to the server is not one that the server
 // has nothing to do for.
 func TestSlowlyUploadedStatementIsLeftInPeace(t *testing.T) {
+	t.Parallel()
 	haunted(t, func(t *testing.T, s *server.Server) {
 		p := openWith(t, s.DSN(), func(cfg *livepool.Config) {
 			cfg.StallAfter = 500 * time.Millisecond
@@ -1446,6 +1452,7 @@ func (n *narrow) Close() error {
 // One look that finds the server done is not enough: the reply may be on its
 // way.
 func TestLateReplyIsTaken(t *testing.T) {
+	t.Parallel()
 	haunted(t, func(t *testing.T, s *server.Server) {
 		var all crowd
 		defer all.wg.Wait()

@@ -1166,6 +1166,7 @@ func TestOutageBackAtWorkAtOnce(t *testing.T) {
 // Whatever sort of outage it is: the units that wait, and those that come
 // meanwhile, go on at its end, and the attempts under way are few.
 func TestOutagesOfEachSort(t *testing.T) {
+	t.Parallel()
 	s, _ := ledger(t, server.MariaDB)
 	for _, tt := range []struct {
 		name       string

@@ -198,6 +198,7 @@ var idleDeaths = []struct {
 // Whatever kills idle connections, 100 operations of every sort that follow
 // see nothing of it.
 func TestIdleDeathsNeverReachTheCaller(t *testing.T) {
+	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		if err := s.Exec("CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)"); err != nil {
 			t.Fatal(err)
@@ -706,6 +707,7 @@ func TestConnectionThatCannotBeLookedAtIsPinged(t *testing.T) {
 // A server that waits for a lock in the middle of LOAD DATA LOCAL takes no
 // bytes for as long as that: it is there all the same.
 func TestLoadDataMayWaitForALock(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes as long as the kernel's patience, 15s")
 	}

@@ -120,7 +120,7 @@ func judgeUnit(ds []*delivery, rows []row) (vs []violation) {
 			find(ruleStranger, "%+v", r)
 		case d.err != nil && !errors.Is(d.err, livepool.ErrCommitUnknown):
 			find(ruleGhost, "delivery %d, attempt %d, is in the ledger; it was reported as %v", d.delivery, r.attempt, d.err)
-		case r.attempt != d.lastAttempt():
+		case r.attempt != d.lastAttempt() && !d.mayBeOvertaken(r.attempt):
 			find(ruleAttempt, "attempt %d of delivery %d is in the ledger; the last was attempt %d", r.attempt, d.delivery, d.lastAttempt())
 		}
 	}
@@ -167,6 +167,17 @@ func (d *delivery) lastAttempt() int {
 	return d.attempts[len(d.attempts)-1].number
 }
 
+// mayBeOvertaken: that attempt came to its end, and its COMMIT may have been on its
+// way from one node to the others when a later attempt was begun on one of them.
+// That one's key conflicts only later, so that nothing of it stays.
+func (d *delivery) mayBeOvertaken(number int) bool {
+	return d.onCluster && d.mode.keyed() && d.wasWhole(number)
+}
+
+func (d *delivery) wasWhole(number int) bool {
+	return slices.ContainsFunc(d.attempts, func(a attempt) bool { return a.number == number && a.whole })
+}
+
 // innersOf is how many inner rows there should be beside the unit's own.
 func innersOf(ds []*delivery, own []row) (n int) {
 	for _, r := range own {
@@ -208,9 +219,7 @@ func (d *delivery) judgeHooks(own []row) string {
 // mayHaveLostCommit: that attempt came to its end, so that COMMIT was sent, and
 // another delivery of the same key may have been taken for it. That is a limit
 // which the documentation tells.
-func (d *delivery) mayHaveLostCommit(number int) bool {
-	return d.of > 1 && slices.ContainsFunc(d.attempts, func(a attempt) bool { return a.number == number && a.whole })
-}
+func (d *delivery) mayHaveLostCommit(number int) bool { return d.of > 1 && d.wasWhole(number) }
 
 // judgeSums holds accounts and counter against the ledger, and all the money
 // against what there was.

@@ -43,7 +43,7 @@ func newNaive(r *run, l *lane) (*naive, error) {
 	db.SetMaxOpenConns(10)
 	db.SetMaxIdleConns(10)
 	db.SetConnMaxLifetime(3 * time.Minute)
-	return &naive{roster: roster{seed: r.set.seed}, run: r, db: db, lane: l}, nil
+	return &naive{roster: newRoster(r), run: r, db: db, lane: l}, nil
 }
 
 func (n *naive) begin(ctx context.Context) {

@@ -196,6 +196,14 @@ func TestJudgeFindsWhatIsPlanted(t *testing.T) {
 		{"an inner unit alone", []*delivery{told(1, 0, 1, plain, failed)}, booksOf(row{unit: 1, part: partInner}), nil, []string{ruleInner}},
 		{"an earlier attempt", []*delivery{told(1, 0, 1, plain, unknown)}, booksOf(rowOf(1, 0)),
 			func(ds []*delivery, _ *books) { ds[0].attempts = append(ds[0].attempts, attempt{number: 2}) }, []string{ruleAttempt}},
+		{"an attempt of a cluster that was overtaken", []*delivery{told(1, 0, 1, verify, nil)}, booksOf(rowOf(1, 0)),
+			func(ds []*delivery, _ *books) {
+				ds[0].onCluster, ds[0].attempts = true, append(ds[0].attempts, attempt{number: 2})
+			}, nil},
+		{"an attempt of a cluster that had not come to its end", []*delivery{told(1, 0, 1, verify, nil)}, booksOf(rowOf(1, 0)),
+			func(ds []*delivery, _ *books) {
+				ds[0].onCluster, ds[0].attempts = true, []attempt{{number: 1}, {number: 2}}
+			}, []string{ruleAttempt}},
 		{"a hook after a failure", []*delivery{told(1, 0, 1, plain, failed)}, booksOf(),
 			func(ds []*delivery, _ *books) { ds[0].hooks = []int{1} }, []string{ruleHook}},
 		{"a hook that was forgotten", []*delivery{told(1, 0, 1, plain, nil)}, booksOf(rowOf(1, 0)),

@@ -19,7 +19,8 @@ import (
 // delivery is one that was begun, as seen from outside the pool.
 type delivery struct {
 	*plan
-	plainSQL bool // it was run without a pool's units: no AfterCommit, no unit inside it
+	plainSQL  bool // it was run without a pool's units: no AfterCommit, no unit inside it
+	onCluster bool // of several nodes that take writes
 
 	mu       sync.Mutex // guards what follows
 	started  time.Duration
@@ -81,13 +82,18 @@ func (d *delivery) end(now time.Duration, err error) {
 // roster is the deliveries of one lane: those that were begun, and those that are
 // to come.
 type roster struct {
-	seed uint64
-	next atomic.Int64
+	seed      uint64
+	onCluster bool
+	next      atomic.Int64
 
 	mu      sync.Mutex // guards what follows
 	all     []*delivery
 	waiting []*delivery // begun when their time has come
 	dues    []time.Duration
+}
+
+func newRoster(r *run) roster {
+	return roster{seed: r.set.seed, onCluster: r.ground.shape == aCluster}
 }
 
 // take returns what is to be delivered now: a unit again whose time has come, or
@@ -107,9 +113,9 @@ func (r *roster) take(now time.Duration, fresh, again bool) *delivery {
 	if !fresh {
 		return nil
 	}
-	d := &delivery{plan: planOf(r.seed, r.next.Add(1), 0), started: now}
+	d := &delivery{plan: planOf(r.seed, r.next.Add(1), 0), onCluster: r.onCluster, started: now}
 	for n := 1; again && n < d.of; n++ {
-		later := &delivery{plan: planOf(r.seed, d.unit, n)}
+		later := &delivery{plan: planOf(r.seed, d.unit, n), onCluster: r.onCluster}
 		r.waiting, r.dues = append(r.waiting, later), append(r.dues, now+later.after)
 	}
 	r.all = append(r.all, d)
@@ -137,7 +143,7 @@ type work struct {
 }
 
 func newWork(r *run, l *lane) *work {
-	return &work{roster: roster{seed: r.set.seed}, run: r, pool: r.pool, lane: l}
+	return &work{roster: newRoster(r), run: r, pool: r.pool, lane: l}
 }
 
 // begin has the workers run units until ctx ends, and what is to be delivered
