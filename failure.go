@@ -32,13 +32,14 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if err == driver.ErrSkip {
 		return err
 	}
+	err = c.unasked(err)
 	c.suffers(err, query)
 	if c.isGone() && (c.transaction.open || c.written() != mark) {
 		c.abandoned()
 	}
 	if errorNumber(err) != 0 {
 		c.prove() // an answer is a proof of life, whatever it says
-		return c.refused(err, query, has)
+		return c.refused(err, query, has, isIdempotent(ctx))
 	}
 	badConn := errors.Is(err, driver.ErrBadConn)
 	if !badConn && (ctx.Err() != nil || c.classify(err)&ConnDead == 0) {
@@ -83,33 +84,46 @@ func (c *conn) nothingSent(badConn bool, mark uint64) bool {
 // whole, an error that is not the server's, such as that of a file to be
 // loaded, is none of the connection's.
 func (c *conn) classify(err error) Class {
-	if c.mayHaveRunBefore(err) {
-		return lostConn
-	}
 	class := c.ctr.classify(err)
+	if errors.As(err, new(*unaskedError)) {
+		return class
+	}
 	if c.wire != nil && errorNumber(err) == 0 && !c.isGone() && c.inner.IsValid() && !errors.Is(err, driver.ErrBadConn) {
 		return 0
 	}
 	return class
 }
 
-// idleClosed is ER_CLIENT_INTERACTION_TIMEOUT, which a server says to a client
-// that has sent nothing for wait_timeout, a second at the least.
+// idleClosed is ER_CLIENT_INTERACTION_TIMEOUT, which a server says unasked to a
+// client that has sent nothing for wait_timeout, a second at the least.
 const (
 	idleClosed      = 4031
 	leastIdleClosed = time.Second
 )
 
-// mayHaveRunBefore says whether the server may have run the request, been idle
-// after it for long enough, and then closed the connection, the answer being
-// lost on the way; then 4031 stands where the answer would.
-func (c *conn) mayHaveRunBefore(err error) bool {
-	return errorNumber(err) == idleClosed && c.ctr.clock.now()-c.entered >= leastIdleClosed
+// unaskedError is what a server said unasked, where its answer to a request may
+// have been lost on the way: it says nothing of the request, which may have run
+// before.
+type unaskedError struct{ said error }
+
+func (e *unaskedError) Error() string {
+	return mysql.ErrInvalidConn.Error() + ": in place of an answer the server said: " + e.said.Error()
+}
+func (e *unaskedError) Unwrap() error { return mysql.ErrInvalidConn }
+
+// unasked tells 4031 that comes too late to be from before the request.
+func (c *conn) unasked(err error) error {
+	if errorNumber(err) != idleClosed || c.ctr.clock.now()-c.entered < leastIdleClosed {
+		return err
+	}
+	c.dead = true
+	c.ctr.died(&c.link, hungUp, c.ctr.clock.now(), err)
+	return &unaskedError{err}
 }
 
 // refused looks at a server's error: after a refusal that another connection
 // may not meet, and after 4031, the statement has not run.
-func (c *conn) refused(err error, query string, has effect) error {
+func (c *conn) refused(err error, query string, has effect, idempotent bool) error {
 	class := c.classify(err)
 	if class&ConnDead != 0 {
 		c.dead = true
@@ -120,11 +134,15 @@ func (c *conn) refused(err error, query string, has effect) error {
 		c.notReady(err)
 	}
 	switch {
-	case class&NotRun == 0 || c.transaction.open:
+	case c.transaction.open:
+		return err
+	case class&ConnDead != 0 && (has == effectNone || idempotent):
+		return c.lost(err, "by its server")
+	case class&NotRun == 0:
 		return err
 	case class&Elsewhere == 0:
 		return c.lost(err, "before it read the statement")
-	case has != effectNone && !singleStatement(query):
+	case has != effectNone && (c.ctr.severalStatements(query) || !runsAsOne(query)):
 		return err // an earlier part of it may have run
 	case c.spoke:
 		return err // on a sql.Conn, whose state would be lost for nothing

@@ -800,3 +800,64 @@ func TestIdleCloseThatMayComeAfterTheRequest(t *testing.T) {
 		})
 	}
 }
+
+// What has no effect, or may have it twice, is sent again whatever the server
+// said in place of an answer; and nobody is told that it has not run.
+func TestWhatAServerSaysUnasked(t *testing.T) {
+	said := map[string]error{
+		"4031, late": serverError(4031, "The client was disconnected by the server because of inactivity"),
+		"1053":       serverError(1053, "Server shutdown in progress"),
+		"1927":       serverError(1927, "Connection was killed"),
+		"2013":       serverError(2013, "Lost connection to server during query"),
+	}
+	for name, err := range said {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				answer := func() error {
+					if n++; n > 1 {
+						return nil
+					}
+					time.Sleep(1100 * time.Millisecond)
+					return err
+				}
+				f := &fake{
+					onBegin:   func(*fakeConn) error { return answer() },
+					onPrepare: func(*fakeConn) error { return answer() },
+				}
+				p := openFake(t, f, nil)
+				defer p.Close()
+				tx, err := p.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Fatalf("BEGIN: %v", err)
+				}
+				tx.Rollback()
+				n = 0
+				st, err := p.PrepareContext(t.Context(), "SELECT 1")
+				if err != nil {
+					t.Fatalf("PREPARE: %v", err)
+				}
+				st.Close()
+				n = 0
+				f.onExec = func(context.Context, *fakeConn, string) error { return answer() }
+				if _, err := p.ExecContext(livepool.Idempotent(t.Context()), "UPDATE t SET a = 1"); err != nil {
+					t.Errorf("an idempotent statement: %v", err)
+				}
+				n = 0
+				_, err = p.ExecContext(t.Context(), "UPDATE t SET a = a + 1")
+				if class := livepool.Classify(err); err == nil || class&livepool.NotRun != 0 {
+					t.Errorf("a statement: %v, which says %s", err, class)
+				}
+				n, f.onExec, f.onCommit = 0, nil, func(*fakeConn) error { return answer() }
+				f.onBegin = nil
+				err = p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, "INSERT INTO t VALUES (1)")
+					return err
+				})
+				if class := livepool.Classify(err); !errors.Is(err, livepool.ErrCommitUnknown) || class&livepool.NotRun != 0 {
+					t.Errorf("a unit: %v, which says %s", err, class)
+				}
+			})
+		})
+	}
+}

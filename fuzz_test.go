@@ -453,6 +453,9 @@ var known = []struct {
 
 // FuzzScan reads noise as a statement, and puts it into comments and strings of
 // statements that are known.
+// singleStatement is a statement that may be sent again where several are allowed.
+func singleStatement(query string) bool { return !severalStatements(query) && runsAsOne(query) }
+
 func FuzzScan(f *testing.F) {
 	for i, q := range []string{
 		"SELECT 1", "/* x", "-- x", "--\tx\nCOMMIT", "/*! y */", "SELECT a INTO @x", "SELECT 1 INTO /* x */ @x", "ROLLBACK TO s", "@", ":=", "(",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,11 +28,6 @@ func TestGalera(t *testing.T) {
 	t.Parallel()
 	c := galera{Galera: servertest.RunGalera(t, 3, "--innodb-lock-wait-timeout=1")}
 	c.via = front(t, c.Nodes()[0])
-	var addrs []string
-	for _, n := range c.Nodes() {
-		addrs = append(addrs, n.Addr())
-	}
-	c.via.SetUpstreams(addrs...)
 	for _, q := range []string{ledgerTable, "CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)"} {
 		if err := c.Nodes()[0].Exec(q); err != nil {
 			t.Fatal(err)
@@ -53,6 +49,9 @@ func TestGalera(t *testing.T) {
 			})
 		}
 	})
+	t.Run("a COMMIT that comes late finds its unit settled", c.lateCommit)
+	t.Run("a node that lags does not settle a lost COMMIT", c.lag)
+	t.Run("one key on all nodes at once", c.oneKey)
 	t.Run("units wait until the cluster has a quorum again", c.noQuorum)
 }
 
@@ -65,8 +64,21 @@ func (c galera) open(t *testing.T, params string) *livepool.Pool {
 	return p
 }
 
+// leadTo has the balancer lead to these nodes in turn, to all if none is named.
+func (c galera) leadTo(t *testing.T, nodes ...int) {
+	t.Helper()
+	var addrs []string
+	for i, n := range c.Nodes() {
+		if len(nodes) == 0 || slices.Contains(nodes, i) {
+			addrs = append(addrs, n.Addr())
+		}
+	}
+	c.via.SetUpstreams(addrs...)
+}
+
 func (c galera) reset(t *testing.T) {
 	t.Helper()
+	c.leadTo(t)
 	if err := c.Nodes()[0].Exec("DELETE FROM ledger; REPLACE INTO account VALUES (1, 0), (2, 0)"); err != nil {
 		t.Fatal(err)
 	}
@@ -243,6 +255,111 @@ func longestGap(times []time.Time, since time.Time) (longest time.Duration) {
 		}
 	}
 	return longest
+}
+
+// A COMMIT is held up on its way to one node while another node, which neither
+// has the key nor locks it, is asked what became of it.
+func (c galera) lateCommit(t *testing.T) {
+	c.reset(t)
+	c.leadTo(t, 0)
+	p := c.open(t, "pool_commit_timeout=1s&pool_stall_after=0")
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		if _, err := s.ExecContext(ctx, "INSERT INTO ledger (unit) VALUES (1)"); err != nil {
+			return err
+		}
+		c.via.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.Stall)
+		c.leadTo(t, 1)
+		return nil
+	}, livepool.VerifyCommit(), livepool.MaxAttempts(1))
+	if err == nil || errors.Is(err, livepool.ErrCommitUnknown) {
+		t.Errorf("got %v, want an error that says that it was not applied", err)
+	}
+	c.via.Heal()
+	time.Sleep(500 * time.Millisecond) // the server may do with it what it likes
+	for _, n := range c.Nodes() {
+		if rows := count(t, n, "ledger"); rows != 0 {
+			t.Errorf("%d rows of a unit that was said not to be applied: %v", rows, err)
+		}
+	}
+}
+
+// The transaction is committed and its answer lost; the node that is asked has
+// received it, and is busy with an earlier one.
+func (c galera) lag(t *testing.T) {
+	const big = 100_000
+	for _, q := range []string{
+		"CREATE TABLE test.big (id INT PRIMARY KEY, v INT NOT NULL, pad CHAR(100))",
+		fmt.Sprintf("INSERT INTO test.big SELECT seq, 0, REPEAT('x', 100) FROM seq_1_to_%d", big),
+	} {
+		if err := c.Nodes()[0].Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, opts := range [][]livepool.SessionOption{
+		{livepool.VerifyCommit(), livepool.MaxAttempts(1)},
+		{livepool.Once("lag")},
+	} {
+		c.reset(t)
+		eventually(t, "the other node has it all", func() bool { return count(t, c.Nodes()[1], "big") == big })
+		c.leadTo(t, 0)
+		p := c.open(t, "pool_max_elapsed=2m")
+		ran, hooks := 0, 0
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			s.AfterCommit(func(context.Context) { hooks++ })
+			if ran++; ran > 1 {
+				return errors.New("no second time")
+			}
+			if _, err := s.ExecContext(ctx, "INSERT INTO ledger (unit) VALUES (1)"); err != nil {
+				return err
+			}
+			if err := c.Nodes()[0].Exec("UPDATE test.big SET v = v + 1"); err != nil {
+				t.Error(err)
+			}
+			c.leadTo(t, 1)
+			c.via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
+			return nil
+		}, opts...)
+		if err != nil || hooks != 1 {
+			t.Errorf("after %d runs: %v, and %d hooks", ran, err, hooks)
+		}
+		eventually(t, "its row is on the other node", func() bool { return count(t, c.Nodes()[1], "ledger") == 1 })
+	}
+}
+
+func (c galera) oneKey(t *testing.T) {
+	c.reset(t)
+	var pools []*livepool.Pool
+	for _, n := range c.Nodes() {
+		pools = append(pools, open(t, n.AppDSN(n.Addr()), "pool_max_attempts=100"))
+	}
+	const keys = 50
+	var hooks atomic.Int64
+	for k := range keys {
+		var wg sync.WaitGroup
+		for _, p := range pools {
+			wg.Go(func() {
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					s.AfterCommit(func(context.Context) { hooks.Add(1) })
+					_, err := s.ExecContext(ctx, fmt.Sprintf("INSERT INTO ledger (unit) VALUES (%d)", k))
+					return err
+				}, livepool.Once(fmt.Sprint("key ", k)))
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	for _, n := range c.Nodes() {
+		eventually(t, "each key was applied once", func() bool {
+			var units int
+			err := n.QueryRow("SELECT COUNT(DISTINCT unit) FROM test.ledger", &units)
+			return err == nil && units == keys && count(t, n, "ledger") == keys
+		})
+	}
+	if n := hooks.Load(); n != keys {
+		t.Errorf("%d hooks for %d keys", n, keys)
+	}
 }
 
 func (c galera) noQuorum(t *testing.T) {

@@ -29,7 +29,7 @@ type introduction struct {
 	user        string
 	host        string // where it sees the connection come from, less the port
 	port        string
-	inCluster   bool // it is a node of a Galera cluster
+	inCluster   bool // it says that it is a node of a Galera cluster
 }
 
 const (
@@ -160,7 +160,7 @@ func (ctr *connector) ask(ctx context.Context, l *link) error {
 	default:
 		ctr.tune(who.waitTimeout)
 		if who.inCluster {
-			ctr.asksForWork.Store(true)
+			ctr.inCluster.Store(true)
 		}
 	}
 	return nil

@@ -9,6 +9,11 @@
 //
 // So the retry is the probe. No plain SELECT is trusted anywhere: it says "not
 // there" while the earlier attempt is about to be committed.
+//
+// In a Galera cluster rows and locks are each node's own until a transaction is
+// certified: there nothing is proved by an insert before it is committed. So a
+// lost COMMIT is settled by a transaction that inserts the key, deletes it and
+// commits. Of it and the earlier attempt the cluster certifies one.
 
 package livepool
 
@@ -82,12 +87,10 @@ func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (int64
 // errKeyTaken: a unit with this key has been committed.
 var errKeyTaken = errors.New("livepool: a unit with this key has been committed")
 
-// takeKey inserts the key, as the transaction's first statement. It is written
-// as a literal, because a statement with arguments costs the driver a round
-// trip more.
+// takeKey inserts the key, as the transaction's first statement.
 func (s *Session) takeKey(ctx context.Context, key string) error {
 	table := s.pool.ctr.cfg.CommitTable
-	_, err := s.ExecContext(ctx, "INSERT INTO "+table+" (unit) VALUES (x'"+hex.EncodeToString([]byte(key))+"')")
+	_, err := s.ExecContext(ctx, "INSERT INTO "+table+" (unit) VALUES ("+keyLiteral(key)+")")
 	switch errorNumber(err) {
 	case 1062:
 		return errKeyTaken
@@ -96,6 +99,16 @@ func (s *Session) takeKey(ctx context.Context, key string) error {
 	}
 	return err
 }
+
+// giveKeyBack leaves nothing of the key but what the cluster certifies.
+func (s *Session) giveKeyBack(ctx context.Context, key string) error {
+	_, err := s.ExecContext(ctx, "DELETE FROM "+s.pool.ctr.cfg.CommitTable+" WHERE unit = "+keyLiteral(key))
+	return err
+}
+
+// keyLiteral is the key in a statement's text, because a statement with arguments
+// costs the driver a round trip more.
+func keyLiteral(key string) string { return "x'" + hex.EncodeToString([]byte(key)) + "'" }
 
 // notAppliedError is a lost COMMIT that was found not to have happened, and will
 // not any more.
@@ -114,21 +127,40 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 		key = "verify:" + rand.Text()
 	}
 	c.key = key
-	var unknown error    // the lost COMMIT that is to be resolved
+	var unknown error    // the lost COMMIT that is to be settled
 	var pending *Session // whose it was
+	settled := func() error {
+		lost := unknown
+		unknown, pending, c.limit = nil, nil, o.maxAttempts // it was not committed, and cannot be any more
+		if c.attempts > o.maxAttempts {
+			return &notAppliedError{lost}
+		}
+		return nil
+	}
 	for {
 		c.attempts++
 		s := p.newSession(ctx, o, c)
+		settling := unknown != nil && p.ctr.inCluster.Load()
 		err := s.run(func(ctx context.Context, s *Session) error {
 			if err := s.takeKey(ctx, key); err != nil {
 				return err
 			}
-			if unknown != nil && c.attempts > o.maxAttempts {
-				return &notAppliedError{unknown}
+			if settling {
+				return s.giveKeyBack(ctx, key)
 			}
-			unknown, pending = nil, nil // it was not committed, and cannot be any more
+			if unknown != nil {
+				if err := settled(); err != nil {
+					return err
+				}
+			}
 			return fn(ctx, s)
 		})
+		if err == nil && settling {
+			if err = settled(); err == nil {
+				c.attempts-- // fn has not run
+				continue
+			}
+		}
 		switch {
 		case err == nil:
 			s.committed()
@@ -139,9 +171,10 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 				pending.committed()
 			}
 			return nil
+		case s.unknown && settling: // to be asked again
 		case s.unknown:
 			unknown, pending = err, s
-			c.limit = math.MaxInt // to resolve it is no retry
+			c.limit = math.MaxInt // to settle it is no retry
 		case errors.As(err, new(*notAppliedError)):
 			return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
 		case !s.mayRunAgain(err) && unknown == nil:

@@ -107,6 +107,8 @@ type connector struct {
 	tapped bool // livepool's dialer is in use
 	peeks  bool // livepool looks at the socket itself
 	mysql  bool // the driver is the MySQL driver
+	// oneAtATime: the server takes one statement at a time, and refuses several.
+	oneAtATime bool
 
 	maintainer *maintainer // nil for a connector without a Pool
 	life       context.Context
@@ -120,13 +122,14 @@ type connector struct {
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
-	// asksForWork: its servers may answer and do no work.
-	asksForWork atomic.Bool
-	lockWait    atomic.Int32 // what a lock wait timeout ends
-	tuning      tuning
-	home        home
-	reaper      reaper
-	outage      outage
+	// inCluster: its servers are nodes of a Galera cluster. One may answer and do
+	// no work; and what it neither has nor locks, another may.
+	inCluster atomic.Bool
+	lockWait  atomic.Int32 // what a lock wait timeout ends
+	tuning    tuning
+	home      home
+	reaper    reaper
+	outage    outage
 
 	stats counters
 }
@@ -173,7 +176,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
 	ctr.inner = inner
-	ctr.mysql = true
+	ctr.mysql, ctr.oneAtATime = true, !my.MultiStatements
 	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
 	return nil
 }
@@ -326,7 +329,7 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 	}
 	l := link{inner: newInner(dc), wire: w, believed: -1, generation: generation}
 	err = ctr.getAcquainted(ctx, &l, start)
-	if err == nil && ctr.asksForWork.Load() {
+	if err == nil && ctr.inCluster.Load() {
 		err = ctr.pingUnder(ctx, &l.inner)
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ package livepool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -29,14 +30,14 @@ func isNotReady(err error) bool {
 // and what the others' pings said until now is worth nothing.
 func (c *conn) notReady(err error) {
 	c.dead = true
-	c.ctr.asksForWork.Store(true)
+	c.ctr.inCluster.Store(true)
 	c.ctr.died(&c.link, hungUp, c.ctr.clock.now(), err)
 }
 
 // pingUnder asks whether there is a server, and whether it works if that is not
 // the same here.
 func (ctr *connector) pingUnder(ctx context.Context, in *inner) error {
-	if !ctr.asksForWork.Load() {
+	if !ctr.inCluster.Load() {
 		return in.Ping(ctx)
 	}
 	_, err := in.ExecContext(ctx, askForWork, nil)
@@ -50,13 +51,25 @@ const (
 	nodesPause = 5 * time.Millisecond
 )
 
-// connectToReady connects to a server that works.
+// connectToReady connects to a server that works. While none can be reached it
+// tries one: the prober looks for others.
 func (ctr *connector) connectToReady(caller context.Context) (l link, err error) {
-	for range nodesTried {
-		if l, err = ctr.connect(caller); !isNotReady(err) {
-			break
+	start := ctr.clock.now()
+	for tried := 1; ; tried++ {
+		l, err = ctr.connect(caller)
+		took := ctr.clock.now() - start
+		if !isNotReady(err) || tried == nodesTried || took > ctr.cfg.ConnectTimeout || ctr.outage.isDown() || ctr.life.Err() != nil {
+			return l, tellNodes(err, tried, took)
 		}
 		waitFor(caller, ctr.life.Done(), nodesPause)
 	}
-	return l, err
+}
+
+// tellNodes adds what was tried to the last refusal.
+func tellNodes(err error, tried int, took time.Duration) error {
+	var connect *connectError
+	if tried > 1 && isNotReady(err) && errors.As(err, &connect) {
+		connect.text += fmt.Sprintf(" (the last of %d connections in %s, each to a node that takes no work)", tried, took.Round(time.Millisecond))
+	}
+	return err
 }

@@ -5,8 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -185,5 +188,74 @@ func TestPingsAskForWorkOnlyOnceANodeHasRefusedIt(t *testing.T) {
 	}
 	if n := f.asked.Load(); n != 0 {
 		t.Errorf("asked %d times", n)
+	}
+}
+
+// One node's insert of the key proves nothing to the others: a lost COMMIT is
+// settled by one that succeeds.
+func TestLostCommitInAClusterIsSettledByACommit(t *testing.T) {
+	f := newCluster(1)
+	p := openFake(t, &f.fake, nil)
+	f.out.Store(0)
+	p.ExecContext(t.Context(), insertOne)
+	f.out.Store(-1)
+	var did []string
+	f.onBegin = nil
+	f.onExec = func(_ context.Context, _ *fakeConn, query string) error {
+		if verb, _, _ := strings.Cut(query, " "); verb != "DO" {
+			did = append(did, verb)
+		}
+		return nil
+	}
+	f.onCommit = func(c *fakeConn) error {
+		did = append(did, "COMMIT")
+		if len(did) == 3 {
+			c.valid.Store(false)
+			return errGone
+		}
+		return nil
+	}
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "UPDATE t SET v = 1")
+		return err
+	}, livepool.VerifyCommit(), livepool.MaxAttempts(2))
+	want := []string{"INSERT", "UPDATE", "COMMIT", "INSERT", "DELETE", "COMMIT", "INSERT", "UPDATE", "COMMIT"}
+	if err != nil || !slices.Equal(did, want) {
+		t.Errorf("%v: %v, want %v", err, did, want)
+	}
+}
+
+func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newCluster(1)
+		p := openFake(t, &f.fake, nil)
+		defer p.Close()
+		servedBy(t, p.DB)
+		f.out.Store(0)
+		f.onConnect = func(context.Context, int64) error { time.Sleep(4 * time.Second); return nil }
+		start := time.Now()
+		_, err := p.ExecContext(t.Context(), insertOne)
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("waited for %s with a ConnectTimeout of 5s: %v", took, err)
+		}
+	})
+}
+
+func TestEachStatementDialsOnceWhileNoNodeWorks(t *testing.T) {
+	f := newCluster(1)
+	p := openFake(t, &f.fake, nil)
+	servedBy(t, p.DB)
+	f.out.Store(0)
+	_, err := p.ExecContext(t.Context(), insertOne)
+	if err == nil || !strings.Contains(err.Error(), "each to a node that takes no work") {
+		t.Errorf("the first: %v", err)
+	}
+	const n = 100
+	before := f.connects.Load()
+	for range n {
+		p.ExecContext(t.Context(), insertOne)
+	}
+	if dials := f.connects.Load() - before; dials > 2*n { // the prober's among them
+		t.Errorf("%d dials for %d statements", dials, n)
 	}
 }

@@ -145,3 +145,33 @@ func TestPlacesComeBackFromPanics(t *testing.T) {
 		}
 	})
 }
+
+func TestMaxAttemptsHoldsAfterALostCommitWasSettled(t *testing.T) {
+	commits, runs := 0, 0
+	f := &fake{
+		onCommit: func(c *fakeConn) error {
+			if commits++; commits > 1 {
+				return nil
+			}
+			c.valid.Store(false)
+			return errGone
+		},
+		onExec: func(_ context.Context, _ *fakeConn, query string) error {
+			if query == "UPDATE t SET a = 1" && runs > 1 {
+				return serverError(1213, "Deadlock found")
+			}
+			return nil
+		},
+	}
+	p := openFake(t, f, func(c *livepool.Config) {
+		c.BackOff = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
+	})
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		runs++
+		_, err := s.ExecContext(ctx, "UPDATE t SET a = 1")
+		return err
+	}, livepool.VerifyCommit(), livepool.MaxAttempts(3))
+	if runs > 3 || err == nil || errors.Is(err, livepool.ErrCommitUnknown) {
+		t.Errorf("%d runs: %v", runs, err)
+	}
+}

@@ -18,14 +18,16 @@ var singleStatements = []string{
 	"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME",
 }
 
-// singleStatement says whether query is one of those, and alone; when in doubt
-// it is not.
-func singleStatement(query string) bool {
-	if severalStatements(query) {
-		return false
-	}
+// runsAsOne says whether query is one of those; when in doubt it is not.
+func runsAsOne(query string) bool {
 	query = skipComments(query)
 	return slices.ContainsFunc(singleStatements, func(verb string) bool { return beginsWith(query, verb) })
+}
+
+// severalStatements says whether the server may take query for more than one:
+// without the driver's multiStatements it does not, whatever is in it.
+func (ctr *connector) severalStatements(query string) bool {
+	return !ctr.oneAtATime && severalStatements(query)
 }
 
 // severalStatements says whether there may be more than one statement in query:

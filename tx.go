@@ -191,7 +191,7 @@ func (c *conn) screen(query string) error {
 	if seen&endsTransaction != 0 {
 		return fmt.Errorf("livepool: refused in a session: %.40q would end its transaction, which its function ends by returning", query)
 	}
-	if severalStatements(query) {
+	if c.ctr.severalStatements(query) {
 		seen |= commitsImplicitly | leavesState
 	}
 	unit := c.transaction.unit
@@ -261,7 +261,7 @@ func (t *tx) Commit() error {
 	c.entered, _ = c.ctr.clock.bounds()
 	start, mark := c.entered, c.written()
 	c.wire.limit(c.ctr.cfg.CommitTimeout)
-	err := t.inner.Commit()
+	err := c.unasked(t.inner.Commit())
 	c.wire.unlimit()
 	if err == nil {
 		c.prove()

@@ -1009,3 +1009,31 @@ func TestIdleCloseInPlaceOfALostAnswer(t *testing.T) {
 		t.Errorf("a statement of its own: %d rows, said %v", n, err)
 	}
 }
+
+// What bun writes, with the values in the text: without multiStatements the
+// server takes it for one statement, whatever is in it.
+func TestUnitTextWithSemicolonsInAKeyedUnit(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	if err := s.Exec("CREATE TABLE test.doc (v TEXT)"); err != nil {
+		t.Fatal(err)
+	}
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		for _, v := range []string{`{"a": "line\\nof; text"}`, `<style>a{b:c;}</style> /*! c */`} {
+			if _, err := s.ExecContext(ctx, "INSERT INTO doc VALUES ('"+v+"')"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, livepool.VerifyCommit())
+	if n := count(t, s, "doc"); err != nil || n != 2 {
+		t.Errorf("%d rows: %v", n, err)
+	}
+	several := open(t, s.DSN(), "multiStatements=true")
+	err = several.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "INSERT INTO doc VALUES ('3'); COMMIT")
+		return err
+	}, livepool.VerifyCommit())
+	if n := count(t, s, "doc"); err == nil || n != 2 {
+		t.Errorf("several statements, where the server takes them: %d rows, %v", n, err)
+	}
+}
