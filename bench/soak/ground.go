@@ -108,7 +108,9 @@ func (g *ground) start(ctx context.Context, kinds []server.Kind) error {
 
 // startServers starts servers whose lock waits end while a unit still has time
 // to be run again. A replica waits for locks as long as they are held: it would
-// give up for good.
+// give up for good. A cluster writes a binary log, without which MariaDB 10.11
+// sends to the other nodes what a ROLLBACK TO SAVEPOINT has undone, if the first
+// transaction of a connection has begun with a SELECT.
 func (g *ground) startServers(ctx context.Context, kind server.Kind) (servers []*server.Server, err error) {
 	o := server.Options{Args: []string{"--innodb-lock-wait-timeout=1"}}
 	switch g.shape {
@@ -118,6 +120,7 @@ func (g *ground) startServers(ctx context.Context, kind server.Kind) (servers []
 			servers = []*server.Server{g.pair.Primary(), g.pair.Replica()}
 		}
 	case aCluster:
+		o.Args = append(o.Args, "--log-bin=binlog", "--log-slave-updates=ON")
 		if g.cluster, err = server.StartGalera(ctx, 3, o); err == nil {
 			servers = g.cluster.Nodes()
 		}

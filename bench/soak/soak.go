@@ -1,4 +1,4 @@
-// Package soak is the long proof: units of work on a real server under real
+// Package soak is the long proof: units of work on real servers under real
 // faults, for as long as one likes, and every row held against what the units
 // were told.
 //
@@ -6,8 +6,9 @@
 // is not, so that a seed makes a like run and never the same.
 //
 // soak.go is the command and the course of a run. What the units do is plan.go's
-// and work.go's affair, what befalls them nemesis.go's and faults.go's, what is
-// held against what check.go's and left.go's, how it is told report.go's.
+// and work.go's affair, what befalls them nemesis.go's, faults.go's and, where the
+// servers are several, servers.go's; what is held against what is check.go's and
+// left.go's, how it is told report.go's.
 package soak
 
 import (

@@ -108,6 +108,15 @@ func TestFaultsAreFrequent(t *testing.T) {
 	}
 }
 
+func TestUnitsOfAClusterPrepareNothing(t *testing.T) {
+	r := roster{seed: 1, onCluster: true}
+	for range 100 {
+		if d := r.take(0, true, true); d.style != literal || !d.onCluster {
+			t.Fatalf("%s", d.plan)
+		}
+	}
+}
+
 func TestOnly(t *testing.T) {
 	set, err := parse([]string{"-only", "kill,rst", "-seed", "5", "-naive"}, io.Discard)
 	if err != nil || !slices.Equal(set.only, []string{"kill", "rst"}) || set.seed != 5 || !set.naive {
