@@ -50,6 +50,7 @@ func TestGalera(t *testing.T) {
 		}
 	})
 	t.Run("a COMMIT that comes late finds its unit settled", c.lateCommit)
+	t.Run("a statement is swallowed and its transaction ended meanwhile", c.swallowed)
 	t.Run("a node that lags does not settle a lost COMMIT", c.lag)
 	t.Run("one key on all nodes at once", c.oneKey)
 	t.Run("units wait until the cluster has a quorum again", c.noQuorum)
@@ -280,6 +281,41 @@ func (c galera) lateCommit(t *testing.T) {
 		if rows := count(t, n, "ledger"); rows != 0 {
 			t.Errorf("%d rows of a unit that was said not to be applied: %v", rows, err)
 		}
+	}
+}
+
+// The network swallows a statement, and its node ends the transaction in favour of
+// another node's: its thread is then shown as killed, and waits for the client.
+func (c galera) swallowed(t *testing.T) {
+	c.reset(t)
+	p := c.open(t, "pool_stall_after=500ms")
+	c.leadTo(t, 0)
+	p.Recycle()
+	runs := 0
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		if _, err := s.ExecContext(ctx, "UPDATE account SET balance = balance + 1 WHERE id = 1"); err != nil {
+			return err
+		}
+		if runs++; runs == 1 {
+			c.via.DropToServer(true)
+			time.AfterFunc(100*time.Millisecond, func() {
+				c.via.DropToServer(false)
+				c.leadTo(t)
+				if err := c.Nodes()[1].Exec("UPDATE account SET balance = balance + 10 WHERE id = 1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		_, err := s.ExecContext(ctx, "INSERT INTO ledger (unit) VALUES (1)")
+		return err
+	})
+	if err != nil || runs != 2 {
+		t.Errorf("%d runs: %v", runs, err)
+	}
+	for _, n := range c.Nodes() {
+		eventually(t, "both updates are there", func() bool {
+			return count(t, n, "account WHERE balance = 11") == 1 && count(t, n, "ledger") == 1
+		})
 	}
 }
 

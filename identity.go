@@ -357,9 +357,12 @@ func (s *side) findByPort(ctx context.Context, w *wire) (id string, _ finding, _
 	return id, f, err
 }
 
-// command looks at one thread in the processlist.
+// command looks at one thread in the processlist. One that waits for its client is
+// shown as Killed where something has ended its transaction, such as a Galera
+// node in favour of another node's.
 func (s *side) command(ctx context.Context, where string) (finding, error) {
-	row, err := s.l.inner.askRow(ctx, "SELECT COMMAND FROM information_schema.PROCESSLIST WHERE "+where)
+	row, err := s.l.inner.askRow(ctx, "SELECT IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
+		" FROM information_schema.PROCESSLIST WHERE "+where)
 	switch {
 	case errors.Is(err, io.EOF):
 		return gone, nil

@@ -17,10 +17,11 @@ import (
 // vigil is what the maintainer has seen of one connection's waiting. Nobody
 // else touches it.
 type vigil struct {
-	read  uint64        // the number of the read that waits
-	since time.Duration // from when, at the latest
-	next  time.Duration // when to ask the server
-	rests int           // how often in a row it was found not to be working
+	read   uint64        // the number of the read that waits
+	since  time.Duration // from when, at the latest
+	next   time.Duration // when to ask the server
+	rests  int           // how often in a row it was found not to be working
+	misses int           // how often in a row the server that was asked was another one
 }
 
 // slowestUpload is the bytes a second at which a long statement is at least
@@ -105,16 +106,20 @@ func (m *maintainer) lookUp(late []*wire) {
 		case err != nil:
 			v.next = now // no look
 		case found == resting, found == gone:
-			v.next = now
+			v.next, v.misses = now, 0
 			v.rests++
 			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}, &ctr.stats.stalled) {
 				ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+w.condemned.Load().Error(),
 					slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
 			}
-		case found == working:
-			v.rests = 0
-			fallthrough
+		case found != working && v.misses < maxReapTries && ctr.home.scattered.Load():
+			v.misses++
+			v.next = now // the next connection may meet another server of the same address
 		default:
+			if found == working {
+				v.rests = 0
+			}
+			v.misses = 0
 			v.next = later(now, ctr.cfg.StallAfter, 0)
 		}
 	}
