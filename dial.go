@@ -8,6 +8,7 @@ package livepool
 import (
 	"context"
 	"database/sql/driver"
+	"encoding/binary"
 	"errors"
 	"net"
 	"sync/atomic"
@@ -81,6 +82,7 @@ type wire struct {
 
 	limited bool // the kernel gives up its peer after tcpUserTimeout
 	hello   handshake
+	several bool // the client may send several statements at a time
 
 	// By which the server's side of it can be told from others; see identity.go.
 	born   time.Duration
@@ -147,6 +149,9 @@ func (w *wire) Read(b []byte) (int, error) {
 }
 
 func (w *wire) Write(b []byte) (int, error) {
+	if w.written == 0 {
+		w.several = asksForSeveral(b)
+	}
 	n, err := w.Conn.Write(b)
 	w.written += uint64(n)
 	w.asked.Add(uint64(n))
@@ -154,6 +159,14 @@ func (w *wire) Write(b []byte) (int, error) {
 		w.breaks(err)
 	}
 	return n, err
+}
+
+// asksForSeveral says whether a client's first packet, which begins with its
+// capabilities, has the server take several statements at a time (MySQL source
+// documentation, Protocol::HandshakeResponse41, Protocol::SSLRequest).
+func asksForSeveral(login []byte) bool {
+	const header, multiStatements = 4, 1 << 16
+	return len(login) >= header+4 && binary.LittleEndian.Uint32(login[header:])&multiStatements != 0
 }
 
 // Close closes the connection. The driver does so from a goroutine of its own

@@ -113,7 +113,7 @@ func (e *unaskedError) Unwrap() error { return mysql.ErrInvalidConn }
 
 // unasked tells 4031 that comes too late to be from before the request.
 func (c *conn) unasked(err error) error {
-	if errorNumber(err) != idleClosed || c.ctr.clock.now()-c.entered < leastIdleClosed {
+	if err == nil || errorNumber(err) != idleClosed || c.ctr.clock.now()-c.entered < leastIdleClosed {
 		return err
 	}
 	c.dead = true
@@ -142,7 +142,7 @@ func (c *conn) refused(err error, query string, has effect, idempotent bool) err
 		return err
 	case class&Elsewhere == 0:
 		return c.lost(err, "before it read the statement")
-	case has != effectNone && (c.ctr.severalStatements(query) || !runsAsOne(query)):
+	case has != effectNone && (c.severalStatements(query) || !runsAsOne(query)):
 		return err // an earlier part of it may have run
 	case c.spoke:
 		return err // on a sql.Conn, whose state would be lost for nothing

@@ -107,8 +107,6 @@ type connector struct {
 	tapped bool // livepool's dialer is in use
 	peeks  bool // livepool looks at the socket itself
 	mysql  bool // the driver is the MySQL driver
-	// oneAtATime: the server takes one statement at a time, and refuses several.
-	oneAtATime bool
 
 	maintainer *maintainer // nil for a connector without a Pool
 	life       context.Context
@@ -176,7 +174,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
 	ctr.inner = inner
-	ctr.mysql, ctr.oneAtATime = true, !my.MultiStatements
+	ctr.mysql = true
 	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
 	return nil
 }

@@ -25,9 +25,9 @@ func runsAsOne(query string) bool {
 }
 
 // severalStatements says whether the server may take query for more than one:
-// without the driver's multiStatements it does not, whatever is in it.
-func (ctr *connector) severalStatements(query string) bool {
-	return !ctr.oneAtATime && severalStatements(query)
+// unless the client asked for that, it does not, whatever is in it.
+func (c *conn) severalStatements(query string) bool {
+	return (c.wire == nil || c.wire.several) && severalStatements(query)
 }
 
 // severalStatements says whether there may be more than one statement in query:

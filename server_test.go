@@ -516,6 +516,7 @@ func TestLostBeginOnTheWire(t *testing.T) {
 // The old primary has become read-only and the address leads to the new one: a
 // write finds its way there.
 func TestWritesLeaveADemotedServer(t *testing.T) {
+	t.Parallel()
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			old, fresh := servertest.Run(t, kind), servertest.Run(t, kind)
@@ -577,6 +578,7 @@ func TestWriteAfterFailoverWithoutRecycle(t *testing.T) {
 // The idle death that only the next statement learns of, where nothing looks
 // before it: MySQL answers it with 4031, before it has read anything.
 func TestIdleDeathFoundByTheStatementItself(t *testing.T) {
+	t.Parallel()
 	s := servertest.Run(t, server.MySQL)
 	p := open(t, s.DSN(), "pool_pre_ping=off&checkConnLiveness=false&wait_timeout=1&pool_keepalive=0")
 	if err := s.Exec("CREATE TABLE test.t (v INT)"); err != nil {
@@ -596,6 +598,7 @@ func TestIdleDeathFoundByTheStatementItself(t *testing.T) {
 // The thread id is read off the handshake over TCP, a unix socket and TLS, and
 // a dead connection is seen there without a round trip.
 func TestTransports(t *testing.T) {
+	t.Parallel()
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			s := servertest.RunOptions(t, kind, server.Options{TLS: true})

@@ -204,6 +204,7 @@ func TestEndedContextEndsTheSession(t *testing.T) {
 // Both of two units that deadlock are applied once, also where the deadlock
 // comes in the middle of a result.
 func TestDeadlockedUnitsAreBothApplied(t *testing.T) {
+	t.Parallel()
 	for _, streamed := range []bool{false, true} {
 		t.Run(fmt.Sprint("streamed ", streamed), func(t *testing.T) {
 			servertest.Each(t, func(t *testing.T, s *server.Server) {
@@ -403,6 +404,7 @@ func TestSwallowedDeadlockOfAResult(t *testing.T) {
 // A lock wait timeout undoes one statement. A plain transaction may go on; a
 // session does not commit the rest by itself.
 func TestLockWait(t *testing.T) {
+	t.Parallel()
 	locked := func(t *testing.T, s *server.Server, f func()) {
 		t.Helper()
 		holder := openPlain(t, s.DSN())

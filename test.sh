@@ -42,9 +42,6 @@ go run "$staticcheck" ./... ./bench/...
 step 'tests of livepool and of the test ground'
 go test $race -parallel 4 -timeout 20m ./...
 
-step 'five promises broken on purpose' # go run ./internal/mutants breaks them all, in some minutes
-go run ./internal/mutants -run 'after COMMIT was written|^a deadlock does not end|^a dead connection found|^the key is not|by its number$'
-
 step 'fuzzing, five seconds each'
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
 targets=$(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort)

@@ -191,7 +191,7 @@ func (c *conn) screen(query string) error {
 	if seen&endsTransaction != 0 {
 		return fmt.Errorf("livepool: refused in a session: %.40q would end its transaction, which its function ends by returning", query)
 	}
-	if c.ctr.severalStatements(query) {
+	if c.severalStatements(query) {
 		seen |= commitsImplicitly | leavesState
 	}
 	unit := c.transaction.unit

@@ -231,6 +231,7 @@ func TestUnitSwallowedConnectFailure(t *testing.T) {
 
 // The pool is warm with connections to a server that was demoted; the address leads to a new primary.
 func TestUnitDemotedBeforeTheUnit(t *testing.T) {
+	t.Parallel()
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			old, _ := ledger(t, kind)

@@ -44,6 +44,7 @@ func eachKindAtOnce(t *testing.T, f func(t *testing.T, kind server.Kind)) {
 func eachInItsNetwork(t *testing.T, f func(t *testing.T, s *server.Server, p *livepool.Pool)) {
 	t.Helper()
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
+		servertest.Have(t, kind)
 		netns.Run(t, func(t *testing.T) {
 			s := servertest.Run(t, kind)
 			if err := s.Exec("CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)"); err != nil {

@@ -18,6 +18,9 @@ import (
 )
 
 func TestABlackHoleHealsWithTheSameConnection(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		servertest.Have(t, kind)
+	}
 	Run(t, func(t *testing.T) {
 		servertest.Each(t, func(t *testing.T, s *server.Server) {
 			db, err := sql.Open("mysql", s.DSN())

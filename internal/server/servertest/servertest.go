@@ -44,6 +44,13 @@ func RunGalera(t testing.TB, nodes int, args ...string) *server.Galera {
 	return g
 }
 
+// Have has a kind of server at hand for a test that has no network when it starts one.
+func Have(t testing.TB, kind server.Kind) {
+	t.Helper()
+	_, err := server.Find(t.Context(), kind)
+	mustHave(t, err)
+}
+
 // mustHave ends a test that did not get what it needs.
 func mustHave(t testing.TB, err error) {
 	t.Helper()
