@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -45,10 +46,12 @@ func (ctr *connector) pingUnder(ctx context.Context, in *inner) error {
 }
 
 // How often a node that takes no work is left for another, which a balancer will
-// lead to, before the cluster counts as one that cannot be reached.
+// lead to, before the cluster counts as one that cannot be reached. The pauses
+// are random, up to this, lest several who dial at the same time take turns with
+// a balancer that does so too.
 const (
 	nodesTried = 10
-	nodesPause = 5 * time.Millisecond
+	nodesPause = 10 * time.Millisecond
 )
 
 // connectToReady connects to a server that works. While none can be reached it
@@ -61,7 +64,7 @@ func (ctr *connector) connectToReady(caller context.Context) (l link, err error)
 		if !isNotReady(err) || tried == nodesTried || took > ctr.cfg.ConnectTimeout || ctr.outage.isDown() || ctr.life.Err() != nil {
 			return l, tellNodes(err, tried, took)
 		}
-		waitFor(caller, ctr.life.Done(), nodesPause)
+		waitFor(caller, ctr.life.Done(), rand.N(nodesPause))
 	}
 }
 
