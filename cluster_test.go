@@ -145,17 +145,15 @@ func (s *scene) play(b blow, first int) []error {
 	close(s.resume)
 	// On a busy machine a cluster may lose its quorum along with one node, and
 	// have it again only with that.
-	rescue := time.AfterFunc(20*time.Second, func() {
+	mend := sync.OnceFunc(func() {
 		if err := b.mend(); err != nil {
 			s.t.Errorf("%s, %s: %v", s.at.name, b.name, err)
 		}
 	})
+	rescue := time.AfterFunc(20*time.Second, mend)
 	units.Wait()
-	if rescue.Stop() {
-		if err := b.mend(); err != nil {
-			s.t.Fatalf("%s, %s: %v", s.at.name, b.name, err)
-		}
-	}
+	rescue.Stop()
+	mend() // or wait for the end of it
 	return said
 }
 

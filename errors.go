@@ -230,6 +230,9 @@ func classifyServer(my *mysql.MySQLError) Class {
 
 // errorNumber is the number of a server's error, 0 for any other.
 func errorNumber(err error) uint16 {
+	if err == nil {
+		return 0 // at no price: what follows allocates
+	}
 	var my *mysql.MySQLError
 	if errors.As(err, &my) {
 		return my.Number

@@ -113,7 +113,7 @@ func (e *unaskedError) Unwrap() error { return mysql.ErrInvalidConn }
 
 // unasked tells 4031 that comes too late to be from before the request.
 func (c *conn) unasked(err error) error {
-	if err == nil || errorNumber(err) != idleClosed || c.ctr.clock.now()-c.entered < leastIdleClosed {
+	if errorNumber(err) != idleClosed || c.ctr.clock.now()-c.entered < leastIdleClosed {
 		return err
 	}
 	c.dead = true

@@ -45,8 +45,8 @@ func introduce(ctx context.Context, in *inner) (who introduction, err error) {
 	if err != nil {
 		return who, err
 	}
-	if len(row) < 5 {
-		return who, fmt.Errorf("livepool: the server shows %d columns where 5 were asked for", len(row))
+	if len(row) != 5 && len(row) != 6 {
+		return who, fmt.Errorf("livepool: the server shows %d columns where 5 were asked for, or 6 of MariaDB", len(row))
 	}
 	seconds, err := strconv.Atoi(row[1])
 	who = introduction{thread: row[0], waitTimeout: time.Duration(seconds) * time.Second, server: row[2], user: row[3], host: row[4]}

@@ -65,11 +65,7 @@ var replications = map[bool]replication{ // is it MySQL?
 // StartPair starts a primary and a replica, both with the same options, and returns when the
 // one follows the other. The context bounds the start only. End them with Close.
 func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
-	in, err := Find(ctx, kind)
-	if err != nil {
-		return nil, err
-	}
-	template, err := in.template(ctx)
+	in, template, err := findWithTemplate(ctx, kind)
 	if err != nil {
 		return nil, err
 	}

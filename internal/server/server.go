@@ -59,11 +59,7 @@ type Server struct {
 // Start starts a server and returns when it takes connections. The context bounds the start
 // only. End the server with Close.
 func Start(ctx context.Context, kind Kind, o Options) (*Server, error) {
-	in, err := Find(ctx, kind)
-	if err != nil {
-		return nil, err
-	}
-	template, err := in.template(ctx)
+	in, template, err := findWithTemplate(ctx, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +72,14 @@ func Start(ctx context.Context, kind Kind, o Options) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// findWithTemplate finds a program and a data directory to copy.
+func findWithTemplate(ctx context.Context, kind Kind) (in *Install, template string, err error) {
+	if in, err = Find(ctx, kind); err == nil {
+		template, err = in.template(ctx)
+	}
+	return in, template, err
 }
 
 // furnish makes a server that is ready to be started: its directory, with a copy of the template.
