@@ -81,7 +81,7 @@ func clusterOf(t *testing.T) *group {
 			return all
 		},
 		blows: []blow{
-			{"node killed", func() error { return c.KillNode(hit) }, func() error { return c.StartNode(hit) }},
+			{"node killed", func() error { return c.KillNode(hit) }, func() error { return c.StartNode(t.Context(), hit) }},
 			{"node isolated", func() error { return c.Isolate(t.Context(), hit) }, func() error { return c.Heal(t.Context(), hit) }},
 		},
 		settle: func() error { return c.AwaitSynced(t.Context()) },

@@ -8,6 +8,18 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 step() { printf '\n== %s\n' "$*"; }
+
+# The tests, and at the end once more which failed and why: that is else lost
+# among what the pools of all the tests have logged.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+tests() {
+	go test "$@" 2>&1 | tee "$log" && return
+	step 'what failed'
+	grep -E '^ *--- FAIL|^ +[a-z_]+_test\.go:|^panic: |DATA RACE|^FAIL|\[build failed\]' "$log" || tail -50 "$log"
+	return 1
+}
+
 staticcheck='honnef.co/go/tools/cmd/staticcheck@v0.8.2'
 
 race=-race
@@ -40,7 +52,7 @@ step 'staticcheck'
 go run "$staticcheck" ./... ./bench/...
 
 step 'tests of livepool and of the test ground'
-go test $race -parallel 4 -timeout 20m ./...
+tests $race -parallel 4 -timeout 20m ./...
 
 step 'fuzzing, some seconds each'
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
@@ -53,7 +65,7 @@ while IFS=: read -r file target; do
 done <<<"$targets"
 
 step 'tests of the benchmark, and each of its benchmarks once'
-go test $race -timeout 20m ./bench/...
+tests $race -timeout 20m ./bench/...
 go test -run '^$' -bench . -benchtime 1x ./bench/...
 
 step 'a minute of faults'

@@ -200,7 +200,7 @@ func (n *nemesis) healCluster() error {
 	c := n.ground.cluster
 	for i, v := range n.ground.nodes {
 		began := time.Now()
-		if err := n.heal("starting "+v.name, func(context.Context) error { return c.StartNode(i) }); err != nil {
+		if err := n.heal("starting "+v.name, func(ctx context.Context) error { return c.StartNode(ctx, i) }); err != nil {
 			return err
 		}
 		if time.Since(began) > 200*time.Millisecond {

@@ -247,8 +247,8 @@ func (g *Galera) KillNode(i int) error { return g.members[i].Kill() }
 
 // StartNode starts a node that was killed or stopped, and returns when it has what it missed
 // and takes part again. There must be others that are in sync: a cluster that is down as a
-// whole is not started anew.
-func (g *Galera) StartNode(i int) error { return g.members[i].join(context.Background()) }
+// whole is not started anew. The context bounds the start only.
+func (g *Galera) StartNode(ctx context.Context, i int) error { return g.members[i].join(ctx) }
 
 // Isolate cuts a node off from the others, while clients still reach it, and returns when both
 // sides have noticed.

@@ -1,7 +1,10 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -56,10 +59,40 @@ func TestAGaleraNodeJoinsAgain(t *testing.T) {
 		must(t, nodes[(tt.node+1)%3].Exec("INSERT INTO t VALUES (?)", i))
 		t.Logf("%s: another took a write after %v", tt.name, time.Since(begun))
 		begun = time.Now()
-		must(t, g.StartNode(tt.node))
+		must(t, g.StartNode(t.Context(), tt.node))
 		t.Logf("%s: joined in %v", tt.name, time.Since(begun))
 		must(t, g.AwaitSynced(t.Context()))
 		wantOn(t, nodes, "0,1,2"[:2*i+1])
+	}
+}
+
+// A node that is ended while it gets what it missed has noted that its data may be of no use.
+func TestAGaleraNodeJoinsAgainThatWasEndedWhileItJoined(t *testing.T) {
+	g, nodes := runGalera(t)
+	must(t, nodes[0].Exec("CREATE TABLE b (id INT AUTO_INCREMENT PRIMARY KEY, b LONGBLOB)"))
+	must(t, g.KillNode(2))
+	must(t, nodes[0].Exec(strings.Repeat("INSERT INTO b (b) VALUES (REPEAT('x', 100000));", 40)))
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	started := make(chan error, 1)
+	go func() { started <- g.StartNode(ctx, 2) }()
+	note := filepath.Join(filepath.Dir(nodes[2].Socket()), "data", "grastate.dat")
+	eventually(t, "it has noted it", func() bool {
+		state, err := os.ReadFile(note)
+		return err == nil && strings.Contains(string(state), "00000000-0000-0000-0000-000000000000")
+	})
+	end()
+	if err := <-started; err == nil {
+		t.Fatal("it has joined before it was ended: the test shows nothing")
+	}
+	must(t, nodes[0].Exec("INSERT INTO t VALUES (1)"))
+	must(t, g.StartNode(t.Context(), 2))
+	must(t, g.AwaitSynced(t.Context()))
+	wantOn(t, nodes, "1")
+	var rows string
+	must(t, nodes[2].QueryRow("SELECT COUNT(*) FROM b", &rows))
+	if rows != "40" {
+		t.Errorf("%s rows, want 40", rows)
 	}
 }
 
@@ -78,7 +111,7 @@ func TestAGaleraNodeThatMissedTooMuchSaysSo(t *testing.T) {
 		must(t, nodes[0].Exec(strings.Repeat("INSERT INTO b (b) VALUES ('');", 300)))
 	}
 	begun := time.Now()
-	if err := g.StartNode(2); err == nil || !strings.Contains(err.Error(), "cannot join again") {
+	if err := g.StartNode(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "cannot join again") {
 		t.Errorf("want an error that says why it does not join, got: %v", err)
 	}
 	t.Logf("said so after %v", time.Since(begun))

@@ -67,9 +67,13 @@ func (m *member) writeTransfer() error {
 func (m *member) transferFile() string { return m.file("transfer") }
 
 var (
+	uuidRE     = regexp.MustCompile(`(?m)^uuid:.*$`)
 	stateRE    = regexp.MustCompile(`(?m)^seqno:\s*(-?\d+)`)
 	positionRE = regexp.MustCompile(`WSREP: Recovered position: (\S+)`)
 )
+
+// stateFile is where the node notes how far it is, when it is stopped.
+func (m *member) stateFile() string { return filepath.Join(m.data(), "grastate.dat") }
 
 // refused reports whether the node, since it was started last, was told that it needs a full copy.
 func (m *member) refused() bool {
@@ -80,7 +84,7 @@ func (m *member) refused() bool {
 // position is how far a node is that was killed: it knows only while it runs, or by a recovery
 // of its data. It is empty where the node wrote it down when it was stopped.
 func (m *member) position(ctx context.Context, args []string) (string, error) {
-	state, err := os.ReadFile(filepath.Join(m.data(), "grastate.dat"))
+	state, err := os.ReadFile(m.stateFile())
 	if err != nil {
 		return "", err
 	}
@@ -98,5 +102,9 @@ func (m *member) position(ctx context.Context, args []string) (string, error) {
 	if found == nil {
 		return "", errors.New("the position of the node is not to be found in its data:\n" + tail(m.file("init.log")))
 	}
-	return string(found[1]), nil
+	// A node that was ended while it got what it missed has noted that its data may be half of
+	// another's, and then its position does not count. By this transfer nothing is ever copied.
+	uuid, _, _ := bytes.Cut(found[1], []byte(":"))
+	state = uuidRE.ReplaceAll(state, append([]byte("uuid: "), uuid...))
+	return string(found[1]), os.WriteFile(m.stateFile(), state, 0o600)
 }
