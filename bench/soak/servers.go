@@ -166,8 +166,12 @@ func (n *nemesis) hitNode(ctx context.Context, f fault, label string, hit, mend 
 }
 
 func killNode(ctx context.Context, n *nemesis, f fault) (string, error) {
-	c := n.ground.cluster
-	return n.hitNode(ctx, f, "node killed and started", c.KillNode, c.StartNode)
+	return n.hitNode(ctx, f, "node killed and started", n.ground.cluster.KillNode, n.startNode)
+}
+
+// startNode takes what time it needs: what a node missed may be much.
+func (n *nemesis) startNode(i int) error {
+	return n.ground.cluster.StartNode(context.Background(), i)
 }
 
 func isolateNode(ctx context.Context, n *nemesis, f fault) (string, error) {
@@ -200,7 +204,7 @@ func (n *nemesis) healCluster() error {
 	c := n.ground.cluster
 	for i, v := range n.ground.nodes {
 		began := time.Now()
-		if err := n.heal("starting "+v.name, func(ctx context.Context) error { return c.StartNode(ctx, i) }); err != nil {
+		if err := n.heal("starting "+v.name, func(context.Context) error { return n.startNode(i) }); err != nil {
 			return err
 		}
 		if time.Since(began) > 200*time.Millisecond {
