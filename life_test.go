@@ -1293,7 +1293,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 			trials = append(trials, tt)
 		}
 	}
-	for range 3 {
+	for range 10 {
 		for _, tt := range trials {
 			tt.before, tt.stats = idsOf(t, tt.pool, 4), tt.pool.Stats()
 		}

@@ -118,76 +118,110 @@ func (e *notAppliedError) Error() string {
 	return "livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + e.lost.Error()
 }
 
-// runKeyed runs a unit of work that has a key in the commit table. Once the
-// answer to a COMMIT was lost, nothing but the insert of the key ends the
-// uncertainty, and whatever ends the unit before that leaves it unknown.
+// runKeyed runs a unit of work that has a key in the commit table.
 func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions, c *course) error {
-	key := o.once
+	u := &keyedUnit{pool: p, fn: fn, options: o, course: c, key: o.once}
 	if !o.hasOnce {
-		key = "verify:" + rand.Text()
+		u.key = "verify:" + rand.Text()
 	}
-	c.key = key
-	var unknown error    // the lost COMMIT that is to be settled
-	var pending *Session // whose it was
-	settled := func() error {
-		lost := unknown
-		unknown, pending, c.limit = nil, nil, o.maxAttempts // it was not committed, and cannot be any more
-		if c.attempts > o.maxAttempts {
-			return &notAppliedError{lost}
-		}
-		return nil
-	}
+	c.key = u.key
 	for {
-		c.attempts++
-		s := p.newSession(ctx, o, c)
-		settling := unknown != nil && p.ctr.inCluster.Load()
-		err := s.run(func(ctx context.Context, s *Session) error {
-			if err := s.takeKey(ctx, key); err != nil {
-				return err
-			}
-			if settling {
-				return s.giveKeyBack(ctx, key)
-			}
-			if unknown != nil {
-				if err := settled(); err != nil {
-					return err
-				}
-			}
-			return fn(ctx, s)
-		})
-		if err == nil && settling {
-			if err = settled(); err == nil {
-				c.attempts-- // fn has not run
-				continue
-			}
-		}
-		switch {
-		case err == nil:
-			s.committed()
-			return nil
-		case errors.Is(err, errKeyTaken):
-			if pending != nil {
-				p.ctr.stats.commitsResolved.Add(1)
-				pending.committed()
-			}
-			return nil
-		case s.unknown && settling: // to be asked again
-		case s.unknown:
-			unknown, pending = err, s
-			c.limit = math.MaxInt // to settle it is no retry
-		case errors.As(err, new(*notAppliedError)):
-			return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
-		case !s.mayRunAgain(err) && unknown == nil:
-			return s.explain(err, c)
-		case !s.mayRunAgain(err):
-			return c.failed(errors.Join(unknown, err), "before its lost COMMIT was resolved")
-		}
-		if err := c.again(ctx, s.cause(err), err); err != nil {
-			if unknown != nil {
-				return errors.Join(unknown, err)
-			}
+		if done, err := u.attempt(ctx); done {
 			return err
 		}
-		p.ctr.settle(ctx, s.attempt.ghost.Load())
 	}
+}
+
+// A keyedUnit is a unit of work that has a key in the commit table. Once the
+// answer to a COMMIT was lost, nothing but the insert of the key ends the
+// uncertainty, and whatever ends the unit before that leaves it unknown.
+type keyedUnit struct {
+	pool    *Pool
+	fn      func(context.Context, *Session) error
+	options *sessionOptions
+	course  *course
+	key     string
+
+	lost    error    // the COMMIT that is to be settled, nil if none
+	pending *Session // whose it was
+}
+
+// attempt runs the unit once, or finds out about a lost COMMIT, and reports
+// whether the unit is at its end.
+func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
+	c := u.course
+	c.attempts++
+	s := u.pool.newSession(ctx, u.options, c)
+	settling := u.lost != nil && u.pool.ctr.inCluster.Load()
+	if settling {
+		if err = s.run(u.settleInCluster); err == nil {
+			if err = u.settled(); err == nil {
+				c.attempts-- // fn has not run
+				return false, nil
+			}
+		}
+	} else if err = s.run(u.work); err == nil {
+		s.committed()
+		return true, nil
+	}
+	switch {
+	case errors.Is(err, errKeyTaken):
+		if u.pending != nil {
+			u.pool.ctr.stats.commitsResolved.Add(1)
+			u.pending.committed()
+		}
+		return true, nil
+	case s.unknown && settling: // to be asked again
+	case s.unknown:
+		u.lost, u.pending = err, s
+		c.limit = math.MaxInt // to settle it is no retry
+	case errors.As(err, new(*notAppliedError)):
+		return true, c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
+	case !s.mayRunAgain(err) && u.lost == nil:
+		return true, s.explain(err, c)
+	case !s.mayRunAgain(err):
+		return true, c.failed(errors.Join(u.lost, err), "before its lost COMMIT was resolved")
+	}
+	if err := c.again(ctx, s.cause(err), err); err != nil {
+		if u.lost != nil {
+			return true, errors.Join(u.lost, err)
+		}
+		return true, err
+	}
+	u.pool.ctr.settle(ctx, s.attempt.ghost.Load())
+	return false, nil
+}
+
+// work is the unit's transaction. That the key could be inserted settles a lost
+// COMMIT, too, but in a cluster.
+func (u *keyedUnit) work(ctx context.Context, s *Session) error {
+	if err := s.takeKey(ctx, u.key); err != nil {
+		return err
+	}
+	if u.lost != nil {
+		if err := u.settled(); err != nil {
+			return err
+		}
+	}
+	return u.fn(ctx, s)
+}
+
+// settleInCluster is a transaction that the cluster certifies only if it does not
+// certify the lost COMMIT, and of which nothing remains.
+func (u *keyedUnit) settleInCluster(ctx context.Context, s *Session) error {
+	if err := s.takeKey(ctx, u.key); err != nil {
+		return err
+	}
+	return s.giveKeyBack(ctx, u.key)
+}
+
+// settled is said of a lost COMMIT that did not happen, and cannot any more: the
+// unit may be run again, within its attempts.
+func (u *keyedUnit) settled() error {
+	c, lost, allowed := u.course, u.lost, u.options.maxAttempts
+	u.lost, u.pending, c.limit = nil, nil, allowed
+	if c.attempts > allowed {
+		return &notAppliedError{lost}
+	}
+	return nil
 }
