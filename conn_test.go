@@ -13,10 +13,6 @@ import (
 	"github.com/livepool/livepool"
 )
 
-func serverError(number uint16, message string) error {
-	return &mysql.MySQLError{Number: number, Message: message}
-}
-
 const readOnlyText = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
 
 // A statement outside a transaction is sent again only if it cannot have run,

@@ -26,57 +26,6 @@ import (
 	"github.com/livepool/livepool/internal/server/servertest"
 )
 
-// openWith opens a pool on a driver's DSN with the defaults as changed by
-// change, for what a DSN cannot say.
-func openWith(t *testing.T, dsn string, change func(*livepool.Config)) *livepool.Pool {
-	t.Helper()
-	cfg, err := livepool.ParseDSN(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	change(cfg)
-	p, err := livepool.OpenConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	return p
-}
-
-// driversConnector is the driver's own, with no dialer of livepool's below it.
-func driversConnector(t *testing.T, dsn string) driver.Connector {
-	t.Helper()
-	my, err := mysql.ParseDSN(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := mysql.NewConnector(my)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// openOn opens a pool on a connector with the defaults as changed by change.
-func openOn(t *testing.T, c driver.Connector, change func(*livepool.Config)) *livepool.Pool {
-	t.Helper()
-	cfg := livepool.NewConfig()
-	if change != nil {
-		change(cfg)
-	}
-	p, err := livepool.OpenConnector(c, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	return p
-}
-
-func isServerError(err error, number uint16) bool {
-	var my *mysql.MySQLError
-	return errors.As(err, &my) && my.Number == number
-}
-
 // A death is one however many requests meet it.
 func TestDeathIsCountedOnce(t *testing.T) {
 	s := servertest.Run(t, server.MariaDB)
@@ -579,17 +528,6 @@ func TestSilenceReportedByTheKernelSparesTheProved(t *testing.T) {
 			t.Errorf("%d pings, %d deaths, want 0 and 1", s.Pinged, s.Deaths)
 		}
 	})
-}
-
-// blackHole lets pings on dead connections wait for their end, and ends the
-// connection with them, as the driver does.
-func blackHole(ctx context.Context, c *fakeConn) error {
-	if !c.dead.Load() {
-		return nil
-	}
-	<-ctx.Done()
-	c.valid.Store(false)
-	return ctx.Err()
 }
 
 // Callers with less patience than PingTimeout do not each pay for a black hole:

@@ -10,7 +10,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 )
 
@@ -236,4 +239,249 @@ func warm(t testing.TB, db *sql.DB, n int) {
 	for _, c := range held {
 		c.Close()
 	}
+}
+
+func serverError(number uint16, message string) error {
+	return &mysql.MySQLError{Number: number, Message: message}
+}
+
+// blackHole lets pings on dead connections wait for their end, and ends the
+// connection with them, as the driver does.
+func blackHole(ctx context.Context, c *fakeConn) error {
+	if !c.dead.Load() {
+		return nil
+	}
+	<-ctx.Done()
+	c.valid.Store(false)
+	return ctx.Err()
+}
+
+// diary is a fake database that notes when its connections are opened, pinged,
+// used and closed, and what a driver must never see: a connection closed twice,
+// used after its end, or by two at a time. Its zero value works.
+type diary struct {
+	fake
+	mu    sync.Mutex
+	lives map[int64]*life
+
+	dialling, most atomic.Int64 // connections open or being opened: now, and at most ever
+	twice          atomic.Int64
+	overlaps       atomic.Int64
+	afterlife      atomic.Int64
+	pingedInUse    atomic.Int64
+	statements     atomic.Int64 // prepared, less closed on a living connection
+}
+
+// life is one connection's. Times are since the test's start.
+type life struct {
+	born, died time.Time // died is zero while it lives
+	pings      []time.Time
+	spoke      time.Time // its last answer
+	inUse      bool
+	returned   time.Time
+}
+
+type diaryConn struct {
+	*fakeConn
+	d    *diary
+	life *life
+	busy atomic.Bool
+}
+
+func (d *diary) Connect(ctx context.Context) (driver.Conn, error) {
+	if n := d.dialling.Add(1); n > d.most.Load() {
+		d.most.Store(n)
+	}
+	dc, err := d.fake.Connect(ctx)
+	if err != nil {
+		d.dialling.Add(-1)
+		return nil, err
+	}
+	c := &diaryConn{fakeConn: dc.(*fakeConn), d: d, life: &life{born: time.Now(), spoke: time.Now()}}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lives == nil {
+		d.lives = map[int64]*life{}
+	}
+	d.lives[c.id] = c.life
+	return c, nil
+}
+
+// all are copies of the lives, in the order of their births.
+func (d *diary) all() (lives []life) {
+	conns := d.fake.all()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range conns {
+		lives = append(lives, *d.lives[c.id])
+	}
+	return lives
+}
+
+// isHeld notes that a caller has the connection, or has returned it.
+func (d *diary) isHeld(id int64, held bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lives[id].inUse, d.lives[id].returned = held, time.Now()
+}
+
+// busily runs f as something that the driver does on the connection.
+func (c *diaryConn) busily(f func() error) error {
+	if c.closed.Load() {
+		c.d.afterlife.Add(1)
+	}
+	if c.busy.Swap(true) {
+		c.d.overlaps.Add(1)
+	}
+	err := f()
+	c.busy.Store(false)
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	if err == nil {
+		c.life.spoke = time.Now()
+	}
+	return err
+}
+
+func (c *diaryConn) Close() error {
+	if c.closed.Load() {
+		c.d.twice.Add(1)
+	} else {
+		c.d.dialling.Add(-1)
+	}
+	if c.busy.Load() {
+		c.d.overlaps.Add(1)
+	}
+	c.d.mu.Lock()
+	c.life.died = time.Now()
+	c.d.mu.Unlock()
+	return c.fakeConn.Close()
+}
+
+func (c *diaryConn) Ping(ctx context.Context) error {
+	c.d.mu.Lock()
+	if c.life.inUse {
+		c.d.pingedInUse.Add(1)
+	}
+	c.life.pings = append(c.life.pings, time.Now())
+	c.d.mu.Unlock()
+	return c.busily(func() error { return c.fakeConn.Ping(ctx) })
+}
+
+func (c *diaryConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
+	err = c.busily(func() error { res, err = c.fakeConn.ExecContext(ctx, query, args); return err })
+	return res, err
+}
+
+func (c *diaryConn) Prepare(query string) (s driver.Stmt, err error) {
+	err = c.busily(func() error { s, err = c.fakeConn.Prepare(query); return err })
+	if err != nil {
+		return nil, err
+	}
+	c.d.statements.Add(1)
+	return &diaryStmt{s, c}, nil
+}
+
+func (c *diaryConn) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
+	return &noopRows{}, nil
+}
+
+type diaryStmt struct {
+	driver.Stmt
+	c *diaryConn
+}
+
+func (s *diaryStmt) Exec([]driver.Value) (driver.Result, error) {
+	return s.c.ExecContext(context.Background(), "prepared", nil)
+}
+
+func (s *diaryStmt) Close() error {
+	return s.c.busily(func() error {
+		if !s.c.closed.Load() {
+			s.c.d.statements.Add(-1)
+		}
+		return s.Stmt.Close()
+	})
+}
+
+// isSound fails the test if a driver saw what none must see.
+func (d *diary) isSound(t *testing.T) {
+	t.Helper()
+	for what, n := range map[string]*atomic.Int64{
+		"closed twice": &d.twice, "used by two at a time": &d.overlaps,
+		"used after the end": &d.afterlife, "pinged in use": &d.pingedInUse,
+	} {
+		if n := n.Load(); n != 0 {
+			t.Errorf("%d times a connection was %s", n, what)
+		}
+	}
+}
+
+// openDiary opens a pool of the defaults as changed by change.
+func openDiary(t testing.TB, d *diary, change func(*livepool.Config)) *livepool.Pool {
+	t.Helper()
+	cfg := livepool.NewConfig()
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	if change != nil {
+		change(cfg)
+	}
+	p, err := livepool.OpenConnector(d, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// closed closes the pool, after which nothing is open.
+func (d *diary) closed(t *testing.T, p *livepool.Pool) {
+	t.Helper()
+	p.Close()
+	if n := d.open(); n != 0 {
+		t.Errorf("%d connections open after Close", n)
+	}
+	d.isSound(t)
+}
+
+// tellsTruth compares the pool's own account with the database's.
+func (d *diary) tellsTruth(t *testing.T, p *livepool.Pool) {
+	t.Helper()
+	synctest.Wait()
+	s := p.Stats()
+	if n := d.open(); s.OpenConnections != n || s.Idle != n-s.InUse {
+		t.Errorf("%d connections are open; the pool says %d, of which %d in use and %d idle", n, s.OpenConnections, s.InUse, s.Idle)
+	}
+}
+
+// takes takes n connections, uses each and returns which they are.
+func takes(t testing.TB, db *sql.DB, n int) (held []*sql.Conn, ids []int64) {
+	t.Helper()
+	for range n {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, ids = append(held, c), append(ids, servedBy(t, c))
+	}
+	return held, ids
+}
+
+func giveBack(held []*sql.Conn) {
+	for _, c := range held {
+		c.Close()
+	}
+}
+
+// concurrently has n callers take a connection each at the same time.
+func concurrently(t testing.TB, p *livepool.Pool, n int) []*sql.Conn {
+	held := make([]*sql.Conn, n)
+	var wg sync.WaitGroup
+	for i := range held {
+		wg.Go(func() {
+			c, _ := takes(t, p.DB, 1)
+			held[i] = c[0]
+		})
+	}
+	wg.Wait()
+	return held
 }

@@ -1,354 +1,557 @@
-package livepool
+package livepool_test
+
+// What the maintainer promises, as seen from outside: exactly, in fake time, on
+// a driver that keeps a diary; and on real servers.
 
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
-	"log/slog"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/server/servertest"
 )
 
-// ward is a database whose connections are looked after, and closed, under the
-// eyes of a test. Its zero value works.
-type ward struct {
-	mu    sync.Mutex
-	conns []*wardConn
-
-	// When set, they are called in the middle of it.
-	connecting  func(c *wardConn)
-	closing     func(c *wardConn)
-	closingStmt func(c *wardConn)
-}
-
-type wardConn struct {
-	db       *ward
-	id       int
-	closed   atomic.Bool
-	prepared atomic.Int64
-}
-
-func (w *ward) Connect(context.Context) (driver.Conn, error) {
-	w.mu.Lock()
-	c := &wardConn{db: w, id: len(w.conns) + 1}
-	w.conns = append(w.conns, c)
-	w.mu.Unlock()
-	if w.connecting != nil {
-		w.connecting(c)
-	}
-	return c, nil
-}
-
-func (w *ward) Driver() driver.Driver { return nil }
-
-func (w *ward) all() []*wardConn {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return append([]*wardConn(nil), w.conns...)
-}
-
-func (w *ward) open() (n int) {
-	for _, c := range w.all() {
-		if !c.closed.Load() {
-			n++
+// Ten connections are left alone for an hour. Each is pinged at every thirtieth
+// second of its silence, and not otherwise; each is replaced when its own time
+// is up, by one that was opened a little before; a caller then finds them.
+func TestAnHourOfSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &diary{}
+		p := openDiary(t, d, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 20*time.Minute, 0 })
+		start := time.Now()
+		warm(t, p.DB, 10)
+		for range 3600 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			early := 0 // successors, opened a quarter of a second before they are needed
+			for _, l := range d.all() {
+				if l.died.IsZero() && l.born.After(start) && time.Since(l.born) < 250*time.Millisecond {
+					early++
+				}
+			}
+			if open, told := d.open(), p.Stats().OpenConnections; told != 10 || open != 10+early {
+				t.Fatalf("after %s: %d open, the pool says %d, %d of the others wait to take over", time.Since(start), open, told, early)
+			}
 		}
-	}
-	return n
-}
-
-func (c *wardConn) Close() error {
-	if c.db.closing != nil {
-		c.db.closing(c)
-	}
-	c.closed.Store(true)
-	return nil
-}
-
-func (c *wardConn) Begin() (driver.Tx, error) { return nil, errors.New("ward: no transactions") }
-
-func (c *wardConn) Prepare(string) (driver.Stmt, error) {
-	c.prepared.Add(1)
-	return wardStmt{c}, nil
-}
-
-type wardStmt struct{ c *wardConn }
-
-func (s wardStmt) NumInput() int { return 0 }
-func (s wardStmt) Close() error {
-	if s.c.db.closingStmt != nil {
-		s.c.db.closingStmt(s.c)
-	}
-	return nil
-}
-
-// errWardClosed is no driver.ErrBadConn, on which database/sql would prepare
-// the statement elsewhere by itself.
-var errWardClosed = errors.New("ward: a statement of a closed connection")
-
-func (s wardStmt) Exec([]driver.Value) (driver.Result, error) {
-	if s.c.closed.Load() {
-		return nil, errWardClosed
-	}
-	return driver.RowsAffected(s.c.id), nil
-}
-func (s wardStmt) Query([]driver.Value) (driver.Rows, error) { return nil, errors.New("ward: no rows") }
-
-func (w *ward) pool(t *testing.T, change func(*Config)) *Pool {
-	t.Helper()
-	cfg := NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
-	if change != nil {
-		change(cfg)
-	}
-	p, err := OpenConnector(w, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	return p
-}
-
-// served runs a statement and returns on which connection.
-func served(t *testing.T, run func() (sql.Result, error)) int64 {
-	t.Helper()
-	res, err := run()
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := res.RowsAffected()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
-// hold takes n connections and uses them.
-func hold(t *testing.T, p *Pool, n int) []*sql.Conn {
-	t.Helper()
-	conns := make([]*sql.Conn, n)
-	for i := range conns {
-		c, err := p.Conn(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		dials := d.connects.Load()
+		held, _ := takes(t, p.DB, 10)
+		giveBack(held)
+		if n := d.connects.Load(); n != dials {
+			t.Errorf("%d callers had to dial", n-dials)
 		}
-		served(t, func() (sql.Result, error) { return c.ExecContext(t.Context(), "DO 1") })
-		conns[i] = c
-	}
-	return conns
-}
+		d.closed(t, p)
 
-// returned takes n connections and returns them to the pool.
-func returned(t *testing.T, p *Pool, n int) {
-	t.Helper()
-	for _, c := range hold(t, p, n) {
-		c.Close()
-	}
-}
-
-// soon fails the test if f takes long.
-func soon(t *testing.T, what string, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); f() }()
-	select {
-	case <-done:
-	case <-time.After(5 * time.Second):
-		t.Errorf("%s has to wait", what)
-	}
-}
-
-// A checkout waits for the end of a visit: the link may change under it until
-// then, and the end of the visit makes the connection an idle one.
-func TestCheckoutWaitsForAVisit(t *testing.T) {
-	var c conn
-	c.state.Store(idle)
-	visiting, leave := make(chan struct{}), make(chan struct{})
-	var visit sync.WaitGroup
-	visit.Go(func() {
-		c.visitIdle(func() { close(visiting); <-leave })
-	})
-	<-visiting
-	claimed := make(chan struct{})
-	go func() { c.claim(t.Context()); close(claimed) }()
-	select {
-	case <-claimed:
-		t.Error("a connection was handed out in the middle of a visit")
-	case <-time.After(50 * time.Millisecond):
-	}
-	close(leave)
-	<-claimed
-	visit.Wait()
-	if got := c.state.Load(); got != inUse {
-		t.Errorf("the state is %d, want in use: the next visit would take it from its user", got)
-	}
-	if c.visitIdle(func() {}) {
-		t.Error("a connection in use was visited")
-	}
-}
-
-// The link of a connection is not taken away while a statement on it is being
-// closed, which database/sql does on idle connections.
-func TestVisitWaitsForAStatementBeingClosed(t *testing.T) {
-	closing, finish := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	w := &ward{}
-	p := w.pool(t, nil)
-	s, err := p.Prepare("DO 1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.closingStmt = func(*wardConn) { once.Do(func() { close(closing); <-finish }) }
-	var closed sync.WaitGroup
-	closed.Go(func() { s.Close() })
-	<-closing
-	p.Recycle()
-	time.Sleep(50 * time.Millisecond)
-	if w.all()[0].closed.Load() {
-		t.Error("the connection was closed in the middle of a statement's Close")
-	}
-	close(finish)
-	closed.Wait()
-	soon(t, "the replacement", func() {
-		for !w.all()[0].closed.Load() {
-			time.Sleep(time.Millisecond)
+		var deaths, births []time.Duration
+		replaced := 0
+		for i, l := range d.all() {
+			if i >= 10 {
+				births = append(births, l.born.Sub(start)+250*time.Millisecond)
+			}
+			if l.died.Sub(start) < time.Hour {
+				replaced++
+				deaths = append(deaths, l.died.Sub(start))
+				if age := l.died.Sub(l.born); age < 16*time.Minute || age > 20*time.Minute {
+					t.Errorf("connection %d was closed at the age of %s, want 16m to 20m", i+1, age)
+				}
+			}
+			until := min(l.died.Sub(l.born), start.Add(time.Hour).Sub(l.born))
+			var want []time.Time
+			for at := 30 * time.Second; at < until; at += 30 * time.Second {
+				want = append(want, l.born.Add(at))
+			}
+			got := slices.DeleteFunc(slices.Clone(l.pings), func(at time.Time) bool { return !at.Before(start.Add(time.Hour)) })
+			// Rounds are a millisecond apart, so that each ping may be one late,
+			// and the next is counted from there.
+			if !slices.EqualFunc(got, want, func(got, want time.Time) bool {
+				late := got.Sub(want)
+				return late >= 0 && late <= want.Sub(l.born)/(30*time.Second)*time.Millisecond
+			}) {
+				t.Errorf("connection %d was pinged %d times, want %d, at each 30s of its life of %s", i+1, len(got), len(want), until)
+			}
+		}
+		slices.Sort(deaths)
+		births = births[:min(len(births), len(deaths))] // one may wait to take over
+		if replaced < 20 || !slices.Equal(births, deaths) {
+			t.Errorf("%d were replaced; successors to the tick: %v", replaced, slices.Equal(births, deaths))
 		}
 	})
 }
 
-// A connection that is slow to close is nobody's concern but the maintainer's.
-// database/sql closes statements under the lock of the whole pool.
-func TestSlowCloseOfAReplacedConnectionStallsNobody(t *testing.T) {
-	closing, finish := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	w := &ward{closing: func(*wardConn) { once.Do(func() { close(closing); <-finish }) }}
-	p := w.pool(t, nil)
-	s, err := p.Prepare("DO 1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.Recycle()
-	<-closing
-	soon(t, "sql.Stmt.Close", func() { s.Close() })
-	soon(t, "Stats", func() { p.Stats() })
-	soon(t, "a statement", func() { p.Exec("DO 1") })
-	close(finish)
-}
-
-// A connection may be closed while its replacement is being opened; that one is
-// then closed too.
-func TestReplacementOfAConnectionThatIsGoneIsClosed(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		close func(*Pool)
-	}{
-		{"the pool keeps it no longer", func(p *Pool) { p.SetMaxIdleConns(-1) }},
-		{"the pool is closed", func(p *Pool) { p.DB.Close() }},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
+// The same with traffic: whatever the callers do, none meets an error, no
+// connection is silent for longer than KeepAlive and the maintainer's interval
+// (a quarter of it), none outlives its limit but in a caller's hands, and the
+// pool's account is true.
+func TestAnHourOfTraffic(t *testing.T) {
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &ward{connecting: func(c *wardConn) {
-					if c.id > 1 {
-						time.Sleep(time.Second)
+				d := &diary{}
+				const (
+					longest = 20 * time.Second     // that a caller holds a connection
+					soon    = 30 * time.Second / 4 // until a connection that was in use is looked at
+				)
+				p := openDiary(t, d, func(c *livepool.Config) {
+					c.PoolSize, c.MaxOverflow, c.MinIdle = 8, 4, 2
+					c.Recycle, c.IdleTimeout = 10*time.Minute, 5*time.Minute
+					c.PrePing = livepool.PrePingOff // so that all pings are the maintainer's
+				})
+				start := time.Now()
+				var wg sync.WaitGroup
+				for i := range 14 {
+					r := rand.New(rand.NewPCG(seed, uint64(i)))
+					wg.Go(func() {
+						for time.Since(start) < time.Hour {
+							time.Sleep(time.Duration(r.Int64N(int64(2 * time.Minute))))
+							held, ids := takes(t, p.DB, 1)
+							d.isHeld(ids[0], true)
+							time.Sleep(time.Duration(r.Int64N(int64(longest))))
+							d.isHeld(ids[0], false)
+							held[0].Close()
+						}
+					})
+				}
+				for time.Since(start) < time.Hour {
+					time.Sleep(977 * time.Millisecond)
+					synctest.Wait()
+					now := time.Now()
+					open, early := 0, 0
+					for i, l := range d.all() {
+						if !l.died.IsZero() {
+							continue
+						}
+						open++
+						if now.Sub(l.born) < 6*time.Second { // a hundredth of Recycle at most
+							early++
+						}
+						if l.inUse {
+							continue
+						}
+						if now.Sub(l.spoke) > 30*time.Second && now.Sub(l.returned) > soon {
+							t.Errorf("after %s: connection %d has been silent for %s", now.Sub(start), i+1, now.Sub(l.spoke))
+						}
+						// The clock is not read at a return, only by the maintainer's next look.
+						if age := now.Sub(l.born); age > 10*time.Minute && now.Sub(l.returned) > soon {
+							t.Errorf("after %s: connection %d is idle and %s old", now.Sub(start), i+1, age)
+						}
 					}
-				}}
-				p := w.pool(t, nil)
-				returned(t, p, 1)
-				p.Recycle()
-				synctest.Wait()
-				if n := len(w.all()); n != 2 {
-					t.Fatalf("%d connections opened, want the replacement under way", n)
+					if s := p.Stats(); open < s.OpenConnections || open > s.OpenConnections+early || s.Idle != s.OpenConnections-s.InUse || s.Idle < 0 {
+						t.Errorf("after %s: %d open; the pool says %d, %d idle, %d in use", now.Sub(start), open, s.OpenConnections, s.Idle, s.InUse)
+					}
 				}
-				tt.close(p)
-				time.Sleep(2 * time.Second)
-				synctest.Wait()
-				if n := w.open(); n != 0 {
-					t.Errorf("%d connections open, want none", n)
+				wg.Wait()
+				time.Sleep(time.Minute)
+				if s := p.Stats(); s.ClosedByAge < 20 || s.KeptAlive < 100 || s.Deaths != 0 {
+					t.Errorf("the test shows nothing, or deaths: %+v", s)
 				}
+				t.Logf("%d dials, %d pings, at most %d open", d.connects.Load(), d.pings.Load(), d.most.Load())
+				d.closed(t, p)
 			})
 		})
 	}
 }
 
-// A sql.Stmt knows nothing of the replacement: the statement is prepared again
-// on the new link, once.
-func TestStatementIsPreparedAgainOnTheReplacement(t *testing.T) {
+// A replacement that the server refuses is not tried again at once: the server
+// may refuse because too many try. In real time, since a storm stops the fake one.
+func TestRefusedReplacementIsNoStorm(t *testing.T) {
+	d := &diary{}
+	d.onConnect = func(_ context.Context, n int64) error {
+		if n > 1 {
+			return &mysql.MySQLError{Number: 1203, Message: "User has too many active connections"}
+		}
+		return nil
+	}
+	p := openDiary(t, d, func(c *livepool.Config) {
+		c.Recycle, c.RecycleJitter, c.KeepAlive = 3*time.Second, 0, 500*time.Millisecond
+	})
+	servedBy(t, p)
+	time.Sleep(3200 * time.Millisecond)
+	p.Close()
+	if n := d.connects.Load() - 1; n > 8 || n < 1 {
+		t.Errorf("one connection's replacement was dialled %d times in %s", n, 30*time.Millisecond)
+	}
+}
+
+// Twenty idle connections are dead. One caller finds out and pays for it, with
+// no more than one ping that waits in vain; meanwhile the maintainer sweeps the
+// others, and no later caller pays for any.
+func TestOneCallerPaysForAMassDeath(t *testing.T) {
+	const dial = time.Millisecond
+	for _, tt := range []struct {
+		name   string
+		onPing func(context.Context, *fakeConn) error
+		cost   time.Duration
+		pings  int64 // by callers; database/sql has two tries at what is idle
+	}{
+		{"black hole", blackHole, time.Second, 1},
+		{"hung up", nil, 0, 2},
+		{"hung up, and far away", func(_ context.Context, c *fakeConn) error {
+			time.Sleep(100 * time.Millisecond)
+			if c.dead.Load() {
+				return errGone
+			}
+			return nil
+		}, 200 * time.Millisecond, 2},
+	} {
+		for _, keepAlive := range []time.Duration{0, 30 * time.Second} {
+			t.Run(fmt.Sprintf("%s, keep-alive %s", tt.name, keepAlive), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					d := &diary{}
+					d.onPing = tt.onPing
+					d.onConnect = func(context.Context, int64) error { time.Sleep(dial); return nil }
+					p := openDiary(t, d, func(c *livepool.Config) { c.PoolSize, c.KeepAlive = 20, keepAlive })
+					warm(t, p.DB, 20)
+					time.Sleep(10 * time.Second)
+					d.kill()
+					start := time.Now()
+					servedBy(t, p)
+					took := time.Since(start)
+					s := p.Stats()
+					if paid := s.Pinged - s.KeptAlive; took > tt.cost+dial || paid > tt.pings {
+						t.Errorf("the caller waited for %s and %d pings, want %s and at most %d", took, paid, tt.cost, tt.pings)
+					}
+					time.Sleep(time.Second) // the sweep, four at a time
+					synctest.Wait()
+					for i, l := range d.all()[:20] {
+						if l.died.IsZero() {
+							t.Errorf("connection %d is dead and has not been swept", i+1)
+						}
+					}
+					d.tellsTruth(t, p)
+					paid := p.Stats().Pinged
+					start = time.Now()
+					giveBack(concurrently(t, p, 20))
+					if took := time.Since(start); took > tt.cost/2+dial {
+						t.Errorf("callers after that waited for %s", took)
+					}
+					if n := p.Stats().Pinged - paid; n > 1 { // the first one's connection is a second old
+						t.Errorf("callers after that waited for %d pings", n)
+					}
+					if s := p.Stats(); s.Swept < 17 || s.Deaths == 0 {
+						t.Errorf("%d swept, %d deaths", s.Swept, s.Deaths)
+					}
+					d.closed(t, p)
+				})
+			})
+		}
+	}
+}
+
+// Twenty idle connections die together: at most one caller notices.
+func TestSweepOnRealServers(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		for _, tt := range []struct {
+			name  string
+			do    func(*proxy.Proxy)
+			pings int64 // for which the first caller may have to wait
+		}{{"FIN", (*proxy.Proxy).FIN, 2}, {"black hole", (*proxy.Proxy).Stall, 1}} {
+			t.Run(tt.name, func(t *testing.T) {
+				via := front(t, s)
+				p := open(t, s.DSNVia(via.Addr()), "pool_size=20")
+				warmReal(t, p.DB, 20)
+				time.Sleep(600 * time.Millisecond)
+				tt.do(via)
+				time.Sleep(50 * time.Millisecond)
+				connectionID(t, p.DB)
+				paid := p.Stats().Pinged - p.Stats().KeptAlive
+				if paid > tt.pings {
+					t.Errorf("the first caller waited for %d pings, want at most %d", paid, tt.pings)
+				}
+				eventually(t, "the others are swept", func() bool { st := p.Stats(); return st.OpenConnections == 1 && st.Swept >= 17 })
+				warmReal(t, p.DB, 20)
+				if n := p.Stats().Pinged - p.Stats().KeptAlive - paid; n > 1 { // the first one's connection may be old enough
+					t.Errorf("twenty callers after that waited for %d pings", n)
+				}
+				via.Heal()
+			})
+		}
+	})
+}
+
+// Keep-alive pings under way in a black hole do not add up for a caller: he is
+// not made to wait for the second when the first has told of the silence.
+func TestPingsUnderWayDoNotAddUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &ward{}
-		p := w.pool(t, nil)
+		d := &diary{}
+		d.onPing = blackHole
+		p := openDiary(t, d, nil)
+		held, _ := takes(t, p.DB, 2)
+		time.Sleep(900 * time.Millisecond)
+		servedBy(t, held[1]) // its ping is due 900ms after the other's
+		held[1].Close()
+		held[0].Close() // at the top
+		d.kill()
+		time.Sleep(30*time.Second - 899*time.Millisecond) // a millisecond into the first ping
+		if n := d.pings.Load(); n != 1 {
+			t.Fatalf("%d pings, want one under way", n)
+		}
+		start := time.Now()
+		servedBy(t, p)
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("a caller waited for %s, want at most PingTimeout", took)
+		}
+	})
+}
+
+// database/sql hands out what was returned last; the maintainer's pings change
+// nothing about it.
+func TestPingsDoNotReorder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &diary{}
+		p := openDiary(t, d, nil)
+		held, ids := takes(t, p.DB, 5)
+		for _, i := range []int{3, 0, 4, 1, 2} {
+			time.Sleep(time.Second)
+			servedBy(t, held[i])
+			held[i].Close()
+		}
+		for range 4 {
+			time.Sleep(40 * time.Second)
+		}
+		if d.pings.Load() < 20 {
+			t.Fatalf("%d pings: the test shows nothing", d.pings.Load())
+		}
+		held, got := takes(t, p.DB, 5)
+		if want := []int64{ids[2], ids[1], ids[4], ids[0], ids[3]}; !slices.Equal(got, want) {
+			t.Errorf("handed out in the order %v, want %v", got, want)
+		}
+		giveBack(held)
+		d.closed(t, p)
+	})
+}
+
+// A caller who meets a ping waits for its end and gets the connection, but not
+// longer than his context lasts; the connection is then closed by who pings.
+func TestCallerMeetsAPing(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		patience time.Duration
+		waits    time.Duration
+		err      error
+		id       int64
+	}{
+		{"patient", time.Hour, 200 * time.Millisecond, nil, 1},
+		{"without a deadline", 0, 200 * time.Millisecond, nil, 1},
+		{"impatient", 50 * time.Millisecond, 50 * time.Millisecond, context.DeadlineExceeded, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &diary{}
+				d.onPing = func(context.Context, *fakeConn) error { time.Sleep(300 * time.Millisecond); return nil }
+				p := openDiary(t, d, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
+				servedBy(t, p)
+				time.Sleep(30*time.Second + 100*time.Millisecond)
+				if n := d.pings.Load(); n != 1 {
+					t.Fatalf("%d pings, want one under way", n)
+				}
+				ctx, cancel := t.Context(), func() {}
+				if tt.patience > 0 {
+					ctx, cancel = context.WithTimeout(ctx, tt.patience)
+				}
+				defer cancel()
+				start := time.Now()
+				res, err := p.ExecContext(ctx, "DO 1")
+				if took := time.Since(start); took != tt.waits || !errors.Is(err, tt.err) {
+					t.Errorf("%v after %s, want %v after %s", err, took, tt.err, tt.waits)
+				}
+				if err == nil {
+					if id, _ := res.RowsAffected(); id != tt.id {
+						t.Errorf("served by connection %d", id)
+					}
+				}
+				time.Sleep(time.Second)
+				d.tellsTruth(t, p)
+				if n, want := d.open(), int(tt.id); n != want {
+					t.Errorf("%d open, want %d", n, want)
+				}
+				servedBy(t, p)
+				d.closed(t, p)
+			})
+		})
+	}
+}
+
+// The only connection goes from hand to hand: the maintainer comes between two
+// callers for no longer than a ping takes, and costs no dial.
+func TestMaintainerDoesNotKeepTheLastConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ping = 10 * time.Millisecond
+		d := &diary{}
+		d.onPing = func(context.Context, *fakeConn) error { time.Sleep(ping); return nil }
+		p := openDiary(t, d, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 5*time.Millisecond })
+		var wg sync.WaitGroup
+		start := time.Now()
+		for range 10 {
+			wg.Go(func() {
+				for range 10 {
+					held, ids := takes(t, p.DB, 1)
+					d.isHeld(ids[0], true)
+					time.Sleep(time.Second) // silent, so that a ping is due
+					d.isHeld(ids[0], false)
+					held[0].Close()
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); took > 100*(time.Second+2*ping) {
+			t.Errorf("a hundred turns of a second took %s", took)
+		}
+		if n := d.connects.Load(); n != 1 {
+			t.Errorf("%d dials, want 1", n)
+		}
+		d.closed(t, p)
+	})
+}
+
+// database/sql closes statements, and connections, under its own lock. During a
+// ping neither waits; what is closed meanwhile is closed on the server after it.
+func TestClosingDuringAPing(t *testing.T) {
+	begin := func(t *testing.T, d *diary, ping time.Duration) (*livepool.Pool, *sql.Stmt) {
+		d.onPing = func(context.Context, *fakeConn) error { time.Sleep(ping); return nil }
+		p := openDiary(t, d, nil)
 		s, err := p.Prepare("DO 1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
-		p.Recycle()
-		synctest.Wait()
-		for range 3 {
-			if id := served(t, func() (sql.Result, error) { return s.Exec() }); id != 2 {
-				t.Errorf("served by connection %d, want the replacement", id)
+		time.Sleep(30*time.Second + ping/2)
+		if n := d.pings.Load(); n != 1 {
+			t.Fatalf("%d pings, want one under way", n)
+		}
+		return p, s
+	}
+	atOnce := func(t *testing.T, what string, f func()) {
+		t.Helper()
+		start := time.Now()
+		f()
+		if took := time.Since(start); took != 0 {
+			t.Errorf("%s waited for %s", what, took)
+		}
+	}
+	t.Run("a statement", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d := &diary{}
+			p, s := begin(t, d, 500*time.Millisecond)
+			atOnce(t, "sql.Stmt.Close", func() { s.Close() })
+			atOnce(t, "Stats", func() { p.Stats() })
+			if n := d.statements.Load(); n != 1 {
+				t.Error("the statement was closed in the middle of a ping")
 			}
+			time.Sleep(time.Second)
+			if n := d.statements.Load(); n != 0 || d.open() != 1 {
+				t.Errorf("%d statements left on the server, %d connections", n, d.open())
+			}
+			d.closed(t, p)
+		})
+	})
+	// In real time: database/sql's own lock of the connection makes Stmt.Close wait here.
+	t.Run("a statement, while a caller waits for the ping", func(t *testing.T) {
+		d := &diary{}
+		var pinging atomic.Bool
+		answer := make(chan struct{})
+		d.onPing = func(context.Context, *fakeConn) error {
+			pinging.Store(true)
+			<-answer
+			return nil
 		}
-		if n := w.all()[1].prepared.Load(); n != 1 {
-			t.Errorf("prepared %d times on the replacement, want once", n)
+		p := openDiary(t, d, func(c *livepool.Config) { c.KeepAlive, c.PingTimeout = 100*time.Millisecond, time.Minute })
+		s, err := p.Prepare("DO 1")
+		if err != nil {
+			t.Fatal(err)
 		}
+		eventually(t, "it is being pinged", pinging.Load)
+		var wg sync.WaitGroup
+		wg.Go(func() { servedBy(t, p) })
+		wg.Go(func() { time.Sleep(20 * time.Millisecond); s.Close() })
+		time.Sleep(50 * time.Millisecond)
+		another := make(chan struct{})
+		go func() { servedBy(t, p); close(another) }()
+		select {
+		case <-another:
+		case <-time.After(10 * time.Second):
+			t.Error("another caller waits, too")
+		}
+		close(answer)
+		wg.Wait()
+		<-another
+		eventually(t, "the statement is closed on the server", func() bool { return d.statements.Load() == 0 })
+		d.closed(t, p)
+	})
+	t.Run("the connection", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d := &diary{}
+			p, s := begin(t, d, 500*time.Millisecond)
+			atOnce(t, "database/sql", func() { p.SetMaxIdleConns(-1) })
+			time.Sleep(time.Second)
+			d.tellsTruth(t, p)
+			if d.open() != 0 {
+				t.Error("it is still open")
+			}
+			s.Close()
+			d.closed(t, p)
+		})
+	})
+	t.Run("the pool", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d := &diary{}
+			p, _ := begin(t, d, 500*time.Millisecond)
+			start := time.Now()
+			d.closed(t, p)
+			if took := time.Since(start); took > 250*time.Millisecond {
+				t.Errorf("Close took %s, want no longer than the ping", took)
+			}
+		})
+	})
+	t.Run("the pool, in a black hole", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d := &diary{}
+			d.onPing = blackHole
+			p := openDiary(t, d, func(c *livepool.Config) { c.MinIdle = 3 })
+			warm(t, p.DB, 6)
+			d.kill()
+			time.Sleep(30*time.Second + time.Millisecond)
+			start := time.Now()
+			d.closed(t, p)
+			if took := time.Since(start); took != 0 {
+				t.Errorf("Close took %s: the pings were to be given up", took)
+			}
+		})
 	})
 }
 
-// A connection whose time came while it was in use is closed by its return, and
-// is not left for the maintainer to find.
-func TestConnectionWhoseTimeIsUpIsClosedOnReturn(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		change func(*Config)
-		pass   func(*Pool)
-	}{
-		{"past its age limit",
-			func(c *Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 },
-			// Between two looks of the maintainer's, which come every three seconds.
-			func(*Pool) { time.Sleep(2*time.Minute + time.Second) }},
-		{"in use when Recycle was called",
-			func(c *Config) { c.Recycle = 0 },
-			(*Pool).Recycle},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := &ward{}
-				p := w.pool(t, tt.change)
-				c := hold(t, p, 1)[0]
-				tt.pass(p)
-				synctest.Wait()
-				served(t, func() (sql.Result, error) { return c.ExecContext(t.Context(), "DO 1") })
-				if w.open() != 1 {
-					t.Error("a connection was taken from its user")
+// A pool is closed while it opens connections, or keeps one ready for later.
+func TestCloseDuringMaintenance(t *testing.T) {
+	for _, after := range []time.Duration{0, time.Millisecond, 150 * time.Millisecond, time.Minute, time.Hour - 500*time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &diary{}
+			d.onConnect = func(ctx context.Context, _ int64) error {
+				select {
+				case <-time.After(100 * time.Millisecond):
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
 				}
-				c.Close()
-				if !w.all()[0].closed.Load() {
-					t.Error("still open after its return")
-				}
-			})
+			}
+			p := openDiary(t, d, func(c *livepool.Config) { c.MinIdle, c.RecycleJitter, c.IdleTimeout = 6, 0, 0 })
+			if after >= time.Minute {
+				warm(t, p.DB, 8)
+			}
+			time.Sleep(after)
+			start := time.Now()
+			d.closed(t, p)
+			if took := time.Since(start); took != 0 {
+				t.Errorf("Close after %s took %s", after, took)
+			}
 		})
 	}
-}
-
-// Recycle does not wait for a checkout, nor for an age limit.
-func TestRecycleReplacesTheIdleAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := &ward{}
-		p := w.pool(t, func(c *Config) { c.Recycle = 0 })
-		returned(t, p, 5)
-		p.Recycle()
-		synctest.Wait()
-		all := w.all()
-		for _, c := range all[:5] {
-			if !c.closed.Load() {
-				t.Errorf("connection %d is still open", c.id)
-			}
-		}
-		if len(all) != 10 || w.open() != 5 {
-			t.Errorf("%d connections opened, %d open, want five replaced by five", len(all), w.open())
-		}
-	})
 }

@@ -1,0 +1,259 @@
+package livepool_test
+
+// What the tests on real servers share: pools, ways to them, units of work, logs.
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/server/servertest"
+)
+
+// open opens a pool on a driver's DSN with parameters appended.
+func open(t testing.TB, dsn, params string) *livepool.Pool {
+	t.Helper()
+	p, err := livepool.Open(withParams(dsn, params))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// openWith opens a pool on a driver's DSN with the defaults as changed by
+// change, for what a DSN cannot say.
+func openWith(t *testing.T, dsn string, change func(*livepool.Config)) *livepool.Pool {
+	t.Helper()
+	cfg, err := livepool.ParseDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(cfg)
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// openOn opens a pool on a connector with the defaults as changed by change.
+func openOn(t *testing.T, c driver.Connector, change func(*livepool.Config)) *livepool.Pool {
+	t.Helper()
+	cfg := livepool.NewConfig()
+	if change != nil {
+		change(cfg)
+	}
+	p, err := livepool.OpenConnector(c, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// driversConnector is the driver's own, with no dialer of livepool's below it.
+func driversConnector(t *testing.T, dsn string) driver.Connector {
+	t.Helper()
+	my, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := mysql.NewConnector(my)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func openPlain(t testing.TB, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("mysql", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// openLogged opens a pool whose log is kept.
+func openLogged(t testing.TB, dsn, params string) (*livepool.Pool, *lifeLog) {
+	t.Helper()
+	cfg, err := livepool.ParseDSN(withParams(dsn, params))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &lifeLog{}
+	cfg.Logger = slog.New(log)
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p, log
+}
+
+func withParams(dsn, params string) string {
+	switch {
+	case params == "":
+		return dsn
+	case strings.Contains(dsn, "?"):
+		return dsn + "&" + params
+	}
+	return dsn + "?" + params
+}
+
+// front puts a fault proxy before a server.
+func front(t testing.TB, s *server.Server) *proxy.Proxy {
+	t.Helper()
+	p, err := proxy.New(s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// connectionID asks the server which connection this is.
+func connectionID(t testing.TB, db interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}) (id int64) {
+	t.Helper()
+	if err := db.QueryRowContext(t.Context(), "SELECT CONNECTION_ID()").Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// idsOf asks n connections of a pool, held at the same time, who they are.
+func idsOf(t testing.TB, p *livepool.Pool, n int) (ids []int64) {
+	t.Helper()
+	var held []*sql.Conn
+	for range n {
+		c, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, ids = append(held, c), append(ids, connectionID(t, c))
+	}
+	giveBack(held)
+	slices.Sort(ids)
+	return ids
+}
+
+// warmReal opens n connections to a server and returns them to the pool.
+func warmReal(t testing.TB, db *sql.DB, n int) {
+	t.Helper()
+	conns := make([]*sql.Conn, n)
+	for i := range conns {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		connectionID(t, c)
+		conns[i] = c
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited 20s in vain until %s", what)
+		}
+	}
+}
+
+func isServerError(err error, number uint16) bool {
+	var my *mysql.MySQLError
+	return errors.As(err, &my) && my.Number == number
+}
+
+type fn = func(context.Context, *livepool.Session) error
+
+// ledger is a server with a table of units and their rows, and accounts 1 to 9.
+func ledger(t *testing.T, kind server.Kind, args ...string) (*server.Server, *livepool.Pool) {
+	t.Helper()
+	s := servertest.Run(t, kind, args...)
+	for _, q := range []string{
+		"CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)",
+		"CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)",
+		"INSERT INTO test.account VALUES (1,0),(2,0),(3,0),(4,0),(5,0),(6,0),(7,0),(8,0),(9,0)",
+	} {
+		if err := s.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := open(t, s.DSN(), "")
+	if err := p.CreateCommitTable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s, p
+}
+
+func count(t *testing.T, s *server.Server, where string) (n int) {
+	t.Helper()
+	if err := s.QueryRow("SELECT COUNT(*) FROM test."+where, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func insert(v int) fn {
+	return func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "INSERT INTO t (v) VALUES (?)", v)
+		return err
+	}
+}
+
+// work is a unit of one statement.
+func work(ctx context.Context, s *livepool.Session) error {
+	_, err := s.ExecContext(ctx, "DO 1")
+	return err
+}
+
+// lifeLog gathers what the pool says.
+type lifeLog struct {
+	mu      sync.Mutex
+	records []slog.Record
+}
+
+func (l *lifeLog) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+func (l *lifeLog) WithAttrs([]slog.Attr) slog.Handler               { return l }
+func (l *lifeLog) WithGroup(string) slog.Handler                    { return l }
+func (l *lifeLog) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records = append(l.records, r)
+	return nil
+}
+
+// about returns the records whose message contains s, as text.
+func (l *lifeLog) about(s string) (found []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if strings.Contains(r.Message, s) {
+			text := r.Message
+			r.Attrs(func(a slog.Attr) bool { text += "\n" + a.String(); return true })
+			found = append(found, text)
+		}
+	}
+	return found
+}

@@ -1,0 +1,90 @@
+package livepool_test
+
+// Job bodies and their ids.
+
+import (
+	"bytes"
+	"context"
+	"encoding/gob"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/server"
+)
+
+type orderID string
+
+func TestJob(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	body := func(ctx context.Context, s *livepool.Session, v int64) error { return insert(int(v))(ctx, s) }
+	job := livepool.Job(p, body, livepool.OncePerID("transfer"))
+	for range 3 {
+		for _, id := range []int64{1, 2} {
+			if err := job(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if n := count(t, s, "t"); n != 2 {
+		t.Errorf("%d rows of two ids delivered three times, want 2", n)
+	}
+	named := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id orderID) error { return insert(3)(ctx, s) }, livepool.OncePerID("ship"))
+	uuid := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id [16]byte) error { return insert(4)(ctx, s) }, livepool.OncePerID("pack"))
+	if err := errors.Join(named(t.Context(), "A-17"), uuid(t.Context(), [16]byte{1, 2})); err != nil {
+		t.Error(err)
+	}
+	for _, key := range []string{"transfer:1", "transfer:2", "ship:A-17", "pack:01020000000000000000000000000000"} {
+		if n := count(t, s, fmt.Sprintf("livepool_commits WHERE unit = '%s'", key)); n != 1 {
+			t.Errorf("the commit table has %d rows for %s, want 1", n, key)
+		}
+	}
+}
+
+type secret string
+
+func (secret) String() string { return "***" }
+
+type uuidLike [16]byte
+
+func (u uuidLike) String() string { return fmt.Sprintf("%x-%x", u[:8], u[8:]) }
+
+func TestUnitOncePerIDOfAStringer(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	job := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id secret) error { return insert(1)(ctx, s) }, livepool.OncePerID("mail"))
+	for _, id := range []secret{"a", "b", "c"} {
+		if err := job(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := count(t, s, "t"); n != 3 {
+		t.Errorf("%d rows of three ids, and nil for each", n)
+	}
+	u := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id uuidLike) error { return nil }, livepool.OncePerID("u"))
+	if err := u(t.Context(), uuidLike{1}); err != nil {
+		t.Error(err)
+	}
+	if n := count(t, s, "livepool_commits WHERE unit = 'u:01000000000000000000000000000000'"); n != 1 {
+		t.Errorf("a UUID type with String has not the documented key of 32 hexadecimal digits")
+	}
+}
+
+func TestSessionsAndPoolsAreNotSerialised(t *testing.T) {
+	p := openFake(t, &fake{}, nil)
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		for name, v := range map[string]any{"session": s, "pool": p} {
+			if _, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
+				t.Errorf("json of a %s: %v", name, err)
+			}
+			if err := gob.NewEncoder(new(bytes.Buffer)).Encode(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
+				t.Errorf("gob of a %s: %v", name, err)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,321 @@
+package livepool_test
+
+// Units of work inside units of work.
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/server/servertest"
+)
+
+// Units inside units: an inner error undoes the inner part only, and a full
+// pool of nested units does not lock itself up.
+func TestNestedUnits(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	refused := errors.New("refused")
+	var hooks []string
+	hook := func(name string) func(context.Context) { return func(context.Context) { hooks = append(hooks, name) } }
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		if in, ok := livepool.FromContext(ctx); !ok || in != outer {
+			t.Error("the context does not carry the session")
+		}
+		outer.AfterCommit(hook("outer"))
+		if err := insert(1)(ctx, outer); err != nil {
+			return err
+		}
+		if err := p.WithSession(ctx, func(ctx context.Context, inner *livepool.Session) error {
+			inner.AfterCommit(hook("inner, undone"))
+			if err := insert(2)(ctx, inner); err != nil {
+				return err
+			}
+			return refused
+		}); !errors.Is(err, refused) {
+			t.Errorf("the inner unit: %v", err)
+		}
+		var kept *livepool.Session
+		if err := p.WithSession(ctx, func(ctx context.Context, inner *livepool.Session) error {
+			kept = inner
+			inner.AfterCommit(hook("inner"))
+			return p.WithSession(ctx, insert(3))
+		}); err != nil {
+			return err
+		}
+		if _, err := kept.ExecContext(ctx, "DO 1"); !errors.Is(err, livepool.ErrSessionDone) {
+			t.Errorf("an inner session that has ended: %v", err)
+		}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic of an inner unit was lost")
+				}
+			}()
+			p.WithSession(ctx, func(ctx context.Context, inner *livepool.Session) error {
+				insert(4)(ctx, inner)
+				panic("inner")
+			})
+		}()
+		if err := p.WithSession(ctx, func(ctx context.Context, own *livepool.Session) error {
+			return insert(5)(ctx, own)
+		}, livepool.RequiresNew()); err != nil {
+			return err
+		}
+		if n := count(t, s, "t WHERE v = 5"); n != 1 {
+			t.Errorf("RequiresNew: %d rows before the outer commit, want 1", n)
+		}
+		if err := p.WithSession(ctx, insert(6), livepool.ReadOnly()); err == nil {
+			t.Error("an inner unit cannot make the transaction read-only")
+		}
+		return insert(7)(ctx, outer)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []byte
+	if err := s.QueryRow("SELECT GROUP_CONCAT(v ORDER BY v) FROM test.t", &kept); err != nil || string(kept) != "1,3,5,7" {
+		t.Errorf("rows %s, %v, want 1,3,5,7", kept, err)
+	}
+	if !slices.Equal(hooks, []string{"outer", "inner"}) {
+		t.Errorf("AfterCommit ran %v", hooks)
+	}
+
+	small := open(t, s.DSN(), "pool_size=2&pool_max_overflow=0&pool_timeout=5s")
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if err := small.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				if err := insert(8)(ctx, s); err != nil {
+					return err
+				}
+				return small.WithSession(ctx, insert(9))
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A, inside it B (another pool), inside that A again.
+func TestUnitTwoPoolsNested(t *testing.T) {
+	s, a := ledger(t, server.MariaDB)
+	b := open(t, s.DSN(), "")
+	err := a.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+		if err := b.WithSession(ctx, func(ctx context.Context, bs *livepool.Session) error {
+			return a.WithSession(ctx, insert(1))
+		}); err != nil {
+			return err
+		}
+		return errors.New("refused")
+	})
+	if n := count(t, s, "t"); n != 0 {
+		t.Errorf("%d rows: the inner unit did not join its pool's outer one, which said %v", n, err)
+	}
+}
+
+// An inner unit whose own context ends after its function returned nil.
+func TestUnitNestedContextEndsBeforeRelease(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	var innerErr error
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		ictx, cancel := context.WithCancel(ctx)
+		innerErr = p.WithSession(ictx, func(ctx context.Context, in *livepool.Session) error {
+			if err := insert(2)(ctx, in); err != nil {
+				return err
+			}
+			cancel()
+			return nil
+		})
+		return insert(1)(ctx, outer)
+	})
+	if n := count(t, s, "t WHERE v=2"); err == nil && innerErr != nil && n != 0 {
+		t.Errorf("the inner unit said %v, and its row is committed", innerErr)
+	}
+}
+
+// The savepoint is gone: the inner unit's error undoes nothing.
+func TestUnitNestedUndoFails(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	var innerErr error
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		if _, err := outer.ExecContext(ctx, "SAVEPOINT mine"); err != nil {
+			return err
+		}
+		innerErr = p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
+			if _, err := in.ExecContext(ctx, "ROLLBACK TO mine"); err != nil { // takes livepool_1 away
+				return err
+			}
+			if err := insert(2)(ctx, in); err != nil {
+				return err
+			}
+			return errors.New("refused")
+		})
+		return insert(1)(ctx, outer)
+	})
+	if n := count(t, s, "t WHERE v=2"); err == nil && n != 0 {
+		t.Errorf("outer %v, the inner unit said %v, and its row is committed", err, innerErr)
+	}
+}
+
+// An inner unit's own context ends during its statement: the driver closes the connection.
+func TestUnitInnerTimeoutThenOuterGoesOn(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		if err := insert(1)(ctx, outer); err != nil {
+			return err
+		}
+		ictx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		p.WithSession(ictx, func(ctx context.Context, in *livepool.Session) error {
+			_, err := in.ExecContext(ctx, "DO SLEEP(3)")
+			return err
+		})
+		insert(2)(ctx, outer)
+		return nil
+	})
+	if n := count(t, s, "t"); err == nil || n != 0 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+}
+
+// A goroutine of an inner unit writes after the inner unit was undone.
+func TestUnitLateGoroutineOfAnInnerUnit(t *testing.T) {
+	f := &fake{}
+	var mu sync.Mutex
+	var log []string
+	f.onExec = func(_ context.Context, _ *fakeConn, q string) error {
+		mu.Lock()
+		log = append(log, q)
+		mu.Unlock()
+		return nil
+	}
+	p := openFake(t, f, nil)
+	bad := 0
+	for range 2000 {
+		log = nil
+		p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			done := make(chan struct{})
+			p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
+				go func() { in.ExecContext(ctx, "INSERT"); close(done) }()
+				runtime.Gosched()
+				return errors.New("refused")
+			})
+			<-done
+			return nil
+		})
+		undone := false
+		for _, q := range log {
+			if strings.HasPrefix(q, "ROLLBACK TO") {
+				undone = true
+			} else if q == "INSERT" && undone {
+				bad++
+			}
+		}
+	}
+	if bad > 0 {
+		t.Errorf("%d times of 2000 a write of an undone inner unit was sent after its undoing, and committed with the outer one", bad)
+	}
+}
+
+// The lock wait timeout of an inner unit, passed on by the outer one: the outer one is run again.
+func TestALockWaitOfAnInnerUnitRunsTheOuterOneAgain(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		if err := s.Exec("CREATE TABLE test.l (id INT PRIMARY KEY, n INT); INSERT INTO test.l VALUES (1, 0)"); err != nil {
+			t.Fatal(err)
+		}
+		p := open(t, s.AppDSN(s.Addr()), "")
+		held, err := p.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Rollback()
+		if _, err := held.Exec("UPDATE l SET n = n + 1"); err != nil {
+			t.Fatal(err)
+		}
+		attempts := 0
+		err = p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
+			if attempts++; attempts == 2 {
+				held.Rollback()
+			}
+			return p.WithSession(ctx, func(ctx context.Context, u *livepool.Session) error {
+				_, err := u.ExecContext(ctx, "UPDATE l SET n = n + 10")
+				return err
+			})
+		})
+		if err != nil || attempts != 2 {
+			t.Errorf("said %v after %d attempts", err, attempts)
+		}
+	}, "--innodb-lock-wait-timeout=1")
+}
+
+// An inner unit whose failure is swallowed does not make that of another forgotten,
+// which is passed on.
+func TestFailureOfAnInnerUnitIsRememberedPastAnother(t *testing.T) {
+	for _, second := range []bool{false, true} {
+		f := &fake{}
+		f.onExec = func(_ context.Context, c *fakeConn, q string) error {
+			switch q {
+			case "INSERT A":
+				return serverError(1205, "Lock wait timeout exceeded")
+			case "INSERT B":
+				return serverError(3024, "Query execution was interrupted, maximum statement execution time exceeded")
+			}
+			return nil
+		}
+		p := openFake(t, f, nil)
+		n := 0
+		p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+			n++
+			inner := func(q string) error {
+				return p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, q)
+					return err
+				})
+			}
+			err := inner("INSERT A")
+			if second {
+				inner("INSERT B")
+			}
+			return err
+		}, livepool.MaxAttempts(3))
+		if n != 3 {
+			t.Errorf("second %v: %d attempts, want 3", second, n)
+		}
+	}
+}
+
+// A connection lost while an inner unit is undone is a connection lost.
+func TestConnectionLostWhileAnInnerUnitIsUndone(t *testing.T) {
+	for _, bad := range []error{serverError(1205, "Lock wait timeout exceeded"), serverError(3024, "Query execution was interrupted, maximum statement execution time exceeded")} {
+		f := &fake{}
+		f.onExec = func(_ context.Context, c *fakeConn, q string) error {
+			switch {
+			case q == "INSERT B" && c.id == 1:
+				return bad
+			case strings.HasPrefix(q, "ROLLBACK TO") && c.id == 1:
+				c.valid.Store(false)
+				return errGone
+			}
+			return nil
+		}
+		p := openFake(t, f, nil)
+		err := p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+			p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+				_, err := s.ExecContext(ctx, "INSERT B")
+				return err
+			})
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%v: a connection lost before COMMIT was not retried: %v", bad, err)
+		}
+	}
+}
