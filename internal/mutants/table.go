@@ -118,7 +118,7 @@ var mutants = []mutant{
 		"once.go", "return true, errors.Join(u.lost, err)\n", "return true, err\n",
 		"TestUnresolvedCommitStaysUnknown"},
 	{"AfterCommit of a unit whose lost COMMIT was found is not run",
-		"once.go", "pending.committed()\n", "\n",
+		"once.go", "u.pending.committed()\n", "\n",
 		"TestAfterCommitOfAResolvedCommit"},
 
 	// KILL, and the question whether a connection is dead.
