@@ -16,7 +16,7 @@ trap 'rm -f "$log"' EXIT
 tests() {
 	go test "$@" 2>&1 | tee "$log" && return
 	step 'what failed'
-	grep -E '^ *--- FAIL|^ +[a-z_]+_test\.go:|^panic: |DATA RACE|^FAIL|\[build failed\]' "$log" || tail -50 "$log"
+	grep -E '^ *--- FAIL|^ +[a-z_]+_test\.go:|^panic: |^\s+Test.* \([0-9msh]+\)$|DATA RACE|^goleak: |^FAIL' "$log" || tail -50 "$log"
 	return 1
 }
 

@@ -44,7 +44,7 @@ func (e usageError) Error() string { return string(e) }
 
 func main() {
 	dsn := flag.String("dsn", "", "use your own server: `user:password@tcp(host:port)/database`; it is not restarted,\nonly this program's own tables and connections are touched")
-	kind := flag.String("server", "auto", "`which` server to start: auto, mariadb, mysql or embedded")
+	kind := flag.String("server", "auto", "`which` server to start: auto, mariadb, mariadb-11.8, mysql or embedded")
 	out := flag.String("out", filepath.Join("bench", "out"), "`directory` for the picture and the log")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)

@@ -47,13 +47,13 @@ func findSite(ctx context.Context, w io.Writer, dsn, kind string) (*site, error)
 	}
 	server.Progress = w
 	switch kind {
-	case "mariadb", "mysql":
+	case "mariadb", "mariadb-11.8", "mysql":
 		return privateSite(ctx, server.Kind(kind))
 	case "embedded":
 		return embeddedSite(ctx, w)
 	case "auto":
 	default:
-		return nil, usageError(fmt.Sprintf("-server %s: takes auto, mariadb, mysql or embedded", kind))
+		return nil, usageError(fmt.Sprintf("-server %s: takes auto, mariadb, mariadb-11.8, mysql or embedded", kind))
 	}
 	for _, kind := range preferredKinds() {
 		s, err := privateSite(ctx, kind)
@@ -103,8 +103,12 @@ func privateSite(ctx context.Context, kind server.Kind) (*site, error) {
 		s.Close()
 		return nil, err
 	}
+	name := "MariaDB "
+	if kind == server.MySQL {
+		name = "MySQL "
+	}
 	return &site{
-		title: "a private " + map[server.Kind]string{server.MariaDB: "MariaDB ", server.MySQL: "MySQL "}[kind] + s.Version(),
+		title: "a private " + name + s.Version(),
 		mysql: cfg,
 		kill:  s.Kill,
 		start: s.Start,
