@@ -146,9 +146,13 @@ func (s *Session) mayRunAgain(err error) bool {
 	case errors.Is(err, ErrCommitUnknown):
 		return false // another unit's, inside this one: running this again would repeat that
 	}
-	// What the function returned is not evidence: an EOF may be of a file.
-	return (s.attempt.failure != nil || s.passesOn(err)) && !s.asksToWriteReadOnly(err)
+	return s.mayPass(err) && !s.asksToWriteReadOnly(err)
 }
+
+// mayPass says whether the unit failed for what its connection saw, and for
+// which it may be run again. What the function returned is not evidence: an EOF
+// may be of a file.
+func (s *Session) mayPass(err error) bool { return s.attempt.failure != nil || s.passesOn(err) }
 
 // cause is the error by which an attempt is judged: what the connection said,
 // which the function may have swallowed or replaced, before what it returned.
@@ -174,12 +178,15 @@ func (s *Session) asksToWriteReadOnly(err error) bool {
 	return s.options.tx.ReadOnly && errorNumber(s.cause(err)) == 1792
 }
 
-// explain adds what the caller of a failed unit must know. The first attempt's
-// own error, with nothing to add, stays as it is.
+// explain adds what the caller of a failed unit must know: also that it would be
+// run again, had its context not ended. The first attempt's own error, with
+// nothing to add, stays as it is.
 func (s *Session) explain(err error, c *course) error {
 	switch {
 	case s.attempt.implicit != "":
 		return c.failed(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.attempt.implicit))
+	case s.caller.Err() != nil && !s.unknown && s.mayPass(err) && !errors.Is(err, ErrSessionDone):
+		return c.failed(errors.Join(s.ended(), err), "when its context ended")
 	case c.attempts > 1 || errors.Is(err, ErrCommitUnknown):
 		return c.failed(err, "")
 	}

@@ -96,6 +96,31 @@ func TestBoundsOfRetrying(t *testing.T) {
 	}
 }
 
+// A unit that would be run again, had its context not ended, says that.
+func TestWhyAUnitWhoseContextEndedIsNotRunAgain(t *testing.T) {
+	for _, opts := range [][]livepool.SessionOption{nil, {livepool.VerifyCommit()}} {
+		f := &fake{}
+		p := openFake(t, f, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		f.onExec = func(_ context.Context, _ *fakeConn, query string) error {
+			if strings.HasPrefix(query, "UPDATE") {
+				return serverError(1213, "Deadlock found when trying to get lock; try restarting transaction")
+			}
+			return nil
+		}
+		ran := 0
+		err := p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+			ran++
+			_, err := s.ExecContext(ctx, "UPDATE t SET a = 1")
+			cancel()
+			return err
+		}, opts...)
+		if ran != 1 || !isServerError(err, 1213) || !errors.Is(err, context.Canceled) || !errors.Is(err, livepool.ErrSessionDone) {
+			t.Errorf("ran %d times: %v", ran, err)
+		}
+	}
+}
+
 // An unknown outcome stays one, whatever ends the attempts to resolve it.
 func TestUnresolvedCommitStaysUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
