@@ -217,7 +217,7 @@ func (o *outcome) write(w io.Writer) {
 		"SessionsWaited": int(s.SessionsWaited), "SessionsTimedOut": int(s.SessionsTimedOut), "Resent": int(s.Resent), "OpenConnections": s.OpenConnections,
 	})
 	if o.naive != nil {
-		writeAccount(w, "units on plain database/sql, tried again after any error", o.naive)
+		writeAccount(w, "units on plain database/sql, tried again after any error, with no pauses, keys or units inside", o.naive)
 		o.writeNaive(w)
 	}
 	for _, v := range o.violations {
