@@ -193,8 +193,16 @@ var serverErrors = []serverError{
 const serializationFailure = "40001"
 
 // Classify says what err means, looking through errors that wrap it. A context
-// that ended is 0: it says nothing of the server.
+// that ended is 0: it says nothing of the server. ErrCommitUnknown never says
+// Retry, whatever came in place of the answer: the work may have been applied.
 func Classify(err error) Class {
+	if errors.Is(err, ErrCommitUnknown) {
+		return classify(err)&^Retry | CommitUnknown
+	}
+	return classify(err)
+}
+
+func classify(err error) Class {
 	var my *mysql.MySQLError
 	var connect *connectError
 	switch {

@@ -30,15 +30,17 @@ func Job[I ID](p *Pool, fn func(ctx context.Context, s *Session, id I) error, op
 // OncePerID is for Job: Once with the key "name:id", so that a job of that name
 // is applied at most once for each id. Where ids are strings, no name should be
 // another with a colon and more.
-func OncePerID(name string) SessionOption { return func(o *sessionOptions) { o.onceName = name } }
+func OncePerID(name string) SessionOption {
+	return func(o *sessionOptions) { o.onceName, o.oncePerID = name, true }
+}
 
 // completeOnce gives OncePerID the id.
 func completeOnce[I ID](id I) SessionOption {
 	return func(o *sessionOptions) {
-		if o.onceName == "" {
+		if !o.oncePerID || o.onceName == "" {
 			return
 		}
-		o.once, o.hasOnce, o.onceName = o.onceName+":"+idText(id), true, ""
+		o.once, o.hasOnce, o.oncePerID = o.onceName+":"+idText(id), true, false
 	}
 }
 

@@ -72,6 +72,17 @@ func TestUnitOncePerIDOfAStringer(t *testing.T) {
 	}
 }
 
+func TestOncePerIDTakesAName(t *testing.T) {
+	p := openFake(t, &fake{}, nil)
+	job := livepool.Job(p, func(context.Context, *livepool.Session, int) error {
+		t.Error("run, although nothing keeps it from being run twice")
+		return nil
+	}, livepool.OncePerID(""))
+	if err := job(t.Context(), 5); err == nil || !strings.Contains(err.Error(), "OncePerID") {
+		t.Errorf("error %v, want one about OncePerID", err)
+	}
+}
+
 func TestSessionsAndPoolsAreNotSerialised(t *testing.T) {
 	p := openFake(t, &fake{}, nil)
 	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {

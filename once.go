@@ -62,9 +62,10 @@ func (p *Pool) CreateCommitTable(ctx context.Context) error {
 // purgeBatch bounds the locks that PurgeCommits holds at a time.
 const purgeBatch = 1000
 
-// PurgeCommits removes the keys of units committed longer ago than olderThan
-// and returns how many. From then on such a unit would be applied again: choose
-// a time beyond any redelivery.
+// PurgeCommits removes the keys of committed units that are older than olderThan
+// and returns how many. A key's age is counted from its insert, at the beginning
+// of its unit (the server's clock). Once it is removed such a unit would be
+// applied again: choose a time beyond the longest unit and any redelivery.
 func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (int64, error) {
 	if olderThan < 0 {
 		return 0, fmt.Errorf("livepool: PurgeCommits(%s): takes a duration of 0 or more", olderThan)

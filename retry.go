@@ -94,7 +94,7 @@ func (c *course) failed(cause error, why string) error {
 
 // Retry runs fn, which must bear to be run twice, until it succeeds or fails
 // with an error that will not pass: lost connections, deadlocks, servers that
-// refuse or cannot be reached are tried again, within MaxAttempts, MaxElapsed
+// refuse or cannot be reached, commits of unknown outcome are tried again, within MaxAttempts, MaxElapsed
 // and ctx. There is no transaction, and the context that fn gets is Idempotent.
 // It is safe for concurrent use.
 func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error {
@@ -102,7 +102,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error 
 	for {
 		c.attempts++
 		err := fn(Idempotent(ctx))
-		if err == nil || ctx.Err() != nil || p.ctr.classify(err)&Retry == 0 {
+		if err == nil || ctx.Err() != nil || p.ctr.classify(err)&Retry == 0 && !errors.Is(err, ErrCommitUnknown) {
 			return err
 		}
 		if err := c.again(ctx, err, err); err != nil {

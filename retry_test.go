@@ -416,6 +416,27 @@ func TestMaxElapsedDuringTheFirstConnect(t *testing.T) {
 	t.Log(err.Error())
 }
 
+// An unknown outcome says nobody should repeat it, but for those who may.
+func TestRetryRepeatsACommitOfUnknownOutcome(t *testing.T) {
+	f := &fake{}
+	f.onCommit = func(c *fakeConn) error { c.valid.Store(false); return mysql.ErrInvalidConn }
+	p := openFake(t, f, nil)
+	tries := 0
+	err := p.Retry(t.Context(), func(ctx context.Context) error {
+		if tries++; tries == 2 {
+			f.onCommit = nil
+		}
+		err := p.WithSession(ctx, work)
+		if tries == 1 && (!errors.Is(err, livepool.ErrCommitUnknown) || livepool.Classify(err)&livepool.Retry != 0) {
+			t.Errorf("%v: %s, want ErrCommitUnknown, and no Retry", err, livepool.Classify(err))
+		}
+		return err
+	})
+	if err != nil || tries != 2 {
+		t.Errorf("%d tries: %v", tries, err)
+	}
+}
+
 func TestRetryOfAnIdempotentFunction(t *testing.T) {
 	s, p := ledger(t, server.MariaDB)
 	tries := 0

@@ -48,7 +48,8 @@ type sessionOptions struct {
 	once        string
 	hasOnce     bool
 	verify      bool
-	onceName    string // of OncePerID, which only Job can complete
+	oncePerID   bool // which only Job can complete
+	onceName    string
 }
 
 // Name names the unit in errors, logs, statistics and leak reports.
@@ -225,7 +226,9 @@ func (o *sessionOptions) check(p *Pool) error {
 	switch {
 	case o.maxAttempts < 0:
 		return fmt.Errorf("livepool: MaxAttempts(%d): takes 1 or more", o.maxAttempts)
-	case o.onceName != "":
+	case o.oncePerID && o.onceName == "":
+		return errors.New("livepool: OncePerID: the name is empty")
+	case o.oncePerID:
 		return errors.New("livepool: OncePerID is an option of Job, which knows the id; WithSession takes Once")
 	case o.hasOnce && o.once == "":
 		return errors.New("livepool: Once: the key is empty")
