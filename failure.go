@@ -140,12 +140,14 @@ func (c *conn) refused(err error, query string, has effect, idempotent bool) err
 		return c.lost(err, "by its server")
 	case class&NotRun == 0:
 		return err
-	case class&Elsewhere == 0:
+	case class&ConnDead != 0:
 		return c.lost(err, "before it read the statement")
 	case has != effectNone && (c.severalStatements(query) || !runsAsOne(query)):
 		return err // an earlier part of it may have run
 	case c.spoke:
 		return err // on a sql.Conn, whose state would be lost for nothing
+	case class&Elsewhere == 0:
+		return c.lost(err, "before it ran the statement")
 	case !notReady && c.believes():
 		return err
 	}

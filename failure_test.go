@@ -584,7 +584,7 @@ func TestSilenceDiscardsUnderPrePingOffToo(t *testing.T) {
 func TestReadTimeoutOfAPingIsSilence(t *testing.T) {
 	s := servertest.Run(t, server.MariaDB)
 	via := front(t, s)
-	p := open(t, s.DSNVia(via.Addr()), "readTimeout=200ms")
+	p := open(t, s.DSNVia(via.Addr()), "readTimeout=2s&pool_ping_timeout=20s")
 	warmReal(t, p.DB, 10)
 	time.Sleep(600 * time.Millisecond) // beyond the trust of a recent round trip
 	via.Stall()
@@ -798,4 +798,52 @@ func TestWhatAServerSaysUnasked(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What was refused may have been a later part of it: of a procedure, of several
+// statements in one, of a file whose reader is at its end.
+func TestRefusalOfAPartIsNotSentAgain(t *testing.T) {
+	for _, q := range []string{"CALL p()", "INSERT INTO t VALUES (1); INSERT INTO t VALUES (2)", "LOAD DATA LOCAL INFILE 'Reader::x' INTO TABLE t"} {
+		for _, number := range []uint16{1290, 1637, 1040, 1203} {
+			f := &fake{}
+			sent := 0
+			f.onExec = func(_ context.Context, c *fakeConn, q string) error {
+				sent++
+				return serverError(number, "read-only; Too many active concurrent transactions")
+			}
+			p := openFake(t, f, nil)
+			_, err := p.ExecContext(t.Context(), q)
+			if sent != 1 {
+				t.Errorf("%d: %q was sent %d times: %v", number, q, sent, err)
+			}
+		}
+	}
+}
+
+// A procedure that has written before it is refused, on real servers.
+func TestProcedureThatIsRefusedMidwayIsNotCalledAgain(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		for _, q := range []string{
+			"CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)",
+			"CREATE PROCEDURE test.p() BEGIN INSERT INTO test.t (v) VALUES (1); SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1637, MESSAGE_TEXT = 'Too many active concurrent transactions'; END",
+			"CREATE PROCEDURE test.big() BEGIN INSERT INTO test.t (v) VALUES (2); SELECT REPEAT('x', 15000000), REPEAT('x', 15000000), REPEAT('y', 15000000); END",
+			"CREATE PROCEDURE test.big2() BEGIN INSERT INTO test.t (v) VALUES (3); SELECT JSON_EXTRACT('{}', REPEAT('x', 15000000)), CONCAT(REPEAT('x', 15000000), REPEAT('y', 15000000)) c; END",
+		} {
+			if err := s.Exec(q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := open(t, s.DSN(), "")
+		_, err := p.ExecContext(t.Context(), "CALL p()")
+		t.Logf("%.200v", err)
+		_, err = p.ExecContext(t.Context(), "CALL big()")
+		t.Logf("%.200v", err)
+		_, err = p.ExecContext(t.Context(), "CALL big2()")
+		t.Logf("%.200v", err)
+		for v := 1; v <= 3; v++ {
+			if n := count(t, s, "t WHERE v = "+string(rune('0'+v))); n != 1 {
+				t.Errorf("v=%d: one CALL, %d rows", v, n)
+			}
+		}
+	})
 }

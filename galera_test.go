@@ -298,7 +298,7 @@ func (c galera) swallowed(t *testing.T) {
 		}
 		if runs++; runs == 1 {
 			c.via.DropToServer(true)
-			time.AfterFunc(100*time.Millisecond, func() {
+			afterNextQuery(c.via, func() {
 				c.via.DropToServer(false)
 				c.leadTo(t)
 				if err := c.Nodes()[1].Exec("UPDATE account SET balance = balance + 10 WHERE id = 1"); err != nil {

@@ -257,3 +257,15 @@ func (l *lifeLog) about(s string) (found []string) {
 	}
 	return found
 }
+
+// afterNextQuery runs f a moment after the next query has come by.
+func afterNextQuery(via *proxy.Proxy, f func()) {
+	seen := via.Counts().Query
+	go func() {
+		for end := time.Now().Add(20 * time.Second); via.Counts().Query == seen && time.Now().Before(end); {
+			time.Sleep(5 * time.Millisecond)
+		}
+		time.Sleep(100 * time.Millisecond)
+		f()
+	}()
+}

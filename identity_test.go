@@ -5,6 +5,7 @@ package livepool_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net"
@@ -64,6 +65,16 @@ func (i innocent) unharmed(t testing.TB) {
 // server must be behind it.
 func innocents(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []innocent) {
 	t.Helper()
+	all, ok := tryInnocents(t, dsn, from, to, dial)
+	if !ok {
+		t.Fatalf("the server was past %d already", from)
+	}
+	return all
+}
+
+// tryInnocents is innocents where somebody else may take one of the ids.
+func tryInnocents(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []innocent, ok bool) {
+	t.Helper()
 	for id := int64(0); id < to; {
 		i := openInnocent(t, dsn, dial)
 		if id = i.id; id >= from {
@@ -72,10 +83,7 @@ func innocents(t testing.TB, dsn string, from, to int64, dial func(context.Conte
 			i.Close()
 		}
 	}
-	if len(all) == 0 || all[0].id > from {
-		t.Fatalf("the server was past %d already", from)
-	}
-	return all
+	return all, len(all) > 0 && all[0].id == from
 }
 
 // A proxy that greets with ids of its own may name anybody's. Those whom it
@@ -211,18 +219,20 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 						here, there = second, first
 						px.SetUpstream(second.Addr())
 					}
-					raise(t, here, there)
-					c, err := p.Conn(t.Context())
-					if err != nil {
-						t.Fatal(err)
+					// The side connections of the other subtests' pools take ids too.
+					var c, honest *sql.Conn
+					var honestID int64
+					var named []innocent
+					for ok := false; !ok; {
+						raise(t, here, there)
+						c, _ = takeConn(t, p)
+						honest, honestID = takeConn(t, p)
+						if named, ok = tryInnocents(t, there.DSN(), connectionID(t, c), honestID, nil); !ok {
+							for _, taken := range []*sql.Conn{c, honest} {
+								taken.Raw(func(any) error { return driver.ErrBadConn })
+							}
+						}
 					}
-					honest, err := p.Conn(t.Context())
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer honest.Close()
-					id, honestID := connectionID(t, c), connectionID(t, honest)
-					named := innocents(t, there.DSN(), id, honestID, nil)
 					px.SetUpstreams(tt.side(first, second)...)
 					free()
 

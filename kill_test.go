@@ -61,7 +61,7 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 							t.Errorf("it took %s", took)
 						}
 						within(t, 5*time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost.Load()) })
-						if st := p.Stats(); st.Stalled != 1 || st.Killed != 1 || st.Retried != 1 {
+						if st := awaitFates(t, p, 1); st.Stalled != 1 || st.Killed+st.KillUnneeded != 1 || st.Retried != 1 {
 							t.Errorf("Stalled %d, Killed %d, Retried %d, want one of each", st.Stalled, st.Killed, st.Retried)
 						}
 					} else {
@@ -274,7 +274,7 @@ func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
 		for _, kill := range []bool{false, true} {
 			all.run(t, fmt.Sprint(kill), func(t *testing.T) {
 				px := front(t, s)
-				p := open(t, s.DSNVia(px.Addr()), fmt.Sprintf("pool_kill_abandoned=%v", kill))
+				p := open(t, s.DSNVia(px.Addr()), fmt.Sprintf("pool_ping_timeout=20s&pool_kill_abandoned=%v", kill))
 				c, err := p.Conn(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -319,7 +319,11 @@ func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 						hang = func() { px.HangNew(true) }
 					}
 				}
-				p := open(t, dsn, "")
+				params := ""
+				if way.name != "unreachable" {
+					params = "pool_ping_timeout=5s" // for as long as that Close waits
+				}
+				p := open(t, dsn, params)
 				var conns []*sql.Conn
 				for range 3 {
 					c, err := p.Conn(t.Context())

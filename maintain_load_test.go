@@ -35,11 +35,13 @@ func TestMaintainerIsFrugal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	time.Sleep(50 * time.Millisecond)
+	eventually(t, "five are ready", func() bool { return p.Stats().KeptAlive >= 5 })
 	var before, after runtime.MemStats
 	pings := p.Stats().KeptAlive
 	runtime.ReadMemStats(&before)
-	time.Sleep(2 * time.Second)
+	for end := time.Now().Add(20 * time.Second); p.Stats().KeptAlive < pings+80 && time.Now().Before(end); {
+		time.Sleep(250 * time.Millisecond)
+	}
 	runtime.ReadMemStats(&after)
 	pings = p.Stats().KeptAlive - pings
 	perPing := float64(after.Mallocs-before.Mallocs) / float64(max(pings, 1))
@@ -94,7 +96,7 @@ func TestMaintainerUnderFullLoad(t *testing.T) {
 		wg.Wait()
 		return float64(n.Load()) / time.Since(start).Seconds()
 	}
-	const full = "pool_size=8&pool_max_overflow=0"
+	const full = "pool_size=8&pool_max_overflow=0&pool_ping_timeout=20s"
 	busy := open(t, s.DSN(), full+"&pool_keepalive=20ms&pool_min_idle=4&pool_leak_after=1m")
 	calm := open(t, s.DSN(), full+"&pool_keepalive=0&pool_stall_after=0&pool_recycle=0")
 	load(busy)

@@ -176,7 +176,8 @@ func TestRefusedReplacementIsNoStorm(t *testing.T) {
 		c.Recycle, c.RecycleJitter, c.KeepAlive = 3*time.Second, 0, 500*time.Millisecond
 	})
 	servedBy(t, p)
-	time.Sleep(3200 * time.Millisecond)
+	eventually(t, "the replacement is dialled", func() bool { return d.connects.Load() > 1 })
+	time.Sleep(200 * time.Millisecond)
 	p.Close()
 	if n := d.connects.Load() - 1; n > 8 || n < 1 {
 		t.Errorf("one connection's replacement was dialled %d times in %s", n, 30*time.Millisecond)

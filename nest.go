@@ -24,6 +24,8 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	if _, err := s.ExecContext(ctx, "SAVEPOINT "+inner.savepoint()); err != nil {
 		return err
 	}
+	s.halfway.Store(true)
+	defer s.halfway.Store(false)
 	inner.inside = sessionContext{ctx, inner}
 	returned := false
 	defer func() {
@@ -33,6 +35,8 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 		}
 	}()
 	if o.hasOnce {
+		keyed := &s.root.attempt.keyed
+		defer keyed.Store(keyed.Swap(true))
 		err = inner.takeKey(&inner.inside, o.once)
 	}
 	if err == nil {
@@ -40,6 +44,9 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	}
 	inner.finish()
 	returned = true
+	if err == nil && inner.halfway.Load() {
+		err = inner.leftBehind()
+	}
 	if err == nil && ctx.Err() != nil {
 		err = &sessionDoneError{o.name, ctx.Err()}
 	}

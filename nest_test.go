@@ -319,3 +319,57 @@ func TestConnectionLostWhileAnInnerUnitIsUndone(t *testing.T) {
 		}
 	}
 }
+
+// A statement that commits would commit the key of a unit inside, and half of it.
+func TestInnerOnceRefusesWhatCommits(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	first := true
+	unit := func(ctx context.Context, sess *livepool.Session) error {
+		return p.WithSession(ctx, func(ctx context.Context, sess *livepool.Session) error {
+			if err := insert(1)(ctx, sess); err != nil {
+				return err
+			}
+			if _, err := sess.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS u (v INT)"); err != nil {
+				return err
+			}
+			if first {
+				first = false
+				return errors.New("something passing")
+			}
+			return insert(2)(ctx, sess)
+		}, livepool.Once("k"))
+	}
+	err1 := p.WithSession(t.Context(), unit)
+	err2 := p.WithSession(t.Context(), unit)
+	if n := count(t, s, "t"); err2 == nil && n != 2 {
+		t.Errorf("nil with %d rows of 2; first %v, second %v", n, err1, err2)
+	}
+}
+
+// A goroutine of the function is in the middle of a unit inside when it returns.
+func TestUnitThatReturnsBeforeAnotherInsideItCommitsNothing(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	half, over := make(chan struct{}), make(chan struct{})
+	var innerErr error
+	ended := make(chan struct{})
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		go func() {
+			defer close(ended)
+			innerErr = p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
+				if err := insert(1)(ctx, in); err != nil {
+					return err
+				}
+				close(half)
+				<-over
+				return insert(2)(ctx, in)
+			})
+		}()
+		<-half
+		return nil
+	})
+	close(over)
+	<-ended
+	if n := count(t, s, "t"); n == 1 {
+		t.Errorf("half of the inner unit is committed; outer said %v, inner said %v", err, innerErr)
+	}
+}

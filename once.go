@@ -70,8 +70,9 @@ func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (int64
 	if olderThan < 0 {
 		return 0, fmt.Errorf("livepool: PurgeCommits(%s): takes a duration of 0 or more", olderThan)
 	}
-	query := fmt.Sprintf("DELETE FROM %s WHERE committed_at <= NOW() - INTERVAL %d MICROSECOND LIMIT %d",
-		p.ctr.cfg.CommitTable, olderThan.Microseconds(), purgeBatch)
+	// The first condition has the index, the second is right when the clocks change.
+	query := fmt.Sprintf("DELETE FROM %s WHERE committed_at <= NOW() - INTERVAL %d MICROSECOND AND UNIX_TIMESTAMP(committed_at) <= UNIX_TIMESTAMP() - %.6f LIMIT %d",
+		p.ctr.cfg.CommitTable, olderThan.Microseconds(), olderThan.Seconds(), purgeBatch)
 	for total := int64(0); ; {
 		res, err := p.ExecContext(Idempotent(ctx), query)
 		if err != nil {
@@ -143,8 +144,7 @@ type keyedUnit struct {
 	course  *course
 	key     string
 
-	lost    error    // the COMMIT that is to be settled, nil if none
-	pending *Session // whose it was
+	pending *Session // whose COMMIT is to be settled (course.lost), nil if none
 }
 
 // attempt runs the unit once, or finds out about a lost COMMIT, and reports
@@ -153,7 +153,7 @@ func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
 	c := u.course
 	c.attempts++
 	s := u.pool.newSession(ctx, u.options, c)
-	settling := u.lost != nil && u.pool.ctr.inCluster.Load()
+	settling := c.lost != nil && u.pool.ctr.inCluster.Load()
 	if settling {
 		if err = s.run(u.settleInCluster); err == nil {
 			if err = u.settled(); err == nil {
@@ -174,18 +174,18 @@ func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
 		return true, nil
 	case s.unknown && settling: // to be asked again
 	case s.unknown:
-		u.lost, u.pending = err, s
+		c.lost, u.pending = err, s
 		c.limit = math.MaxInt // to settle it is no retry
 	case errors.As(err, new(*notAppliedError)):
 		return true, c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
-	case !s.mayRunAgain(err) && u.lost == nil:
+	case !s.mayRunAgain(err) && c.lost == nil:
 		return true, s.explain(err, c)
 	case !s.mayRunAgain(err):
-		return true, c.failed(errors.Join(u.lost, err), "before its lost COMMIT was resolved")
+		return true, c.failed(errors.Join(c.lost, contextsOwn(err)), "before its lost COMMIT was resolved")
 	}
 	if err := c.again(ctx, s.cause(err), err); err != nil {
-		if u.lost != nil {
-			return true, errors.Join(u.lost, err)
+		if c.lost != nil {
+			return true, errors.Join(c.lost, err)
 		}
 		return true, err
 	}
@@ -199,7 +199,7 @@ func (u *keyedUnit) work(ctx context.Context, s *Session) error {
 	if err := s.takeKey(ctx, u.key); err != nil {
 		return err
 	}
-	if u.lost != nil {
+	if u.course.lost != nil {
 		if err := u.settled(); err != nil {
 			return err
 		}
@@ -219,8 +219,8 @@ func (u *keyedUnit) settleInCluster(ctx context.Context, s *Session) error {
 // settled is said of a lost COMMIT that did not happen, and cannot any more: the
 // unit may be run again, within its attempts.
 func (u *keyedUnit) settled() error {
-	c, lost, allowed := u.course, u.lost, u.options.maxAttempts
-	u.lost, u.pending, c.limit = nil, nil, allowed
+	c, lost, allowed := u.course, u.course.lost, u.options.maxAttempts
+	c.lost, u.pending, c.limit = nil, nil, allowed
 	if c.attempts > allowed {
 		return &notAppliedError{lost}
 	}

@@ -234,3 +234,25 @@ func TestUnitTextWithSemicolonsInAKeyedUnit(t *testing.T) {
 		t.Errorf("several statements, where the server takes them: %d rows, %v", n, err)
 	}
 }
+
+// A key two minutes old is two minutes old, though the clocks went forward between.
+func TestPurgeWhenTheClocksChange(t *testing.T) {
+	t.Setenv("TZ", "Europe/Berlin")
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		before, after := open(t, s.DSN(), "timestamp=1774745940"), open(t, s.DSN(), "timestamp=1774746060") // around 2026-03-29 01:00 UTC
+		if err := before.CreateCommitTable(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := before.WithSession(t.Context(), func(context.Context, *livepool.Session) error { return nil }, livepool.Once("k")); err != nil {
+			t.Fatal(err)
+		}
+		for olderThan, want := range map[time.Duration]int64{30 * time.Minute: 0, 121 * time.Second: 0} {
+			if n, err := after.PurgeCommits(t.Context(), olderThan); n != want || err != nil {
+				t.Errorf("purged %d keys older than %s, %v; want %d", n, olderThan, err, want)
+			}
+		}
+		if n, err := after.PurgeCommits(t.Context(), 119*time.Second); n != 1 || err != nil {
+			t.Errorf("purged %d keys older than 119s, %v; want 1", n, err)
+		}
+	})
+}

@@ -44,6 +44,7 @@ type course struct {
 	limit    int
 	started  time.Time
 	attempts int
+	lost     error           // a COMMIT without an answer that is to be settled, nil if none
 	waits    backoff.BackOff // made at the first retry
 }
 
@@ -82,9 +83,22 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 		waitFor(ctx, nil, wait)
 	}
 	if ended := ctx.Err(); ended != nil {
-		return c.failed(errors.Join(&sessionDoneError{c.name, ended}, err), "when its context ended")
+		if c.lost == nil {
+			ended = &sessionDoneError{c.name, ended}
+		}
+		return c.failed(errors.Join(ended, err), "when its context ended")
 	}
 	return nil
+}
+
+// contextsOwn is the context's own error in place of ErrSessionDone, which says
+// that nothing was committed.
+func contextsOwn(err error) error {
+	var done *sessionDoneError
+	if errors.As(err, &done) && done.cause != nil {
+		return done.cause
+	}
+	return err
 }
 
 // failed is the error of a unit that is not tried again.
@@ -139,7 +153,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 // nothing behind, and for a cause that may pass.
 func (s *Session) mayRunAgain(err error) bool {
 	switch {
-	case s.caller.Err() != nil, s.attempt.implicit != "", s.attempt.usurped, errors.Is(err, ErrPoolTimeout):
+	case s.caller.Err() != nil, s.attempt.implicit != "", s.attempt.usurped.Load(), errors.Is(err, ErrPoolTimeout):
 		return false
 	case s.unknown:
 		return s.options.tx.ReadOnly

@@ -228,17 +228,25 @@ func TestPoolOfOneSurvivesASilentServer(t *testing.T) {
 			db.SetMaxOpenConns(1)
 			via.HangNew(true)
 			var wg sync.WaitGroup
-			for i := range 4 {
-				// The first dials itself; when it gives up, the one goroutine of
-				// database/sql dials for those who still wait.
+			ping := func() (giveUp func()) {
+				ctx, cancel := context.WithCancel(t.Context())
 				wg.Go(func() {
-					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i+1)*300*time.Millisecond)
-					defer cancel()
 					if err := db.PingContext(ctx); err == nil {
 						t.Error("a ping succeeded on a silent server")
 					}
 				})
-				eventually(t, "the first is dialling", func() bool { return via.Conns() > 0 })
+				return cancel
+			}
+			// The first dials itself; when it gives up, the one goroutine of
+			// database/sql dials for those who still wait.
+			first := ping()
+			eventually(t, "the first is dialling", func() bool { return via.Counts().Conns == 1 })
+			others := []func(){ping(), ping(), ping()}
+			eventually(t, "the others wait", func() bool { return db.Stats().WaitCount == 3 })
+			first()
+			eventually(t, "somebody dials for the others", func() bool { return via.Counts().Conns > 1 })
+			for _, giveUp := range others {
+				giveUp()
 			}
 			wg.Wait()
 			via.HangNew(false)
@@ -262,7 +270,7 @@ func TestRoundTripsOfAHotLoop(t *testing.T) {
 		}{{"idle", 0, 5}, {"always", 1000, 1000}, {"off", 0, 0}} {
 			t.Run(tt.mode, func(t *testing.T) {
 				via := front(t, s)
-				p := open(t, s.DSNVia(via.Addr()), "pool_pre_ping="+tt.mode)
+				p := open(t, s.DSNVia(via.Addr()), "pool_ping_timeout=20s&pool_pre_ping="+tt.mode)
 				connectionID(t, p)
 				via.ResetCounts()
 				for range 1000 {

@@ -76,7 +76,8 @@ func RequiresNew() SessionOption { return func(o *sessionOptions) { o.requiresNe
 // connection, in one transaction, which ends with the function that got it. It
 // satisfies sqlc's DBTX, GORM's ConnPool and bun's IConn. It may be used from
 // several goroutines, which then take turns; a result must be closed before the
-// next statement.
+// next statement. While a unit inside it is running they had better wait: what
+// they send meanwhile is undone with that unit, if it fails.
 type Session struct {
 	pool    *Pool
 	options *sessionOptions
@@ -103,6 +104,7 @@ type Session struct {
 	using   sync.RWMutex // held to read by a statement that is being sent
 	done    atomic.Bool
 	nesting atomic.Bool // a unit inside this one is running
+	halfway atomic.Bool // and has its savepoint: what there is of it may be half of it
 
 	hooksMu sync.Mutex
 	hooks   []func(context.Context)
@@ -115,10 +117,18 @@ type attempt struct {
 	cured    error                 // such a failure, which a rollback to a savepoint has undone
 	ghost    atomic.Pointer[ghost] // what it has left on the server
 	implicit string                // the statement that commits implicitly, or may
-	keyed    bool                  // its key is in the transaction
-	ending   bool                  // the session itself is committing
-	usurped  bool                  // somebody else tried to
+	keyed    atomic.Bool           // its key is in the transaction
+	ending   atomic.Int32          // whether the session itself is committing
+	usurped  atomic.Bool           // somebody else tried to
 }
+
+// What attempt.ending is. Of a COMMIT that is let through only the session's own
+// may be reported by it, and with Session.Tx another one may be under way.
+const (
+	notEnding  int32 = iota
+	mayCommit        // the session commits
+	committing       // a COMMIT was let through
+)
 
 type sessionKey struct{}
 
@@ -255,7 +265,8 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *course) *Se
 	s.root = s
 	s.inside = sessionContext{ctx, s}
 	s.begin = beginContext{Context: ctx, a: &s.attempt}
-	s.attempt.name, s.attempt.keyed = o.name, o.hasOnce || o.verify
+	s.attempt.name = o.name
+	s.attempt.keyed.Store(o.hasOnce || o.verify)
 	return s
 }
 
@@ -417,15 +428,21 @@ func (s *Session) commit() error {
 		return s.ended()
 	case s.tx == nil:
 		return s.failed // which the function swallowed, if there is one
+	case s.halfway.Load(): // asked before doomed, which a unit inside sets before it is over
+		s.rollback()
+		return s.leftBehind()
 	case s.doomed != nil:
 		s.rollback()
 		return s.doomed
 	}
-	s.attempt.ending = true
+	s.attempt.ending.Store(mayCommit)
 	err := s.tx.Commit()
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, sql.ErrTxDone) && !s.attempt.ending.CompareAndSwap(mayCommit, notEnding):
+		s.unknown = true
+		return fmt.Errorf("%w: the COMMIT of somebody else, through Session.Tx of %s, was under way", ErrCommitUnknown, s.options.name)
 	case errors.Is(err, ErrCommitUnknown):
 		s.unknown = true
 		return err
@@ -438,6 +455,12 @@ func (s *Session) commit() error {
 		s.attempt.failure = err // COMMIT was refused, or never sent
 	}
 	return err
+}
+
+// leftBehind is the error of a unit whose function has returned before that of a
+// unit inside it.
+func (s *Session) leftBehind() error {
+	return fmt.Errorf("livepool: nothing is committed: the function of %s has returned while a unit inside it was running", s.options.name)
 }
 
 func (s *Session) rollback() {

@@ -4,10 +4,13 @@ package livepool_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/proxy"
@@ -200,4 +203,57 @@ func TestUnitLibraryRollsBack(t *testing.T) {
 		t.Errorf("%d rows, %v", n, err)
 	}
 	t.Log(err)
+}
+
+// The Commit of somebody else, begun before the unit's own, waits for a statement.
+func TestCommitOfSomebodyElseDuringTheUnits(t *testing.T) {
+	f := &fake{}
+	var mu sync.Mutex
+	commits := 0
+	running, goOn := make(chan struct{}), make(chan struct{})
+	f.onExec = func(_ context.Context, c *fakeConn, q string) error {
+		if q == "DO SLEEP(1)" {
+			close(running)
+			<-goOn
+		}
+		return nil
+	}
+	f.onCommit = func(c *fakeConn) error { mu.Lock(); commits++; mu.Unlock(); return nil }
+	p := openFake(t, f, nil)
+	var wg sync.WaitGroup
+	var uerr error
+	err := p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		tx, err := s.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT"); err != nil {
+			return err
+		}
+		wg.Go(func() { tx.ExecContext(context.Background(), "DO SLEEP(1)") })
+		<-running
+		wg.Go(func() { uerr = tx.Commit() })
+		time.Sleep(100 * time.Millisecond) // Commit is begun and waits for SLOW
+		return nil
+	})
+	close(goOn)
+	wg.Wait()
+	if err != nil && commits != 0 {
+		t.Errorf("committed, and the unit said %v (the other Commit: %v)", err, uerr)
+	}
+}
+
+// ErrSessionDone says that nothing was committed.
+func TestUnknownOutcomeIsNotSessionDone(t *testing.T) {
+	f := &fake{}
+	ctx, cancel := context.WithCancel(t.Context())
+	f.onCommit = func(c *fakeConn) error { cancel(); c.valid.Store(false); return errGone }
+	p := openFake(t, f, nil)
+	err := p.WithSession(ctx, work, livepool.Once("k"))
+	if !errors.Is(err, livepool.ErrCommitUnknown) {
+		t.Fatal(err)
+	}
+	if errors.Is(err, livepool.ErrSessionDone) || strings.Contains(err.Error(), "nothing of it is committed") {
+		t.Errorf("unknown, and at the same time not applied: %v", err)
+	}
 }

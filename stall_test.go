@@ -244,7 +244,7 @@ func TestLateReplyIsTaken(t *testing.T) {
 		for _, way := range paths(s) {
 			all.run(t, way.name, func(t *testing.T) {
 				px := way.front(t, s)
-				p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=3s")
+				p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=8s")
 				c, err := p.Conn(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -455,7 +455,7 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 		{"the reply is held up", func(px *proxy.Proxy) { px.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.Stall) }, nil, 1},
 		{"the reply is lost", nil, func(px *proxy.Proxy) {
 			px.DropToClient(true)
-			time.AfterFunc(300*time.Millisecond, func() { px.DropToClient(false) })
+			afterNextQuery(px, func() { px.DropToClient(false) })
 		}, 1},
 		{"COMMIT is held up", func(px *proxy.Proxy) { px.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.Stall) }, nil, 0},
 	}

@@ -196,7 +196,7 @@ func (c *conn) screen(query string) error {
 	}
 	unit := c.transaction.unit
 	if seen&commitsImplicitly != 0 {
-		if unit.keyed {
+		if unit.keyed.Load() {
 			return fmt.Errorf("livepool: refused in a session with Once or VerifyCommit: %.40q commits, or may commit, and the key with it", query)
 		}
 		if unit.implicit == "" {
@@ -243,8 +243,8 @@ func (c *conn) lockWaitEndsTx() bool {
 func (t *tx) Commit() error {
 	c := t.c
 	defer c.ends()
-	if unit := c.transaction.unit; unit != nil && !unit.ending {
-		unit.usurped = true
+	if unit := c.transaction.unit; unit != nil && !unit.ending.CompareAndSwap(mayCommit, committing) {
+		unit.usurped.Store(true)
 		_ = t.rollback()
 		return errors.New("livepool: commit refused, and rolled back: the transaction is a session's, which commits when its function returns")
 	}

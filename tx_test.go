@@ -463,7 +463,7 @@ func TestIdleCloseInPlaceOfALostAnswer(t *testing.T) {
 	p := open(t, s.DSNVia(via.Addr()), "wait_timeout=1&pool_keepalive=0&pool_stall_after=0")
 	lose := func() { // what the server says next
 		via.DropToClient(true)
-		time.AfterFunc(300*time.Millisecond, func() { via.DropToClient(false) })
+		afterNextQuery(via, func() { via.DropToClient(false) })
 	}
 	for _, tt := range []struct {
 		name  string
