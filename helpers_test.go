@@ -137,6 +137,17 @@ func connectionID(t testing.TB, db interface {
 	return id
 }
 
+// takeConn takes a connection out of the pool.
+func takeConn(t *testing.T, p *livepool.Pool) (c *sql.Conn, id int64) {
+	t.Helper()
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, connectionID(t, c)
+}
+
 // idsOf asks n connections of a pool, held at the same time, who they are.
 func idsOf(t testing.TB, p *livepool.Pool, n int) (ids []int64) {
 	t.Helper()

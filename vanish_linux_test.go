@@ -84,17 +84,6 @@ func awaitRunning(t *testing.T, s *server.Server, query string) {
 	})
 }
 
-// takeConn takes a connection out of the pool.
-func takeConn(t *testing.T, p *livepool.Pool) (c *sql.Conn, id int64) {
-	t.Helper()
-	c, err := p.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c, connectionID(t, c)
-}
-
 // sameConn asks a connection whether it is still the one that it was.
 func sameConn(t *testing.T, c *sql.Conn, id int64) error {
 	var now int64
