@@ -121,12 +121,12 @@ func (e *notAppliedError) Error() string {
 }
 
 // runKeyed runs a unit of work that has a key in the commit table.
-func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions, c *course) error {
-	u := &keyedUnit{pool: p, fn: fn, options: o, course: c, key: o.once}
+func runKeyed(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions, c *course) error {
+	c.key = o.once
 	if !o.hasOnce {
-		u.key = "verify:" + rand.Text()
+		c.key = "verify:" + rand.Text()
 	}
-	c.key = u.key
+	u := &keyedUnit{fn: fn, options: o, course: c}
 	for {
 		if done, err := u.attempt(ctx); done {
 			return err
@@ -138,12 +138,9 @@ func (p *Pool) runKeyed(ctx context.Context, fn func(context.Context, *Session) 
 // answer to a COMMIT was lost, nothing but the insert of the key ends the
 // uncertainty, and whatever ends the unit before that leaves it unknown.
 type keyedUnit struct {
-	pool    *Pool
 	fn      func(context.Context, *Session) error
 	options *sessionOptions
 	course  *course
-	key     string
-
 	pending *Session // whose COMMIT is to be settled (course.lost), nil if none
 }
 
@@ -152,8 +149,8 @@ type keyedUnit struct {
 func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
 	c := u.course
 	c.attempts++
-	s := u.pool.newSession(ctx, u.options, c)
-	settling := c.lost != nil && u.pool.ctr.inCluster.Load()
+	s := c.pool.newSession(ctx, u.options, c)
+	settling := c.lost != nil && c.pool.ctr.inCluster.Load()
 	if settling {
 		if err = s.run(u.settleInCluster); err == nil {
 			if err = u.settled(); err == nil {
@@ -168,7 +165,7 @@ func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
 	switch {
 	case errors.Is(err, errKeyTaken):
 		if u.pending != nil {
-			u.pool.ctr.stats.commitsResolved.Add(1)
+			c.pool.ctr.stats.commitsResolved.Add(1)
 			u.pending.committed()
 		}
 		return true, nil
@@ -189,14 +186,14 @@ func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
 		}
 		return true, err
 	}
-	u.pool.ctr.settle(ctx, s.attempt.ghost.Load())
+	c.pool.ctr.settle(ctx, s.attempt.ghost.Load())
 	return false, nil
 }
 
 // work is the unit's transaction. That the key could be inserted settles a lost
 // COMMIT, too, but in a cluster.
 func (u *keyedUnit) work(ctx context.Context, s *Session) error {
-	if err := s.takeKey(ctx, u.key); err != nil {
+	if err := s.takeKey(ctx, u.course.key); err != nil {
 		return err
 	}
 	if u.course.lost != nil {
@@ -210,10 +207,10 @@ func (u *keyedUnit) work(ctx context.Context, s *Session) error {
 // settleInCluster is a transaction that the cluster certifies only if it does not
 // certify the lost COMMIT, and of which nothing remains.
 func (u *keyedUnit) settleInCluster(ctx context.Context, s *Session) error {
-	if err := s.takeKey(ctx, u.key); err != nil {
+	if err := s.takeKey(ctx, u.course.key); err != nil {
 		return err
 	}
-	return s.giveKeyBack(ctx, u.key)
+	return s.giveKeyBack(ctx, u.course.key)
 }
 
 // settled is said of a lost COMMIT that did not happen, and cannot any more: the

@@ -83,12 +83,19 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 		waitFor(ctx, nil, wait)
 	}
 	if ended := ctx.Err(); ended != nil {
-		if c.lost == nil {
-			ended = &sessionDoneError{c.name, ended}
-		}
-		return c.failed(errors.Join(ended, err), "when its context ended")
+		return c.cutShort(ended, err)
 	}
 	return nil
+}
+
+// cutShort is the error of a unit that would be run again, had its context not
+// ended. ErrSessionDone, which says that nothing was committed, is in it only if
+// that is known.
+func (c *course) cutShort(ended, err error) error {
+	if c.lost == nil {
+		ended = &sessionDoneError{c.name, ended}
+	}
+	return c.failed(errors.Join(ended, err), "when its context ended")
 }
 
 // contextsOwn is the context's own error in place of ErrSessionDone, which says
@@ -108,8 +115,8 @@ func (c *course) failed(cause error, why string) error {
 
 // Retry runs fn, which must bear to be run twice, until it succeeds or fails
 // with an error that will not pass: lost connections, deadlocks, servers that
-// refuse or cannot be reached, commits of unknown outcome are tried again, within MaxAttempts, MaxElapsed
-// and ctx. There is no transaction, and the context that fn gets is Idempotent.
+// refuse or cannot be reached, commits of unknown outcome are tried again,
+// within MaxAttempts, MaxElapsed and ctx. There is no transaction, and the context that fn gets is Idempotent.
 // It is safe for concurrent use.
 func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error {
 	c := p.newCourse(&sessionOptions{name: "a retried function", maxAttempts: p.ctr.cfg.MaxAttempts})
@@ -129,7 +136,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error 
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
 	c := p.newCourse(o)
 	if o.hasOnce || o.verify {
-		return p.runKeyed(ctx, fn, o, &c)
+		return runKeyed(ctx, fn, o, &c)
 	}
 	for {
 		c.attempts++
@@ -200,7 +207,7 @@ func (s *Session) explain(err error, c *course) error {
 	case s.attempt.implicit != "":
 		return c.failed(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.attempt.implicit))
 	case s.caller.Err() != nil && !s.unknown && s.mayPass(err) && !errors.Is(err, ErrSessionDone):
-		return c.failed(errors.Join(s.ended(), err), "when its context ended")
+		return c.cutShort(s.caller.Err(), err)
 	case c.attempts > 1 || errors.Is(err, ErrCommitUnknown):
 		return c.failed(err, "")
 	}
