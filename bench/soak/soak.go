@@ -5,10 +5,10 @@
 // What the units do and which faults strike is drawn from a seed; when they meet
 // is not, so that a seed makes a like run and never the same.
 //
-// soak.go is the command and the course of a run. What the units do is plan.go's
-// and work.go's affair, what befalls them nemesis.go's, faults.go's and, where the
-// servers are several, servers.go's; what is held against what is check.go's and
-// left.go's, how it is told report.go's.
+// soak.go is the command and the course of a run. What it stands on is ground.go,
+// lane.go and books.go. What the units do is in plan.go, work.go and unit.go; which
+// fault strikes when in nemesis.go, the faults are listed in faults.go. What is held
+// against what is in check.go and left.go, how it is told in report.go.
 package soak
 
 import (

@@ -1,0 +1,84 @@
+// locks.go is the faults of those who hold what the units wait for.
+
+package soak
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// holding runs f in a transaction of root's, which is rolled back.
+func (n *node) holding(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*adminPatience)
+	defer cancel()
+	tx, err := n.admin.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	return f(ctx, tx)
+}
+
+// deadlock has two transactions cross the units' rows in opposite orders. They
+// weigh more than any unit, so that the server sacrifices the units; in a cluster
+// they may be on two nodes, and what the one holds the other learns from no lock.
+func deadlock(ctx context.Context, n *nemesis, f fault) (string, error) {
+	var wg sync.WaitGroup
+	var struck atomic.Int32
+	order := rand.New(rand.NewPCG(uint64(f.number), 1)).Perm(accounts)[:8]
+	for side := range 2 {
+		rows := slices.Clone(order)
+		if side == 1 {
+			slices.Reverse(rows)
+		}
+		wg.Go(func() {
+			_ = n.lockable(f, side).holding(ctx, func(ctx context.Context, tx *sql.Tx) error { // in the end one of them is the victim
+				if _, err := tx.ExecContext(ctx, "DELETE FROM "+ballast[side]); err != nil {
+					return err
+				}
+				for i, id := range rows {
+					for _, l := range n.ground.lanes {
+						if _, err := tx.ExecContext(ctx, fmt.Sprintf("UPDATE %s SET balance = balance WHERE id = %d", l.tables.account, id)); err != nil {
+							return err
+						}
+					}
+					if i > 0 {
+						struck.Add(1)
+					}
+					pause(ctx, f.hold)
+				}
+				return nil
+			})
+		})
+	}
+	wg.Wait()
+	if struck.Load() == 0 {
+		return "", nil
+	}
+	return "crossing transactions", nil
+}
+
+// lockRow holds some rows for longer than some units wait.
+func lockRow(ctx context.Context, n *nemesis, f fault) (string, error) {
+	struck := ""
+	err := n.lockable(f, 0).holding(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		for _, l := range n.ground.lanes {
+			queries := []string{
+				fmt.Sprintf("SELECT balance FROM %s WHERE id IN (%d, %d) FOR UPDATE", l.tables.account, f.of(1, accounts), f.of(2, accounts)),
+				fmt.Sprintf("SELECT n FROM %s WHERE id = %d FOR UPDATE", l.tables.counter, f.of(1, shards)),
+			}
+			if _, err := tx.ExecContext(ctx, queries[f.of(0, 2)]); err != nil {
+				return err
+			}
+			struck = "rows locked"
+		}
+		pause(ctx, f.hold)
+		return nil
+	})
+	return struck, err
+}
