@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 )
@@ -25,11 +26,11 @@ const (
 
 // tables are one lane's own. The ledger's unit is not unique: what is applied
 // twice must show.
-type tables struct{ account, counter, ledger string }
+type tables struct{ account, counter, ledger, list string }
 
 func newTables(lane string) tables {
 	prefix := "soak_" + lane + "_"
-	return tables{prefix + "account", prefix + "counter", prefix + "ledger"}
+	return tables{prefix + "account", prefix + "counter", prefix + "ledger", prefix + "list"}
 }
 
 func (t tables) create() []string {
@@ -40,7 +41,13 @@ func (t tables) create() []string {
 	for id := range shards {
 		counters = append(counters, fmt.Sprintf("(%d, 0)", id))
 	}
+	var empty []string
+	for id := range listCount {
+		empty = append(empty, fmt.Sprintf("(%d, '')", id))
+	}
 	return []string{
+		"CREATE TABLE " + t.list + " (id INT PRIMARY KEY, v LONGTEXT NOT NULL)",
+		"INSERT INTO " + t.list + " VALUES " + strings.Join(empty, ", "),
 		"CREATE TABLE " + t.account + " (id INT PRIMARY KEY, balance BIGINT NOT NULL)",
 		"CREATE TABLE " + t.counter + " (id INT PRIMARY KEY, n BIGINT NOT NULL)",
 		"CREATE TABLE " + t.ledger + " (id BIGINT AUTO_INCREMENT PRIMARY KEY, unit BIGINT NOT NULL, delivery INT NOT NULL, attempt INT NOT NULL," +
@@ -55,6 +62,7 @@ type books struct {
 	rows     []row
 	counters [shards]int64
 	balances [accounts]int64
+	lists    map[int]string // those that are not empty
 }
 
 // row is a row of the ledger.
@@ -100,6 +108,9 @@ func (b *books) differs(o *books) string {
 	if b.counters != o.counters || b.balances != o.balances {
 		return fmt.Sprintf("counters %v and %v, balances %v and %v", b.counters, o.counters, b.balances, o.balances)
 	}
+	if !maps.Equal(b.lists, o.lists) {
+		return fmt.Sprintf("%d and %d lists, whose elements are not the same", len(b.lists), len(o.lists))
+	}
 	return ""
 }
 
@@ -117,7 +128,29 @@ func (n *node) read(ctx context.Context, t tables) (*books, error) {
 	if err := readNumbers(ctx, tx, "SELECT id, n FROM "+t.counter, b.counters[:]); err != nil {
 		return nil, err
 	}
-	return b, readNumbers(ctx, tx, "SELECT id, balance FROM "+t.account, b.balances[:])
+	if err := readNumbers(ctx, tx, "SELECT id, balance FROM "+t.account, b.balances[:]); err != nil {
+		return nil, err
+	}
+	b.lists, err = readLists(ctx, tx, t)
+	return b, err
+}
+
+func readLists(ctx context.Context, db asker, t tables) (map[int]string, error) {
+	rows, err := db.QueryContext(ctx, "SELECT id, v FROM "+t.list+" WHERE v <> ''")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := map[int]string{}
+	for rows.Next() {
+		var id int
+		var v string
+		if err := rows.Scan(&id, &v); err != nil {
+			return nil, err
+		}
+		all[id] = v
+	}
+	return all, rows.Err()
 }
 
 // asker is a pool or a transaction.

@@ -33,6 +33,7 @@ type outcome struct {
 	events     []event
 	stats      livepool.Stats
 	live       *account
+	lists      tally    // what was checked of them
 	naive      *account // nil without -naive
 	naiveFound []violation
 	violations []violation
@@ -158,7 +159,7 @@ func (r *run) tellStories(vs []violation) (told []violation) {
 		if slices.ContainsFunc(told, func(o violation) bool { return o.Rule == v.Rule && o.Unit == v.Unit && o.Text == v.Text }) {
 			continue
 		}
-		if v.Unit != 0 {
+		if v.Unit != 0 && v.Story == "" {
 			v.Story = r.story(of[v.Unit])
 		}
 		told = append(told, v)
@@ -181,6 +182,12 @@ func (r *run) story(ds []*delivery) string {
 		fmt.Fprintf(&b, "    AfterCommit of attempts %v\n", d.hooks)
 		d.mu.Unlock()
 	}
+	return b.String() + r.faultsAround(from, to)
+}
+
+// faultsAround are those that struck about that time.
+func (r *run) faultsAround(from, to time.Duration) string {
+	var b strings.Builder
 	r.nem.mu.Lock()
 	defer r.nem.mu.Unlock()
 	for _, e := range r.nem.events {
@@ -209,6 +216,9 @@ func (o *outcome) write(w io.Writer) {
 	fmt.Fprintf(w, "\n%s, %s of faults, %s in all, %d workers, seed %d\n", o.server, o.raged.Round(time.Second), o.took.Round(time.Second), o.set.workers, o.set.seed)
 	table(w, fmt.Sprintf("faults: %d, %.0f a minute", len(o.events), o.perMinute()), o.byLabel())
 	writeAccount(w, "units on livepool", o.live)
+	table(w, "isolation: what was checked", map[string]int{
+		"units": o.lists.Units, "lists": o.lists.Lists, "reads": o.lists.Reads, "appends": o.lists.Appends, "pairs of units whose order follows": o.lists.Orders,
+	})
 	s := o.stats
 	table(w, "db.Stats()", map[string]int{
 		"Opened": int(s.Opened), "ConnectFailed": int(s.ConnectFailed), "Outages": int(s.Outages), "Deaths": int(s.Deaths), "Swept": int(s.Swept),
@@ -281,7 +291,7 @@ func (o *outcome) save(path string) error {
 	text, err := json.MarshalIndent(map[string]any{
 		"seed": o.set.seed, "server": o.server, "duration_s": math.Round(o.raged.Seconds()), "took_s": math.Round(o.took.Seconds()), "workers": o.set.workers, "only": o.set.only,
 		"faults": map[string]any{"total": len(o.events), "per_minute": math.Round(o.perMinute()), "by_kind": o.byLabel()},
-		"units":  o.live, "stats": o.stats, "violations": o.violations, "kept": o.kept(),
+		"units":  o.live, "isolation": o.lists, "stats": o.stats, "violations": o.violations, "kept": o.kept(),
 		"naive": o.naive, "naive_violations": len(o.naiveFound),
 	}, "", "  ")
 	if err != nil {

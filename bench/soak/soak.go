@@ -8,7 +8,7 @@
 // soak.go is the command and the course of a run. What it stands on is ground.go,
 // lane.go and books.go. What the units do is in plan.go, work.go and unit.go; which
 // fault strikes when in nemesis.go, the faults are listed in faults.go. What is held
-// against what is in check.go and left.go, how it is told in report.go.
+// against what is in check.go, history.go and left.go, how it is told in report.go.
 package soak
 
 import (
@@ -148,6 +148,7 @@ type run struct {
 	start  time.Time
 	pool   *livepool.Pool
 	work   *work
+	lists  *listWork
 	naive  *naive // nil without -naive
 	nem    *nemesis
 
@@ -220,7 +221,7 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 	if err := g.settle(ctx); err != nil {
 		return nil, err
 	}
-	r.work = newWork(r, live)
+	r.work, r.lists = newWork(r, live), newListWork(r, live)
 	if set.naive {
 		lane, err := g.addLane("naive", naiveUser, naivePassword, false)
 		if err != nil {
@@ -260,6 +261,7 @@ func (r *run) play(ctx context.Context) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	r.work.begin(ctx)
+	r.lists.begin(ctx)
 	if r.naive != nil {
 		r.naive.begin(ctx)
 	}
@@ -283,6 +285,7 @@ const (
 // conclude waits until nothing goes on any more and checks everything.
 func (r *run) conclude() (*outcome, error) {
 	r.violated(r.work.finish(unitPatience)...)
+	r.violated(r.lists.finish(unitPatience)...)
 	if r.naive != nil {
 		r.violated(r.naive.finish(unitPatience)...)
 	}
@@ -303,6 +306,12 @@ func (r *run) conclude() (*outcome, error) {
 	}
 	r.violated(vs...)
 	r.violated(judge(r.work.deliveries(), books)...)
+	found, tally, err := r.lists.judge(books)
+	if err != nil {
+		return nil, err
+	}
+	r.violated(found...)
+	o.lists = tally
 	if r.naive != nil {
 		books, vs, err := r.ground.read(r.naive.lane.tables)
 		if err != nil {

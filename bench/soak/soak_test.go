@@ -358,6 +358,7 @@ func TestDifferencesAreFound(t *testing.T) {
 		{"a row more", func(b *books) { b.rows = append(b.rows, rowOf(3, 0)) }, "rows in the ledger"},
 		{"another row", func(b *books) { b.rows[1].amount++ }, "row 1 of the ledger"},
 		{"the counter", func(b *books) { b.counters[1]++ }, "counters"},
+		{"a list", func(b *books) { b.lists = map[int]string{1: "7,"} }, "lists"},
 		{"the money", func(b *books) { b.balances[1]++ }, "balances"},
 	} {
 		b, other := booksOf(rowOf(1, 0), rowOf(2, 0)), booksOf(rowOf(1, 0), rowOf(2, 0))
