@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -61,8 +60,9 @@ func (b Beacon) String() string { return nameOf(beaconNames, b, "Beacon") }
 // The words a DSN may use; the first that names a value is how it prints.
 var (
 	prePingNames = []word[PrePing]{
-		{"idle", PrePingIdle}, {"true", PrePingIdle}, {"always", PrePingAlways},
-		{"off", PrePingOff}, {"false", PrePingOff},
+		{"idle", PrePingIdle}, {"true", PrePingIdle}, {"1", PrePingIdle}, {"on", PrePingIdle},
+		{"always", PrePingAlways},
+		{"off", PrePingOff}, {"false", PrePingOff}, {"0", PrePingOff},
 	}
 	beaconNames = []word[Beacon]{{"off", BeaconOff}, {"auto", BeaconAuto}, {"on", BeaconOn}}
 )
@@ -174,8 +174,11 @@ type Config struct {
 	// livepool does not know; it returns false for an error that it leaves to
 	// livepool. It is called from many goroutines. Default nil.
 	Classify func(error) (Class, bool)
-	// Logger takes what livepool has to say. Nil means slog.Default().
+	// Logger takes what livepool has to say. Nil means slog.Default(). A panic of
+	// it, or of another function of the Config, is reported and goes no further.
 	Logger *slog.Logger
+
+	log *slog.Logger // Logger, but its panics go no further; of a connector's copy
 }
 
 // NewConfig returns the defaults. MySQL is not set.
@@ -236,7 +239,7 @@ var params = []param{
 	durationParam("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),
 	intParam("pool_min_idle", "MinIdle", 0, maxConns, func(c *Config) *int { return &c.MinIdle }),
 	durationParam("pool_idle_timeout", "IdleTimeout", false, func(c *Config) *time.Duration { return &c.IdleTimeout }),
-	durationParam("pool_recycle", "Recycle", false, func(c *Config) *time.Duration { return &c.Recycle }),
+	recycleParam,
 	jitterParam,
 	wordParam("pool_pre_ping", "PrePing", prePingNames, func(c *Config) *PrePing { return &c.PrePing }),
 	durationParam("pool_ping_after", "PingAfter", false, func(c *Config) *time.Duration { return &c.PingAfter }),
@@ -284,6 +287,19 @@ func durationParam(dsn, field string, positive bool, at func(*Config) *time.Dura
 	}
 }
 
+// recycleParam takes SQLAlchemy's -1, too, for no limit.
+var recycleParam = func() param {
+	p := durationParam("pool_recycle", "Recycle", false, func(c *Config) *time.Duration { return &c.Recycle })
+	set := p.set
+	p.set = func(c *Config, value string) bool {
+		if value == "-1" {
+			value = "0"
+		}
+		return set(c, value)
+	}
+	return p
+}()
+
 // parseDuration reads a Go duration or plain seconds.
 func parseDuration(value string) (time.Duration, error) {
 	if strings.Trim(value, "0123456789.+-") == "" {
@@ -302,7 +318,7 @@ func wordParam[T comparable](dsn, field string, words []word[T], at func(*Config
 		takes: "one of " + strings.Join(names, ", "),
 		set: func(c *Config, value string) bool {
 			for _, w := range words {
-				if w.name == value {
+				if strings.EqualFold(w.name, value) { // True, as in Python, TRUE, as the driver takes it
 					*at(c) = w.value
 					return true
 				}
@@ -342,136 +358,6 @@ var tableParam = param{
 	show:  func(c *Config) string { return strconv.Quote(c.CommitTable) },
 }
 
-// ParseDSN reads the driver's DSN with livepool's pool_* parameters in it:
-//
-//	user:password@tcp(host:3306)/db?parseTime=true&pool_size=20&pool_recycle=30m
-//
-// An unknown pool_* parameter, a value that it does not take and a
-// contradiction are errors that name the parameter, the value and what it
-// takes. No error holds the password.
-func ParseDSN(dsn string) (*Config, error) {
-	cfg := NewConfig()
-	ours, theirs := splitDSN(dsn)
-	my, err := parseDriverDSN(theirs)
-	if err != nil {
-		return nil, err
-	}
-	cfg.MySQL = my
-	seen := map[string]bool{}
-	for _, pair := range ours {
-		if err := cfg.set(pair, seen); err != nil {
-			if mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]) {
-				return nil, errUnreadableDSN
-			}
-			return nil, err
-		}
-	}
-	if err := cfg.validate(); err != nil {
-		return nil, err
-	}
-	return cfg, nil
-}
-
-// errUnreadableDSN quotes nothing. With a slash, a bracket or the @ astray, what
-// the driver takes for a network or a parameter is a piece of the password.
-var errUnreadableDSN = errors.New("livepool: the DSN cannot be read; it has the form user:password@tcp(host:port)/database?name=value, " +
-	"where names and values are URL-escaped (/ is %2F, @ is %40) and the slash before the database is never left out " +
-	"(it is not quoted here because it may hold the password)")
-
-// mayHoldPassword says whether what follows a DSN's last slash has signs of what
-// belongs before it.
-func mayHoldPassword(tail string) bool {
-	return strings.ContainsAny(tail, "@()") || strings.Contains(tail, "%40")
-}
-
-// splitDSN takes the pool_* parameters out of a DSN. The parameters begin at
-// the first question mark after the last slash, as in the driver, which refuses
-// a DSN without a slash.
-func splitDSN(dsn string) (ours []string, theirs string) {
-	head := strings.LastIndexByte(dsn, '/') + 1
-	if head == 0 {
-		return nil, dsn
-	}
-	db, query, found := strings.Cut(dsn[head:], "?")
-	if !found {
-		return nil, dsn
-	}
-	var rest []string
-	for pair := range strings.SplitSeq(query, "&") {
-		if strings.HasPrefix(pair, "pool_") {
-			ours = append(ours, pair)
-		} else {
-			rest = append(rest, pair)
-		}
-	}
-	theirs = dsn[:head] + db
-	if len(rest) > 0 {
-		theirs += "?" + strings.Join(rest, "&")
-	}
-	return ours, theirs
-}
-
-// set reads one name=value pair of a DSN.
-func (c *Config) set(pair string, seen map[string]bool) error {
-	name, escaped, hasValue := strings.Cut(pair, "=")
-	i := slices.IndexFunc(params, func(p param) bool { return p.dsn == name })
-	if i < 0 {
-		return fmt.Errorf("livepool: unknown DSN parameter %s; known are %s", name, knownParams())
-	}
-	p := params[i]
-	if seen[name] {
-		return fmt.Errorf("livepool: DSN parameter %s is given twice", name)
-	}
-	seen[name] = true
-	value, err := url.QueryUnescape(escaped)
-	if err != nil || !hasValue || !p.set(c, value) || !p.ok(c) {
-		return fmt.Errorf("livepool: DSN parameter %s=%s: takes %s", name, escaped, p.takes)
-	}
-	return nil
-}
-
-func knownParams() string {
-	names := make([]string, len(params))
-	for i, p := range params {
-		names[i] = p.dsn
-	}
-	return strings.Join(names, ", ")
-}
-
-// networkName is what a network can be called: what a DSN with its @ astray has
-// in this place is no such name.
-var networkName = regexp.MustCompile(`^[A-Za-z0-9_.+-]*$`)
-
-// parseDriverDSN lets the driver read its part. Its errors quote what they
-// could not read; so the two parts are tried apart, and only an error about
-// parameters is passed on.
-func parseDriverDSN(dsn string) (*mysql.Config, error) {
-	cfg, err := safeParse(dsn)
-	if err == nil {
-		if !networkName.MatchString(cfg.Net) || strings.ContainsAny(cfg.Addr, "@()") && cfg.Net != "unix" {
-			return nil, errUnreadableDSN
-		}
-		return cfg, nil
-	}
-	base, query, _ := strings.Cut(dsn[strings.LastIndexByte(dsn, '/')+1:], "?")
-	_, baseErr := safeParse(dsn[:strings.LastIndexByte(dsn, '/')+1] + base)
-	if baseErr != nil || mayHoldPassword(query) {
-		return nil, errUnreadableDSN
-	}
-	return nil, fmt.Errorf("livepool: the driver refuses a parameter of the DSN: %w", err)
-}
-
-// safeParse is the driver's ParseDSN, which panics on a parameter it no longer
-// has (strict).
-func safeParse(dsn string) (cfg *mysql.Config, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%v", p)
-		}
-	}()
-	return mysql.ParseDSN(dsn)
-}
-
 // validate reports the first setting that is out of its range and the first
 // pair that contradict each other.
 func (c *Config) validate() error {
@@ -479,6 +365,9 @@ func (c *Config) validate() error {
 		if !p.ok(c) {
 			return fmt.Errorf("livepool: %s (%s) is %s: takes %s", p.field, p.dsn, p.show(c), p.takes)
 		}
+	}
+	if err := c.misplaced(); err != nil {
+		return err
 	}
 	switch {
 	case c.PoolSize == 0 && c.MaxOverflow == 0:
@@ -500,12 +389,28 @@ func (c *Config) clone() *Config {
 	if copied.BackOff == nil {
 		copied.BackOff = defaultBackOff
 	}
+	copied.log = slog.New(&carefulHandler{logger: c.Logger})
 	return &copied
 }
 
-func (c *Config) logger() *slog.Logger {
-	if c.Logger != nil {
-		return c.Logger
+// String is the settings, less the password: livepool's, and the address, user
+// and database of the driver's.
+func (c Config) String() string {
+	var b strings.Builder
+	if c.MySQL != nil {
+		fmt.Fprintf(&b, "%s@%s(%s)/%s ", c.MySQL.User, c.MySQL.Net, c.MySQL.Addr, c.MySQL.DBName)
 	}
-	return slog.Default()
+	for i, p := range params {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(p.dsn + "=" + p.show(&c))
+	}
+	return b.String()
 }
+
+// GoString is String: %#v would show the password.
+func (c Config) GoString() string { return "livepool.Config{" + c.String() + "}" }
+
+// LogValue is String, for slog.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }

@@ -121,7 +121,7 @@ func TestBadDSNParameters(t *testing.T) {
 		{"pool_recycle=1e400", []string{"pool_recycle=1e400", "duration"}},
 		{"pool_recycle_jitter=1.5", []string{"pool_recycle_jitter=1.5", "from 0 to 1"}},
 		{"pool_recycle_jitter=NaN", []string{"pool_recycle_jitter=NaN", "from 0 to 1"}},
-		{"pool_pre_ping=maybe", []string{"pool_pre_ping=maybe", "idle, true, always, off, false"}},
+		{"pool_pre_ping=maybe", []string{"pool_pre_ping=maybe", "idle, true, 1, on, always, off, false, 0"}},
 		{"pool_ping_timeout=0", []string{"pool_ping_timeout=0", "above 0"}},
 		{"pool_connect_timeout=0s", []string{"pool_connect_timeout=0s", "above 0"}},
 		{"pool_commit_timeout=-5", []string{"pool_commit_timeout=-5", "above 0"}},

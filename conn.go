@@ -324,19 +324,24 @@ func (c *conn) fill(l link) {
 	c.watched.Store(l.wire)
 }
 
-// CheckNamedValue forwards to the driver. As long as there is none, it lets the
-// arguments through to where there is one; it has no context to open one with.
+// CheckNamedValue forwards to the driver. It lets the arguments through to where
+// the statement is sent as long as there is no link, which it has no context to
+// open with, and where the statement may have to be prepared first.
 func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
-	c.unconverted = c.shell
-	if c.shell {
+	c.unconverted = c.shell || c.inner.mayPrepare()
+	if c.unconverted {
 		return nil
 	}
 	return c.inner.CheckNamedValue(nv)
 }
 
-// convert makes up for it, as database/sql would have done.
-func (c *conn) convert(args []driver.NamedValue) ([]driver.NamedValue, error) {
+// convert makes up for it, as database/sql would have done: where the statement
+// has to be prepared first it says so, and the arguments are converted for that.
+func (c *conn) convert(args []driver.NamedValue, atOnce bool) ([]driver.NamedValue, error) {
 	c.unconverted = false
+	if !atOnce {
+		return nil, driver.ErrSkip
+	}
 	kept := args[:0]
 	for _, arg := range args {
 		arg.Ordinal = len(kept) + 1
@@ -349,10 +354,28 @@ func (c *conn) convert(args []driver.NamedValue) ([]driver.NamedValue, error) {
 			kept = append(kept, arg)
 		case driver.ErrRemoveArgument:
 		default:
-			return nil, fmt.Errorf("sql: converting argument $%d type: %w", arg.Ordinal, err)
+			return nil, fmt.Errorf("sql: converting argument %s type: %w", argumentName(&arg), err)
 		}
 	}
 	return kept, nil
+}
+
+func argumentName(arg *driver.NamedValue) string {
+	if arg.Name != "" {
+		return fmt.Sprintf("with name %q", arg.Name)
+	}
+	return fmt.Sprintf("$%d", arg.Ordinal)
+}
+
+// Exec is what programs call inside sql.Conn.Raw, as the driver's README shows
+// for the results of several statements.
+func (c *conn) Exec(query string, args []driver.Value) (driver.Result, error) {
+	return c.ExecContext(context.Background(), query, named(args))
+}
+
+// Query is like Exec.
+func (c *conn) Query(query string, args []driver.Value) (driver.Rows, error) {
+	return c.QueryContext(context.Background(), query, named(args))
 }
 
 // ExecContext forwards to the driver.
@@ -361,8 +384,8 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	if err != nil {
 		return nil, err
 	}
-	if c.unconverted {
-		if args, err = c.convert(args); err != nil {
+	if c.unconverted || !c.inner.execs {
+		if args, err = c.convert(args, c.inner.execs); err != nil {
 			return nil, err
 		}
 	}
@@ -386,8 +409,8 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 	if err != nil {
 		return nil, err
 	}
-	if c.unconverted {
-		if args, err = c.convert(args); err != nil {
+	if c.unconverted || !c.inner.queries {
+		if args, err = c.convert(args, c.inner.queries); err != nil {
 			return nil, err
 		}
 	}
@@ -456,12 +479,8 @@ func (c *conn) Ping(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !fresh {
-		if err := c.inner.Ping(ctx); err != nil {
-			return c.failed(ctx, err, "ping", mark, effectNone)
-		}
-		c.prove()
-		return nil
+	if !fresh || !c.ctr.mysql {
+		return c.pingAsAsked(ctx, mark, fresh)
 	}
 	c.used = false
 	switch v := c.prePing(ctx); {
@@ -471,6 +490,25 @@ func (c *conn) Ping(ctx context.Context) error {
 		return ctx.Err()
 	default:
 		c.ctr.discarded(&c.link, v)
-		return c.renew(ctx)
+		return c.renew(ctx) // whose login is an answer of the server
 	}
+}
+
+// pingAsAsked is the driver's own ping. The connect of a driver other than
+// MySQL's may prove nothing, and an error of its ping be about anything: only a
+// loss has another connection opened, and that one is pinged too.
+func (c *conn) pingAsAsked(ctx context.Context, mark uint64, mayRenew bool) error {
+	err := c.inner.Ping(ctx)
+	switch {
+	case err == nil:
+		c.prove()
+		return nil
+	case mayRenew && ctx.Err() == nil && c.ctr.classify(err)&ConnDead != 0:
+		c.ctr.discarded(&c.link, byPing)
+		if err := c.renew(ctx); err != nil {
+			return err
+		}
+		return c.pingAsAsked(ctx, c.written(), false)
+	}
+	return c.failed(ctx, err, "ping", mark, effectNone)
 }

@@ -249,7 +249,7 @@ func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 	began, caller := ctr.clock.now(), ctx
 	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
 	defer cancel()
-	dc, err := ctr.inner.Connect(context.WithValue(ctx, dialedKey{}, &s.l.wire))
+	dc, err := ctr.connectDriver(context.WithValue(ctx, dialedKey{}, &s.l.wire))
 	if err != nil {
 		err = ctr.connectError(caller, ctx, err, s.l.wire, ctr.clock.now()-began)
 		ctr.failedToConnect(err, began)

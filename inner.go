@@ -21,7 +21,8 @@ type inner struct {
 	resetter  driver.SessionResetter
 	validator driver.Validator
 	checker   driver.NamedValueChecker
-	prepares  bool // every statement: it has no way to run one with arguments at once
+	execs     bool // it has a way to run a statement without preparing it
+	queries   bool // and one for a query
 }
 
 func newInner(dc driver.Conn) inner {
@@ -38,7 +39,7 @@ func newInner(dc driver.Conn) inner {
 	_, execer := dc.(driver.Execer)
 	//lint:ignore SA1019 database/sql still serves drivers that have no other
 	_, queryer := dc.(driver.Queryer)
-	in.prepares = in.execer == nil && in.queryer == nil && !execer && !queryer
+	in.execs, in.queries = in.execer != nil || execer, in.queryer != nil || queryer
 	return in
 }
 
@@ -64,14 +65,13 @@ func (in *inner) ResetSession(ctx context.Context) error {
 
 func (in *inner) IsValid() bool { return in.validator == nil || in.validator.IsValid() }
 
-// CheckNamedValue lets arguments through to the prepared statement of a driver
-// that prepares every statement: they are checked there.
+// mayPrepare says whether database/sql has to prepare a statement or a query of
+// this driver. Their arguments are then the statement's to convert.
+func (in *inner) mayPrepare() bool { return !in.execs || !in.queries }
+
 func (in *inner) CheckNamedValue(nv *driver.NamedValue) error {
-	switch {
-	case in.checker != nil:
+	if in.checker != nil {
 		return in.checker.CheckNamedValue(nv)
-	case in.prepares:
-		return nil
 	}
 	return driver.ErrSkip
 }
@@ -125,10 +125,10 @@ func (in *inner) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx,
 		return in.beginner.BeginTx(ctx, opts)
 	}
 	if opts.Isolation != 0 {
-		return nil, errors.New("livepool: the driver does not support non-default isolation levels")
+		return nil, errors.New("sql: driver does not support non-default isolation level")
 	}
 	if opts.ReadOnly {
-		return nil, errors.New("livepool: the driver does not support read-only transactions")
+		return nil, errors.New("sql: driver does not support read-only transactions")
 	}
 	tx, err := in.Begin()
 	if err == nil && ctx.Err() != nil {
@@ -143,7 +143,7 @@ func positional(ctx context.Context, args []driver.NamedValue) ([]driver.Value, 
 	values := make([]driver.Value, len(args))
 	for i, arg := range args {
 		if arg.Name != "" {
-			return nil, errors.New("livepool: the driver does not support named parameters")
+			return nil, errors.New("sql: driver does not support the use of Named Parameters")
 		}
 		values[i] = arg.Value
 	}

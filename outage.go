@@ -114,7 +114,7 @@ func (ctr *connector) unreachable(err error) bool {
 	var connect *connectError
 	var network net.Error
 	switch {
-	case !errors.As(err, &connect), impatient(err):
+	case !errors.As(err, &connect), impatient(err), errors.Is(err, errConnectPanicked):
 		return false
 	case errorNumber(err) != 0:
 		return ctr.classify(err)&ConnDead != 0 || isNotReady(err) // it is shutting down, or does no work
@@ -227,12 +227,13 @@ func (ctr *connector) awaitServer(ctx context.Context, deadline time.Time) bool 
 // attempt to connect.
 type hushed struct {
 	mysql.Logger
-	o *outage
+	o   *outage
+	cfg *Config
 }
 
 func (h *hushed) Print(v ...any) {
 	if !h.o.isDown() {
-		h.Logger.Print(v...)
+		h.cfg.contain("Config.MySQL.Logger", func() { h.Logger.Print(v...) })
 	}
 }
 

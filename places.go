@@ -52,7 +52,8 @@ func (e *poolTimeoutError) Unwrap() error        { return e.last }
 // places are the places of a pool.
 type places struct {
 	mu      sync.Mutex
-	limit   int // 0: no limit
+	limit   int             // 0: no limit
+	closed  <-chan struct{} // when the pool is
 	holders place
 	held    int
 	queue   list.List // of waiters
@@ -80,8 +81,8 @@ type place struct {
 	next, prev *place
 }
 
-func (ps *places) init(limit int) {
-	ps.limit = limit
+func (ps *places) init(limit int, closed <-chan struct{}) {
+	ps.limit, ps.closed = limit, closed
 	ps.holders.next, ps.holders.prev = &ps.holders, &ps.holders
 }
 
@@ -113,6 +114,8 @@ func (ps *places) acquire(ctx context.Context, pl *place, name string, deadline 
 		return nil
 	case <-ctx.Done():
 		err = ctx.Err()
+	case <-ps.closed:
+		err = errPoolClosed
 	case <-timer.C:
 		err = errWaitedTooLong
 	}

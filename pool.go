@@ -4,6 +4,7 @@
 package livepool
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -85,7 +86,7 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	ctr.outage.init(limit, ctr.cfg.PoolSize)
 	ctr.startMaintainer()
 	p := &Pool{DB: db, ctr: ctr}
-	p.places.init(limit)
+	p.places.init(limit, ctr.maintainer.ctx.Done())
 	return p, nil
 }
 
@@ -167,7 +168,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		my.DialFunc, my.CheckConnLiveness = wiretap(my.DialFunc), false
 	}
 	if my.Logger != nil {
-		my.Logger = &hushed{my.Logger, &ctr.outage}
+		my.Logger = &hushed{my.Logger, &ctr.outage, ctr.cfg}
 	}
 	inner, err := mysql.NewConnector(my)
 	if err != nil {
@@ -175,8 +176,20 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	}
 	ctr.inner = inner
 	ctr.mysql = true
-	ctr.addr = fmt.Sprintf("%s(%s)", my.Net, my.Addr)
+	ctr.addr = address(my)
 	return nil
+}
+
+// address is where my leads, with what the driver fills in where it says nothing.
+func address(my *mysql.Config) string {
+	network, addr := cmp.Or(my.Net, "tcp"), my.Addr
+	switch {
+	case addr == "" && network == "tcp":
+		addr = "127.0.0.1:3306"
+	case addr == "" && network == "unix":
+		addr = "/tmp/mysql.sock"
+	}
+	return fmt.Sprintf("%s(%s)", network, addr)
 }
 
 func standardNetwork(network string) bool {
@@ -261,6 +274,9 @@ func openerIsAsking() bool {
 	}
 }
 
+// errPoolClosed is for what would wait for, or open, a connection after Close.
+var errPoolClosed = errors.New("livepool: the pool is closed")
+
 // spawn runs f in the background, but not once the connector is closed, which
 // waits for all that runs there.
 func (ctr *connector) spawn(f func()) bool {
@@ -302,6 +318,9 @@ func (ctr *connector) dial(caller context.Context) (link, error) {
 		}
 		defer leave()
 	}
+	if ctr.life.Err() != nil {
+		return link{}, errPoolClosed // a sql.Conn may be held beyond Close
+	}
 	began := ctr.clock.now()
 	l, err := ctr.connectToReady(caller)
 	if err != nil {
@@ -321,7 +340,7 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 	if ctr.tapped {
 		ctx = context.WithValue(ctx, dialedKey{}, &w)
 	}
-	dc, err := ctr.inner.Connect(ctx)
+	dc, err := ctr.connectDriver(ctx)
 	if err != nil {
 		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
 	}
@@ -390,14 +409,4 @@ func (w *wire) progress() string {
 	default:
 		return fmt.Sprintf("during the login of thread %d", w.hello.threadID)
 	}
-}
-
-// classify is Classify with the user's override.
-func (ctr *connector) classify(err error) Class {
-	if ctr.cfg.Classify != nil {
-		if class, ok := ctr.cfg.Classify(err); ok {
-			return class
-		}
-	}
-	return Classify(err)
 }

@@ -62,10 +62,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	class := c.pool.ctr.classify(cause)
 	wait := time.Duration(0)
 	if c.attempts > 1 || class&BackOff != 0 { // a stale connection is replaced at once, the first time
-		if c.waits == nil {
-			c.waits = cfg.BackOff()
-		}
-		wait = c.waits.NextBackOff()
+		wait = c.nextWait()
 	}
 	elapsed := time.Since(c.started)
 	switch {
