@@ -71,6 +71,9 @@ type link struct {
 	worked     bool          // a statement was answered on it
 	mourned    bool          // its death has been told
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
+	facts      *serverFacts  // of its server, nil if it does not say
+	keepAlive  time.Duration // how often it is pinged while it is idle, 0 for never
+	trust      time.Duration // how long a completed round trip stands for a ping
 }
 
 // prove notes a completed round trip, a little early rather than late.
@@ -239,7 +242,7 @@ func (c *conn) hesitate(ctx context.Context, query string) error {
 		return c.firstUse(ctx)
 	}
 	t := &c.transaction
-	if t.doubtful {
+	if t.poison != nil {
 		if err := c.mayRun(query); err != nil {
 			return err
 		}

@@ -86,9 +86,8 @@ type wire struct {
 
 	// By which the server's side of it can be told from others; see identity.go.
 	born   time.Duration
-	beacon string // the named lock it holds, "" for none
-	thread string // the server's own id for it, where it has a beacon
-	server string // on which that was taken
+	beacon string       // the named lock it holds, "" for none
+	facts  *serverFacts // of its server, nil if it does not say
 
 	reads     atomic.Uint64 // twice the number of reads, and one more while one is waiting
 	asked     atomic.Uint64 // bytes written since the last read

@@ -145,7 +145,9 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 					defer cancel()
 					_, err = c.ExecContext(ctx, "DO 1")
 					c.Close()
-					if stalled := p.Stats().Stalled; (stalled == 1) != (beacon != "off") || err == nil {
+					// Such a proxy may have sent the statement to another server than the one
+					// that has the beacon: that its thread there is idle proves nothing.
+					if stalled := p.Stats().Stalled; stalled != 0 || err == nil {
 						t.Errorf("Stalled %d, error %v", stalled, err)
 					}
 					ghosts++
@@ -249,10 +251,7 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 					for _, i := range named {
 						i.unharmed(t)
 					}
-					// Where a server sees the client's own port and every look lands on
-					// it, nothing shows that there is another one.
-					unknowable := way.name == "PROXY header" && tt.on == 1 && len(tt.side(first, second)) == 1
-					if st.KillUnneeded != 0 && isThere(t, here, ghost) && !unknowable {
+					if st.KillUnneeded != 0 && isThere(t, here, ghost) {
 						t.Errorf("KillUnneeded %d, but the ghost is there", st.KillUnneeded)
 					}
 					busy.Wait()
@@ -393,10 +392,10 @@ func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
 					innocents(t, b.DSN(), id-1, id-1, nil)
 					named = innocents(t, b.DSN(), id, id, (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.1"), Port: portNumber}}).DialContext)
 				}
-				var n int
 				ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 				defer cancel()
-				err = c.QueryRowContext(ctx, "SELECT SLEEP(30) /* "+tt.name+" */").Scan(&n)
+				// A lock wait, which a server does not end by itself when its client is gone.
+				_, err = c.ExecContext(ctx, "UPDATE account SET balance = 0 WHERE id = 99 /* "+tt.name+" */")
 				if !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("an honest statement ended by itself: %v", err)
 				}

@@ -131,30 +131,47 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 		to       net.Addr
 		beacon   string // "" for none
 		holder   string // of the beacon
-		taken    string // on which server
+		on       string // which server, "" for the one that is asked
+		user     string // as whom it logged in, "" for the one who asks
+		hidden   bool   // the one who asks is not even shown itself
 		want     finding
 	}{
 		{name: "ours", threads: []thread{ours}, want: working},
-		{name: "there is none", want: absent},
-		{name: "another's port", threads: []thread{{"7", "app", "10.0.0.2:5002"}}, want: absent},
-		{name: "another's address", threads: []thread{{"7", "app", "10.0.0.3:5001"}}, want: absent},
-		{name: "another user", threads: []thread{{"7", "root", "10.0.0.2:5001"}}, want: absent},
+		{name: "there is none", want: gone},
+		{name: "another's port", threads: []thread{{"7", "app", "10.0.0.2:5002"}}, want: gone},
+		{name: "another's address", threads: []thread{{"7", "app", "10.0.0.3:5001"}}, want: gone},
+		{name: "another user", threads: []thread{{"7", "root", "10.0.0.2:5001"}}, want: gone},
 		{name: "the server sees other ports", threads: []thread{ours}, indirect: true, want: unproved},
 		{name: "by another way", threads: []thread{ours}, to: tcp("10.0.0.9", 3306), want: unproved},
-		{name: "its beacon", threads: []thread{{"21", "app", "proxy:1"}}, beacon: "b", holder: "21", taken: "home", want: working},
-		{name: "its beacon, and another of its number", threads: []thread{{"7", "root", "x:1"}}, beacon: "b", holder: "21", taken: "home", want: gone},
-		{name: "its beacon was taken on another server", threads: []thread{}, beacon: "b", taken: "away", want: elsewhere},
-		{name: "its beacon is out", threads: []thread{ours}, beacon: "b", taken: "home", want: unproved},
-		{name: "it is gone, and its beacon with it", threads: []thread{}, beacon: "b", taken: "home", want: gone},
+		{name: "its beacon", threads: []thread{{"21", "app", "proxy:1"}}, beacon: "b", holder: "21", want: working},
+		{name: "its beacon, and another of its number", threads: []thread{{"7", "root", "x:1"}}, beacon: "b", holder: "21", want: unproved},
+		{name: "its beacon was taken on another server", threads: []thread{}, beacon: "b", on: "away", want: elsewhere},
+		{name: "its beacon is out", threads: []thread{ours}, beacon: "b", want: unproved},
+		{name: "another server", threads: []thread{ours}, on: "away", want: elsewhere},
+		{name: "another user's, who is not shown to this one", user: "renamed", want: unproved},
+		{name: "another user's, who is", threads: []thread{{"7", "renamed", "10.0.0.2:5001"}}, user: "renamed", want: working},
+		{name: "users like this one are not shown", hidden: true, want: unproved},
+		{name: "users like this one are not shown, and its beacon is out", hidden: true, beacon: "b", want: unproved},
+		{name: "another user's, and its beacon is out", user: "renamed", beacon: "b", want: unproved},
+		{name: "it is gone, and its beacon with it", threads: []thread{}, beacon: "b", want: gone},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := &wire{Conn: route{from: tcp("10.0.0.2", 5001), to: server}, beacon: tt.beacon, thread: "7", server: tt.taken}
+			w := &wire{Conn: route{from: tcp("10.0.0.2", 5001), to: server}, beacon: tt.beacon, facts: &serverFacts{server: tt.on, connectionID: "7", user: tt.user}}
 			w.hello.threadID = 7
+			if tt.user == "" {
+				w.facts.user = "app"
+			}
+			if tt.on == "" {
+				w.facts.server = "home"
+			}
 			if tt.to == nil {
 				tt.to = server
 			}
 			s := &side{ctr: ctr, direct: !tt.indirect, uptime: time.Hour}
-			s.who = introduction{server: "home", user: "app", host: "10.0.0.2"}
+			s.facts, s.seen = &serverFacts{server: "home"}, seen{user: "app", host: "10.0.0.2"}
+			if tt.hidden {
+				s.seen = seen{}
+			}
 			there := &town{threads: tt.threads, locks: map[string]string{"b": tt.holder}}
 			s.l.inner = newInner(&clerk{there, "Query"})
 			s.l.wire = &wire{Conn: route{from: tcp("10.0.0.2", 6000), to: tt.to}}
@@ -194,7 +211,7 @@ func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
 			}
 			ctr.outage.init(1, 1)
 			defer ctr.Close()
-			w := &wire{Conn: route{}, beacon: "b"}
+			w := &wire{Conn: route{}, beacon: "b", facts: &serverFacts{connectionID: "0"}}
 			w.reads.Store(1)
 			w.vigil.read = 1
 			for range tt.looks {

@@ -228,12 +228,12 @@ func (s *side) lay(g *ghost) (fate, error) {
 		return fateOpen, err
 	case err != nil, f == unproved: // or it does not answer such questions
 		return fateUnproved, nil
-	case f == elsewhere && g.tries < maxReapTries, f == absent && g.tries < ctr.triesForAbsent():
+	case f == elsewhere && g.tries < maxReapTries:
 		g.tries++ // the next connection may meet another server of the same address
 		return fateOpen, nil
-	case f == elsewhere, f == absent && ctr.home.scattered.Load():
+	case f == elsewhere:
 		return fateUnproved, nil
-	case f == absent, f == gone:
+	case f == gone:
 		return fateGone, nil
 	}
 	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
@@ -252,15 +252,6 @@ func (s *side) lay(g *ghost) (fate, error) {
 		return fateFailed, nil
 	}
 	return fateOpen, err
-}
-
-// triesForAbsent is how many servers are asked before a thread that is on none
-// of them is taken to be gone.
-func (ctr *connector) triesForAbsent() int {
-	if ctr.home.scattered.Load() {
-		return maxReapTries
-	}
-	return 1
 }
 
 // noSuchThread is ER_NO_SUCH_THREAD.

@@ -199,7 +199,7 @@ func (m *maintainer) hand(f func()) bool {
 // due. What is born, or returned, meanwhile need not announce itself: the next
 // round comes early enough for it.
 func (m *maintainer) round() time.Duration {
-	cfg, keepAlive := m.ctr.cfg, m.ctr.tuning.keepAlive()
+	cfg, keepAlive := m.ctr.cfg, m.ctr.shortestKeepAlive()
 	wait := never
 	if cfg.Recycle > 0 { // nothing born now is due before
 		wait = max(cfg.Recycle-share(cfg.Recycle, cfg.RecycleJitter)-m.lead(), m.soon())
@@ -222,7 +222,7 @@ func (m *maintainer) soon() time.Duration {
 	if recycle := m.ctr.cfg.Recycle; recycle > 0 {
 		soon = max(recycle/20, time.Millisecond)
 	}
-	if keepAlive := m.ctr.tuning.keepAlive(); keepAlive > 0 {
+	if keepAlive := m.ctr.shortestKeepAlive(); keepAlive > 0 {
 		soon = min(soon, max(keepAlive/4, time.Millisecond))
 	}
 	return soon
@@ -267,7 +267,7 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	} else if c.expires < never {
 		due -= lead
 	}
-	keepAlive := m.ctr.tuning.keepAlive()
+	keepAlive := c.keepAlive
 	switch next := c.proved + keepAlive - now; {
 	case c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= 0:
 		m.ping(c)

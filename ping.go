@@ -81,7 +81,7 @@ func raise(at *atomic.Int64, t time.Duration) {
 // clock only if what it decides could depend on it.
 func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	_, now := c.ctr.clock.bounds()
-	if now >= c.expires || now-c.proved > c.ctr.tuning.trust() {
+	if now >= c.expires || now-c.proved > c.trust {
 		now = c.ctr.clock.now()
 	}
 	if v := c.retired(c.ctr, now); v != keep {
@@ -124,7 +124,7 @@ func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
 	case PrePingAlways:
 		return true
 	default:
-		return now-c.proved > c.ctr.tuning.trust() ||
+		return now-c.proved > c.trust ||
 			c.unprovedSince(&c.ctr.news.hungUp) ||
 			c.wire != nil && c.wire.raw == nil && c.ctr.peeks
 	}

@@ -121,12 +121,11 @@ type connector struct {
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
-	// inCluster: its servers are nodes of a Galera cluster. One may answer and do
-	// no work; and what it neither has nor locks, another may.
+	// inCluster: a server that it has met is a node of a Galera cluster. One may
+	// answer and do no work; and what it neither has nor locks, another may.
 	inCluster atomic.Bool
-	lockWait  atomic.Int32 // what a lock wait timeout ends
-	tuning    tuning
-	home      home
+	shortest  atomic.Int64 // keep-alive of the links so far, in ns
+	servers   servers
 	reaper    reaper
 	outage    outage
 
@@ -142,8 +141,8 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	}
 	ctr := &connector{inner: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
-	ctr.tuning.init(ctr.cfg)
-	ctr.home.asking = make(chan struct{}, 1)
+	ctr.shortest.Store(int64(ctr.cfg.KeepAlive))
+	ctr.servers = servers{asking: make(chan struct{}, 1), known: map[string]*knownServer{}}
 	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)
@@ -345,7 +344,7 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
 	}
 	l := link{inner: newInner(dc), wire: w, believed: -1, generation: generation}
-	err = ctr.getAcquainted(ctx, &l, start)
+	err = ctr.getAcquainted(ctx, &l)
 	if err == nil && ctr.inCluster.Load() {
 		err = ctr.pingUnder(ctx, &l.inner)
 	}

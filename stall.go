@@ -105,14 +105,14 @@ func (m *maintainer) lookUp(late []*wire) {
 		switch {
 		case err != nil:
 			v.next = now // no look
-		case found == resting, found == gone:
+		case (found == resting || found == gone) && w.facts.isOwnID(w):
 			v.next, v.misses = now, 0
 			v.rests++
 			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}, &ctr.stats.stalled) {
 				ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+w.condemned.Load().Error(),
 					slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
 			}
-		case found != working && v.misses < maxReapTries && ctr.home.scattered.Load():
+		case found == elsewhere && v.misses < maxReapTries:
 			v.misses++
 			v.next = now // the next connection may meet another server of the same address
 		default:

@@ -7,42 +7,55 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
-// tuning are the settings as they are in effect.
-type tuning struct {
-	keepAliveNanos atomic.Int64
-	trustNanos     atomic.Int64
-}
-
-func (t *tuning) init(cfg *Config) {
-	t.keepAliveNanos.Store(int64(cfg.KeepAlive))
-	t.trustNanos.Store(int64(cfg.PingAfter))
-}
-
-// keepAlive is how often an idle connection is pinged.
-func (t *tuning) keepAlive() time.Duration { return time.Duration(t.keepAliveNanos.Load()) }
-
-// trust is how long a completed round trip stands for a ping.
-func (t *tuning) trust() time.Duration { return time.Duration(t.trustNanos.Load()) }
-
-// tune fits the settings to wait_timeout. What is left of it covers a ping that
-// comes late. It warns of a setting that was chosen and cannot work.
-func (ctr *connector) tune(waitTimeout time.Duration) {
-	cfg, t := ctr.cfg, &ctr.tuning
+// fit fits the settings to the wait_timeout of a link's server. What is left of it
+// covers a ping that comes late. It warns, once a server, of a setting that was
+// chosen and cannot work.
+func (ctr *connector) fit(l *link, s *knownServer) {
+	cfg, waitTimeout := ctr.cfg, l.facts.waitTimeout
+	if waitTimeout == 0 {
+		return
+	}
+	l.trust = min(cfg.PingAfter, waitTimeout/2)
 	if cfg.KeepAlive > 0 {
-		t.keepAliveNanos.Store(int64(min(cfg.KeepAlive, waitTimeout/3)))
+		l.keepAlive = min(cfg.KeepAlive, waitTimeout/3)
+		if ctr.shorten(l.keepAlive) {
+			ctr.maintainer.nudge()
+		}
 	}
-	t.trustNanos.Store(int64(min(cfg.PingAfter, waitTimeout/2)))
-	if advice := cfg.unfit(waitTimeout); len(advice) > 0 {
-		ctr.cfg.logger().Warn("livepool: a setting does not fit the server's wait_timeout: "+strings.Join(advice, "; "),
-			slog.String("addr", ctr.addr), slog.Duration("wait_timeout", waitTimeout),
-			slog.Duration("keepalive_in_effect", t.keepAlive()), slog.Duration("ping_after_in_effect", t.trust()))
+	advice := strings.Join(cfg.unfit(waitTimeout), "; ")
+	if advice == "" || !ctr.servers.warns(s, advice) {
+		return
 	}
-	ctr.maintainer.nudge()
+	ctr.cfg.logger().Warn("livepool: a setting does not fit the server's wait_timeout: "+advice,
+		slog.String("addr", ctr.addr), slog.String("server", l.facts.server), slog.Duration("wait_timeout", waitTimeout),
+		slog.Duration("keepalive_in_effect", l.keepAlive), slog.Duration("ping_after_in_effect", l.trust))
 }
+
+// warns says whether it is news of a server.
+func (ss *servers) warns(s *knownServer, advice string) bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	news := s.warned != advice
+	s.warned = advice
+	return news
+}
+
+// shorten notes how often a link is to be pinged, and says whether none was so
+// often before: the maintainer must look sooner than it meant to.
+func (ctr *connector) shorten(keepAlive time.Duration) bool {
+	for old := ctr.shortest.Load(); int64(keepAlive) < old; old = ctr.shortest.Load() {
+		if ctr.shortest.CompareAndSwap(old, int64(keepAlive)) {
+			return true
+		}
+	}
+	return false
+}
+
+// shortestKeepAlive is how often an idle connection may have to be pinged.
+func (ctr *connector) shortestKeepAlive() time.Duration { return time.Duration(ctr.shortest.Load()) }
 
 // unfit says which settings cannot work under wait_timeout, and what to set. A
 // default is fitted without a word.

@@ -81,16 +81,11 @@ type tx struct {
 // transaction is what a connection knows of the one that is open on it.
 type transaction struct {
 	open bool
-	// doubtful: there is a poison, or an undecided error.
-	doubtful bool
 	// poison is what ended it, nil while it can be committed.
 	poison error
 	// curable: the server has undone one statement only, so that a rollback to
 	// a savepoint makes the transaction whole again.
 	curable bool
-	// undecided is a lock wait timeout of which it is not known yet whether it
-	// ended the statement or the transaction.
-	undecided error
 	// unit is the attempt of a unit of work whose transaction it is, nil for a
 	// plain one.
 	unit *attempt
@@ -117,24 +112,16 @@ func (c *conn) suffers(err error, query string) {
 	if !t.open || t.poison != nil && !(t.curable && gone) {
 		return
 	}
+	undone := class&(StatementUndone|NotRun) != 0
+	handled := t.unit == nil || asksNotToWait(query) // the transaction goes on, if there still is one
 	switch {
-	case gone:
+	case gone, undone && handled && errorNumber(err) == lockWaitTimeout && c.facts.mayEndTx():
 		t.poison, t.curable = err, false
-	case class&(StatementUndone|NotRun) == 0:
-	case t.unit == nil:
-		if errorNumber(err) == lockWaitTimeout {
-			t.undecided = err
-		}
-	case asksNotToWait(query):
-		// It got what it asked for, and the transaction goes on, if there still is one.
-		if errorNumber(err) == lockWaitTimeout {
-			t.undecided, t.doubtful = err, true
-		}
-		return
-	default:
+	case undone && !handled:
 		t.poison, t.curable = err, true
+	case undone && t.unit != nil:
+		return
 	}
-	t.doubtful = t.poison != nil || t.undecided != nil
 	if t.poison != nil {
 		c.ctr.stats.poisoned.Add(1)
 	}
@@ -153,16 +140,6 @@ func (c *conn) suffers(err error, query string) {
 // mayRun refuses what would run outside the transaction that it is meant for.
 func (c *conn) mayRun(query string) error {
 	t := &c.transaction
-	if t.undecided != nil {
-		if c.lockWaitEndsTx() {
-			t.poison = t.undecided
-			c.ctr.stats.poisoned.Add(1)
-			if t.unit != nil {
-				t.unit.failure = t.poison
-			}
-		}
-		t.undecided, t.doubtful = nil, t.poison != nil
-	}
 	if t.poison == nil || t.curable && rollsBackToSavepoint(query) {
 		return nil
 	}
@@ -173,7 +150,7 @@ func (c *conn) mayRun(query string) error {
 // rollback to a savepoint, by whose success the transaction is known to exist.
 func (c *conn) cured() {
 	t := &c.transaction
-	t.poison, t.doubtful, t.curable = nil, false, false
+	t.poison, t.curable = nil, false
 	if t.unit.failure != nil {
 		t.unit.cured, t.unit.failure = t.unit.failure, nil
 	}
@@ -211,31 +188,6 @@ func (c *conn) screen(query string) error {
 
 // lockWaitTimeout is ER_LOCK_WAIT_TIMEOUT.
 const lockWaitTimeout = 1205
-
-// What a lock wait timeout ends on this pool's server, once that is known.
-const (
-	lockWaitUnknown int32 = iota
-	lockWaitEndsStatement
-	lockWaitEndsTransaction
-)
-
-// lockWaitEndsTx asks, once a pool, whether the server ends the transaction on a
-// lock wait timeout; that cannot change while the server runs. An answer that
-// does not come counts as yes, the safe side.
-func (c *conn) lockWaitEndsTx() bool {
-	if known := c.ctr.lockWait.Load(); known != lockWaitUnknown {
-		return known == lockWaitEndsTransaction
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.cfg.PingTimeout)
-	defer cancel()
-	row, err := c.inner.askRow(ctx, "SELECT @@innodb_rollback_on_timeout")
-	if err != nil {
-		return true
-	}
-	ends := row[0] != "0"
-	c.ctr.lockWait.Store(map[bool]int32{false: lockWaitEndsStatement, true: lockWaitEndsTransaction}[ends])
-	return ends
-}
 
 // Commit commits, within CommitTimeout, and says what is known of the outcome:
 // nil, done; ErrPoisoned, or any other error but one, certainly not done;
@@ -329,7 +281,7 @@ func (t *tx) rollback() error {
 func (c *conn) ends() {
 	t := &c.transaction
 	t.open, t.unit = false, nil
-	if t.doubtful || t.poison != nil || t.rows.Rows != nil {
+	if t.poison != nil || t.rows.Rows != nil {
 		*t = transaction{}
 	}
 }

@@ -37,7 +37,7 @@ var mutants = []mutant{
 		"tx.go", "return class&CommitUnknown == 0 && ", "return ",
 		"TestRefusedCommitIsADefiniteFailure"},
 	{"a connection lost before COMMIT is not told from one lost after it",
-		"tx.go", "if err := c.lostBeforeCommit(); err != nil {", "if err := c.lostBeforeCommit(); err != nil && c.transaction.doubtful {",
+		"tx.go", "if err := c.lostBeforeCommit(); err != nil {", "if err := c.lostBeforeCommit(); err != nil && c.transaction.poison != nil {",
 		"TestLossBeforeCommitIsNoUnknownOutcome"},
 	{"a COMMIT during which the caller's context ends is told as not done",
 		"session.go", "case errors.Is(err, ErrCommitUnknown):\n\t\ts.unknown = true", "case s.caller.Err() != nil:\n\t\treturn s.ended()\n\tcase errors.Is(err, ErrCommitUnknown):\n\t\ts.unknown = true",
@@ -78,7 +78,7 @@ var mutants = []mutant{
 		"tx.go", "t.poison, t.curable = err, true", "t.curable = true",
 		"TestLockWait/a_session_that_swallows_it"},
 	{"a poison outlives its transaction",
-		"tx.go", "if t.doubtful || t.poison != nil || t.rows.Rows != nil {", "if t.rows.Rows != nil {",
+		"tx.go", "if t.poison != nil || t.rows.Rows != nil {", "if t.rows.Rows != nil {",
 		"TestPoisonEndsWithItsTransaction"},
 
 	// What may be sent again.
@@ -130,9 +130,17 @@ var mutants = []mutant{
 		"once.go", "u.pending.committed()\n", "\n",
 		"TestAfterCommitOfAResolvedCommit"},
 
+	// What is known of a server.
+	{"a server that does not say what a lock wait timeout ends counts as one on which it ends the statement",
+		"facts.go", "return f == nil || f.lockWaitEndsTx", "return f != nil && f.lockWaitEndsTx",
+		"TestLockWaitOnAServerThatDoesNotSay"},
+	{"the keep-alive of a connection is that of another server's wait_timeout",
+		"tune.go", "l.keepAlive = min(cfg.KeepAlive, waitTimeout/3)", "l.keepAlive = cfg.KeepAlive",
+		"TestIdleTimeoutOfAnotherServerOfTheAddress"},
+
 	// KILL, and the question whether a connection is dead.
 	{"a thread that was not found is killed by its number",
-		"kill.go", "case f == absent, f == gone:", "case f == gone:",
+		"kill.go", "case f == gone:", "case f == gone && g.tries < 0:",
 		"TestThreadIsKilledWithProofOnly"},
 	{"a thread is looked up by its number alone",
 		"identity.go", ` AND USER = x'%x' AND HOST = x'%x'", id,`, `%.0s%.0s", id,`,
@@ -144,13 +152,13 @@ var mutants = []mutant{
 		"identity.go", "|| !samePath(s.l.wire, w)", "",
 		"TestThreadIsKilledWithProofOnly"},
 	{"a beacon's absence is believed of another server",
-		"identity.go", "case w.server != s.who.server:", "case w.server == \"\":",
+		"identity.go", "case s.facts.server != w.facts.server:", "case w.facts.server == \"\":",
 		"TestThreadIsKilledWithProofOnly"},
 	{"a connection that waits for its reply is given up without asking the server",
 		"stall.go", "_, found, err = s.find(ctr.life, w)", "found = resting",
 		"TestConnectionIsGivenUpByTwoLooksInARow"},
 	{"a server that cannot be asked counts as one that is done",
-		"stall.go", "case err != nil:\n\t\t\tv.next = now // no look\n\t\tcase found", "case err != nil, found",
+		"stall.go", "case err != nil:\n\t\t\tv.next = now // no look\n\t\tcase (found", "case err != nil, (found",
 		"TestConnectionIsGivenUpByTwoLooksInARow"},
 	{"one look is enough to give up a connection that waits for its reply",
 		"stall.go", "v.rests > 1", "v.rests > 0",
@@ -206,7 +214,7 @@ var mutants = []mutant{
 
 	// Checkout, age and the news of a death.
 	{"a connection is not pinged after PingAfter",
-		"ping.go", "return now-c.proved > c.ctr.tuning.trust() ||", "return now-c.proved > 2*c.ctr.tuning.trust() ||",
+		"ping.go", "return now-c.proved > c.trust ||", "return now-c.proved > 2*c.trust ||",
 		"TestPrePingModes"},
 	{"a silence is no news for the other connections",
 		"ping.go", "if c.unprovedSince(&c.ctr.news.silent) {", "if c.mourned && c.unprovedSince(&c.ctr.news.silent) {",
