@@ -482,10 +482,17 @@ func (c *conn) Ping(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !fresh || !c.ctr.mysql {
-		return c.pingAsAsked(ctx, mark, fresh)
+	if !fresh {
+		if err := c.inner.Ping(ctx); err != nil {
+			return c.failed(ctx, err, "ping", mark, effectNone)
+		}
+		c.prove()
+		return nil
 	}
 	c.used = false
+	if !c.ctr.mysql {
+		return c.pingOther(ctx, true)
+	}
 	switch v := c.prePing(ctx); {
 	case v == keep && !c.unchecked:
 		return nil
@@ -497,21 +504,25 @@ func (c *conn) Ping(ctx context.Context) error {
 	}
 }
 
-// pingAsAsked is the driver's own ping. The connect of a driver other than
-// MySQL's may prove nothing, and an error of its ping be about anything: only a
-// loss has another connection opened, and that one is pinged too.
-func (c *conn) pingAsAsked(ctx context.Context, mark uint64, mayRenew bool) error {
-	err := c.inner.Ping(ctx)
+// pingOther is the ping of a driver other than MySQL's, within PingTimeout. An
+// error of its ping may be about anything, and its connect prove nothing: only
+// for a loss is another connection opened, and that one is pinged too.
+func (c *conn) pingOther(ctx context.Context, mayRenew bool) error {
+	bounded, cancel := context.WithTimeout(ctx, c.ctr.cfg.PingTimeout)
+	defer cancel()
+	sent, mark := c.ctr.clock.now(), c.written()
+	err := c.inner.Ping(bounded)
+	lost := err != nil && (bounded.Err() != nil || c.ctr.classify(err)&ConnDead != 0)
 	switch {
 	case err == nil:
 		c.prove()
 		return nil
-	case mayRenew && ctx.Err() == nil && c.ctr.classify(err)&ConnDead != 0:
-		c.ctr.discarded(&c.link, byPing)
-		if err := c.renew(ctx); err != nil {
-			return err
-		}
-		return c.pingAsAsked(ctx, c.written(), false)
+	case !mayRenew, !lost, ctx.Err() != nil:
+		return c.failed(ctx, err, "ping", mark, effectNone)
 	}
-	return c.failed(ctx, err, "ping", mark, effectNone)
+	c.ctr.discarded(&c.link, c.ctr.pinged(&c.link, sent, err))
+	if err := c.renew(ctx); err != nil {
+		return err
+	}
+	return c.pingOther(ctx, false)
 }
