@@ -34,7 +34,8 @@ func newClock() *clock {
 func (k *clock) now() time.Duration { return time.Since(k.epoch) }
 
 // bounds are two times between which it is now. They are apart by a lease, but
-// for how late the runtime is with its timers.
+// for how late the runtime is with its timers: after the process was stopped the
+// later one may long be over, and only the earlier one is certain.
 func (k *clock) bounds() (earliest, latest time.Duration) {
 	if r := time.Duration(k.reading.Load()); r >= 0 {
 		return r, r + lease

@@ -7,6 +7,7 @@ package livepool
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -40,6 +41,8 @@ type conn struct {
 	// shell: it has no link: its first user is to open one, or the one it had
 	// was closed and there is no other yet.
 	shell bool
+	// opened: it has, or has had, a link.
+	opened bool
 	// unconverted: arguments were let through while there was no driver to
 	// convert them.
 	unconverted bool
@@ -68,6 +71,7 @@ type link struct {
 	expires    time.Duration
 	proved     time.Duration // when the last round trip completed
 	generation uint64
+	remote     bool          // there is a network between it and its server, or may be
 	worked     bool          // a statement was answered on it
 	mourned    bool          // its death has been told
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
@@ -238,8 +242,11 @@ func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error)
 
 // hesitate is what enter does where there is something to look out for.
 func (c *conn) hesitate(ctx context.Context, query string) error {
-	if c.unchecked {
-		return c.firstUse(ctx)
+	if c.unchecked && !c.transaction.open {
+		setup := c.ctr.wrappedSetup()
+		err := c.firstUse(ctx)
+		c.unchecked = c.unchecked || setup
+		return err
 	}
 	t := &c.transaction
 	if t.poison != nil {
@@ -282,7 +289,7 @@ func (c *conn) firstUse(ctx context.Context) error {
 		mode = PrePingIdle // the handshake was the ping, unless it was long ago
 	}
 	if c.shell {
-		return c.renew(ctx)
+		return c.renew(ctx, byDriver)
 	}
 	switch v := c.check(ctx, mode); {
 	case v == keep && !c.unchecked:
@@ -291,13 +298,31 @@ func (c *conn) firstUse(ctx context.Context) error {
 		return ctx.Err() // and the check is still owed
 	default:
 		c.ctr.discarded(&c.link, v)
-		return c.renew(ctx)
+		return c.renew(ctx, v)
 	}
 }
 
+// wrappedSetup says whether the request comes from a connector that wraps this
+// one and sets up the connection in its Connect: its first user is yet to come.
+func (ctr *connector) wrappedSetup() bool {
+	if ctr.maintainer != nil {
+		return false
+	}
+	caller := callerInSQL()
+	return caller == sqlOpener || caller == sqlConn
+}
+
 // renew opens another link in place of the one that is gone. It must not be
-// called once the caller may have state on the connection.
-func (c *conn) renew(ctx context.Context) error {
+// called once the caller may have state on the connection. Without a Pool above
+// it that may be of a connector that wraps this one: then only database/sql
+// opens another, through all of them.
+func (c *conn) renew(ctx context.Context, v verdict) error {
+	if c.ctr.maintainer == nil && c.opened {
+		err := c.lost(errors.New(v.String()), "before anything was sent")
+		old := c.detach()
+		old.close()
+		return err
+	}
 	old := c.detach()
 	old.close()
 	if l, ok := c.ctr.takeSpare(ctx); ok {
@@ -322,7 +347,7 @@ func (c *conn) detach() link {
 }
 
 func (c *conn) fill(l link) {
-	c.link, c.shell, c.unchecked = l, false, false
+	c.link, c.shell, c.unchecked, c.opened = l, false, false, true
 	c.linked.Store(true)
 	c.watched.Store(l.wire)
 }
@@ -489,18 +514,22 @@ func (c *conn) Ping(ctx context.Context) error {
 		c.prove()
 		return nil
 	}
-	c.used = false
+	owed := c.unchecked
+	c.used, c.unchecked = false, false
 	if !c.ctr.mysql {
-		return c.pingOther(ctx, true)
+		err := c.pingOther(ctx, true)
+		c.unchecked = c.unchecked || owed
+		return err
 	}
 	switch v := c.prePing(ctx); {
 	case v == keep && !c.unchecked:
+		c.unchecked = owed
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
 		c.ctr.discarded(&c.link, v)
-		return c.renew(ctx) // whose login is an answer of the server
+		return c.renew(ctx, v) // whose login is an answer of the server
 	}
 }
 
@@ -520,8 +549,9 @@ func (c *conn) pingOther(ctx context.Context, mayRenew bool) error {
 	case !mayRenew, !lost, ctx.Err() != nil:
 		return c.failed(ctx, err, "ping", mark, effectNone)
 	}
-	c.ctr.discarded(&c.link, c.ctr.pinged(&c.link, sent, err))
-	if err := c.renew(ctx); err != nil {
+	v := c.ctr.pinged(&c.link, sent, err)
+	c.ctr.discarded(&c.link, v)
+	if err := c.renew(ctx, v); err != nil {
 		return err
 	}
 	return c.pingOther(ctx, false)

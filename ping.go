@@ -77,11 +77,13 @@ func raise(at *atomic.Int64, t time.Duration) {
 	}
 }
 
-// check looks at a connection that nobody uses, cheapest look first. It reads the
-// clock only if what it decides could depend on it.
+// check looks at a connection that nobody uses, cheapest look first. Whether it
+// is trusted depends on the time: a reading from before the process was stopped
+// (a suspended VM) would trust what has been cut meanwhile. Only where there is
+// no network to be cut does a reading serve that may be old.
 func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	_, now := c.ctr.clock.bounds()
-	if now >= c.expires || now-c.proved > c.trust {
+	if c.remote || now >= c.expires || now-c.proved > c.trust {
 		now = c.ctr.clock.now()
 	}
 	if v := c.retired(c.ctr, now); v != keep {

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -198,6 +200,37 @@ func TestWhateverTheDriversResetSaysTheConnectionIsNotHandedOut(t *testing.T) {
 	}
 }
 
+// park leaves a connection in the pool that was opened for a waiter who gave up:
+// one is in use, and turns out bad; a new one is opened for the waiter, slowly,
+// and he gives up meanwhile.
+func park(t *testing.T, f *fake, db *sql.DB) {
+	t.Helper()
+	db.SetMaxOpenConns(1)
+	f.onConnect = func(_ context.Context, n int64) error {
+		if n > 1 {
+			time.Sleep(10 * time.Second)
+		}
+		return nil
+	}
+	held, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := db.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the waiter got %v", err)
+		}
+	})
+	synctest.Wait()
+	held.Raw(func(any) error { return driver.ErrBadConn })
+	wg.Wait()
+	time.Sleep(time.Hour / 2)
+	f.onConnect = nil
+}
+
 // Hole of database/sql: a connection opened for a waiter that gave up is parked
 // and handed out later without ResetSession.
 func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
@@ -219,34 +252,8 @@ func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fake{}
 				db := tt.open(t, f)
-				db.SetMaxOpenConns(1)
-				// One connection in use, one waiter; the connection turns out
-				// bad, a new one is opened for the waiter, slowly, and the
-				// waiter gives up meanwhile.
-				f.onConnect = func(_ context.Context, n int64) error {
-					if n > 1 {
-						time.Sleep(10 * time.Second)
-					}
-					return nil
-				}
-				held, err := db.Conn(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-				defer cancel()
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					if _, err := db.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
-						t.Errorf("the waiter got %v", err)
-					}
-				})
-				synctest.Wait()
-				held.Raw(func(any) error { return driver.ErrBadConn })
-				wg.Wait()
-				time.Sleep(time.Hour / 2)
+				park(t, f, db)
 				f.kill()
-				f.onConnect = nil
 				c, err := db.Conn(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -348,4 +355,86 @@ func TestCheckThatAnEndedContextPreventedIsMadeUpFor(t *testing.T) {
 			t.Errorf("served by connection %d, want a new one", id)
 		}
 	})
+}
+
+// setUp is a connector of a user's that sets up each connection in its Connect,
+// as tracing and configuration wrappers do.
+type setUp struct {
+	driver.Connector
+	pings bool
+}
+
+func (s setUp) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := s.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.pings {
+		if err := c.(driver.Pinger).Ping(ctx); err != nil {
+			return nil, err
+		}
+	}
+	_, err = c.(driver.ExecerContext).ExecContext(ctx, "SET @x = 1", nil)
+	return c, err
+}
+
+// What a wrapper set up is on every connection that a statement meets: one that
+// has died is not replaced beneath the wrapper, nor handed out because the
+// wrapper's own statement was its first use.
+func TestNothingIsReplacedBeneathAWrapper(t *testing.T) {
+	for _, pings := range []bool{false, true} {
+		for _, tt := range []struct {
+			name string
+			use  func(t *testing.T, db *sql.DB) error
+			want error
+		}{
+			{"Exec", func(t *testing.T, db *sql.DB) error { _, err := db.ExecContext(t.Context(), "DO 1"); return err }, nil},
+			{"a sql.Conn", func(t *testing.T, db *sql.DB) error {
+				c, err := db.Conn(t.Context())
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = c.ExecContext(t.Context(), "DO 1")
+				return err
+			}, driver.ErrBadConn},
+			{"Ping", func(t *testing.T, db *sql.DB) error { return db.PingContext(t.Context()) }, driver.ErrBadConn},
+		} {
+			t.Run(fmt.Sprint(tt.name, ", the wrapper pings: ", pings), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := &fake{}
+					ready := map[int64]bool{}
+					f.onExec = func(_ context.Context, c *fakeConn, query string) error {
+						switch {
+						case c.dead.Load():
+						case query == "SET @x = 1":
+							ready[c.id] = true
+						case !ready[c.id]:
+							t.Errorf("a statement on connection %d, which the wrapper has not set up", c.id)
+						}
+						return nil
+					}
+					cfg := livepool.NewConfig()
+					cfg.Logger = slog.New(slog.DiscardHandler)
+					ctr, err := livepool.NewConnector(f, cfg)
+					if err != nil {
+						t.Fatal(err)
+					}
+					db := sql.OpenDB(setUp{ctr, pings})
+					defer db.Close()
+					park(t, f, db)
+					f.kill()
+					if err := tt.use(t, db); !errors.Is(err, tt.want) || tt.want == nil && err != nil {
+						t.Errorf("on a parked connection that has died: %v, want %v", err, tt.want)
+					}
+					servedBy(t, db)
+					f.kill() // within PingAfter
+					if err := db.PingContext(t.Context()); !errors.Is(err, driver.ErrBadConn) {
+						t.Errorf("ping of a connection that has died: %v", err)
+					}
+					servedBy(t, db)
+				})
+			})
+		}
+	}
 }

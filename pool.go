@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,7 +62,9 @@ func OpenConnector(c driver.Connector, cfg *Config) (*Pool, error) {
 // NewConnector returns a connector for sql.OpenDB and its like. Nothing runs in
 // the background for it, and the size of the pool is the caller's to set on the
 // sql.DB: its default keeps two idle connections. With a nil c it connects to
-// cfg.MySQL, with livepool's dialer; a nil cfg means the defaults.
+// cfg.MySQL, with livepool's dialer; a nil cfg means the defaults. It may be
+// wrapped by a connector that sets up each connection in its Connect: one that
+// has died is never replaced beneath it.
 func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
 	ctr, err := newConnector(c, cfg)
 	if err != nil {
@@ -239,7 +242,7 @@ func (ctr *connector) Close() error {
 func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	servesSession(ctx)
 	c := ctr.register(&conn{ctr: ctr, unchecked: true, shell: true})
-	if openerIsAsking() {
+	if callerInSQL() == sqlOpener {
 		return c, nil
 	}
 	l, ok := ctr.takeSpare(ctx)
@@ -256,19 +259,25 @@ func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return c, nil
 }
 
-// openerIsAsking says whether it is that goroutine of database/sql that calls.
-// Nothing but the stack tells. Should it be called otherwise one day, Connect
-// dials for it as for anyone.
-func openerIsAsking() bool {
+// Who calls Connect: that goroutine of database/sql, and a caller's own.
+const (
+	sqlOpener = "database/sql.(*DB).openNewConnection"
+	sqlConn   = "database/sql.(*DB).conn"
+)
+
+// callerInSQL is the innermost function of database/sql that is being called
+// through, "" for none. Nothing but the stack tells. Should Connect be called
+// otherwise one day, it dials for that goroutine as for anyone.
+func callerInSQL() string {
 	var pcs [32]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
 	for {
 		frame, more := frames.Next()
-		if frame.Function == "database/sql.(*DB).openNewConnection" {
-			return true
+		if strings.HasPrefix(frame.Function, "database/sql.") {
+			return frame.Function
 		}
 		if !more {
-			return false
+			return ""
 		}
 	}
 }
@@ -357,9 +366,15 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 	if l.expires < never-now {
 		l.expires += now
 	}
+	l.remote = w != nil || ctr.mysql || now-start >= localConnect
 	l.serial = ctr.stats.opened.Add(1)
 	return l, nil
 }
+
+// localConnect is less than any handshake over a network takes, or over a local
+// socket: what is opened sooner is in this process, where the reading of a clock
+// is not cheap beside the rest.
+const localConnect = 100 * time.Microsecond
 
 // connectError is a connection that could not be opened: how far it came, and
 // why.

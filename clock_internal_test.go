@@ -1,0 +1,29 @@
+package livepool
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A process that was stopped (SIGSTOP, a suspended VM) finds the reading of
+// before on its return: the timer that was to end it is late. What was cut off
+// meanwhile is not trusted for it.
+func TestAReadingFromBeforeAStopTrustsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &ward{connecting: func(*wardConn) { time.Sleep(time.Millisecond) }} // over a network
+		p := w.pool(t, func(c *Config) { c.KeepAlive = 0 })
+		clock := p.ctr.clock
+		returned(t, p, 1)
+		clock.bounds()
+		clock.expiry.Stop() // so that it is late
+		time.Sleep(1500 * time.Millisecond)
+		if r := time.Duration(clock.reading.Load()); r < 0 || clock.now()-r < time.Second {
+			t.Fatalf("the reading is %s, of now %s: the test shows nothing", r, clock.now())
+		}
+		returned(t, p, 1)
+		if n := p.Stats().Pinged; n != 1 {
+			t.Errorf("%d pings before a connection that was idle for 1.5s was handed out, want 1", n)
+		}
+	})
+}
