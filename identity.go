@@ -128,6 +128,7 @@ const (
 	unproved  finding = iota // there is no telling whose a thread is, or whether there is one
 	elsewhere                // another server has it
 	gone                     // there is none any more
+	unseen                   // it is there; what it does is not shown
 	resting                  // it waits for the client
 	working
 )
@@ -153,8 +154,8 @@ func (s *side) findByBeacon(ctx context.Context, w *wire) (id string, _ finding,
 	}
 	if row[0] != "" {
 		f, err := s.command(ctx, "ID = "+row[0])
-		if f == gone { // there is a thread that holds it, and this user is not shown it
-			f = unproved
+		if f == gone { // but for the one that holds it, which this user is not shown
+			f = unseen
 		}
 		return id, f, err
 	}
