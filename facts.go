@@ -28,17 +28,16 @@ type serverFacts struct {
 	user             string // as whom the connection has logged in
 	version          string
 	mariaDB          bool
-	threadPool       bool          // statements may wait for one of MariaDB's worker threads
+	threadPool       bool          // a statement may wait for a worker thread, while its connection looks idle
 	waitTimeout      time.Duration // idle longer, the connection is closed
 	lockWaitEndsTx   bool          // innodb_rollback_on_timeout
 	maxAllowedPacket int
 }
 
 const (
-	// MariaDB does not see what begins with 50700, and has no such variable.
+	// What begins with 50700 MariaDB does not see: it has no such variable.
 	serverName = "CONCAT_WS('/', @@hostname, @@port, @@server_id, @@datadir /*!50700 , @@server_uuid */)"
-	askFacts   = "SELECT " + serverName + ", CONNECTION_ID(), USER(), VERSION(), @@wait_timeout, @@innodb_rollback_on_timeout, @@max_allowed_packet, "
-	onMariaDB  = " /*M!100101 , @@thread_handling */" // a column that only MariaDB sees
+	askFacts   = "SELECT " + serverName + ", CONNECTION_ID(), USER(), VERSION(), @@wait_timeout, @@innodb_rollback_on_timeout, @@max_allowed_packet, @@thread_handling, "
 )
 
 // mayEndTx says whether a lock wait that was too long may have ended its
@@ -52,14 +51,14 @@ func getFacts(ctx context.Context, in *inner, beacon string) (f *serverFacts, ta
 	if beacon != "" {
 		lock = "GET_LOCK('" + beacon + "', 0)"
 	}
-	row, err := in.askRow(ctx, askFacts+lock+onMariaDB)
+	row, err := in.askRow(ctx, askFacts+lock)
 	if err != nil {
 		return nil, false, err
 	}
-	if len(row) != 8 && len(row) != 9 {
-		return nil, false, fmt.Errorf("livepool: the server shows %d columns where 8 were asked for, or 9 of MariaDB", len(row))
+	if len(row) != 9 {
+		return nil, false, fmt.Errorf("livepool: the server shows %d columns where 9 were asked for", len(row))
 	}
-	f = &serverFacts{server: row[0], connectionID: row[1], user: row[2], version: row[3], mariaDB: len(row) == 9, lockWaitEndsTx: row[5] != "0"}
+	f = &serverFacts{server: row[0], connectionID: row[1], user: row[2], version: row[3], lockWaitEndsTx: row[5] != "0"}
 	if i := strings.LastIndexByte(f.user, '@'); i >= 0 {
 		f.user = f.user[:i]
 	}
@@ -68,9 +67,10 @@ func getFacts(ctx context.Context, in *inner, beacon string) (f *serverFacts, ta
 		return nil, false, fmt.Errorf("livepool: the server's wait_timeout: %w", err)
 	}
 	f.waitTimeout = time.Duration(seconds) * time.Second
+	f.mariaDB = strings.Contains(f.version, "MariaDB")
 	f.maxAllowedPacket, _ = strconv.Atoi(row[6])
-	f.threadPool = f.mariaDB && row[8] == "pool-of-threads"
-	return f, row[7] == "1", nil
+	f.threadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
+	return f, row[8] == "1", nil
 }
 
 // askRow asks the server for one row, past all bookkeeping. NULL is "".

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -90,7 +91,9 @@ func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 	dc, err := ctr.connectDriver(context.WithValue(ctx, dialedKey{}, &s.l.wire))
 	if err != nil {
 		err = ctr.connectError(caller, ctx, err, s.l.wire, ctr.clock.now()-began)
-		ctr.failedToConnect(err, began)
+		if !errors.Is(err, os.ErrDeadlineExceeded) { // a server that is silent may only be busy
+			ctr.failedToConnect(err, began)
+		}
 		return nil, err
 	}
 	s.l.inner = newInner(dc)

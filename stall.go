@@ -105,7 +105,7 @@ func (m *maintainer) lookUp(late []*wire) {
 		switch {
 		case err != nil:
 			v.next = now // no look
-		case (found == resting || found == gone) && w.facts.isOwnID(w):
+		case w.facts.isDeadBy(found, w):
 			v.next, v.misses = now, 0
 			v.rests++
 			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}, &ctr.stats.stalled) {
@@ -123,6 +123,15 @@ func (m *maintainer) lookUp(late []*wire) {
 			v.next = later(now, ctr.cfg.StallAfter, 0)
 		}
 	}
+}
+
+// isDeadBy says whether what was found proves that the reply of a connection will
+// not come. A proxy that speaks SQL may have sent the statement to another server
+// than the one that was asked. A server with a thread pool lets a statement wait
+// for a worker, unread, while its connection looks idle; what it shows of its
+// queue is not all that waits.
+func (f *serverFacts) isDeadBy(found finding, w *wire) bool {
+	return f.isOwnID(w) && (found == gone || found == resting && !f.threadPool)
 }
 
 // later is a sum that stays in bounds.
