@@ -304,7 +304,7 @@ var mutants = []mutant{
 
 	// What is told.
 	{"an error of the DSN shows the password",
-		"config.go", "baseErr != nil ||", "baseErr != nil &&",
+		"dsn.go", "baseErr != nil ||", "baseErr != nil &&",
 		"TestNoErrorHoldsThePassword"},
 	{"the thread id of the handshake is read backwards",
 		"dial.go", "8 * (h.pos - h.idAt - 1)", "8 * (h.idAt + 4 - h.pos)",
