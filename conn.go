@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"github.com/livepool/livepool/internal/sqltext"
 )
 
 // conn is the driver.Conn that database/sql holds. database/sql uses it from
@@ -36,7 +38,8 @@ type conn struct {
 	// dead: its server has given it up, or is no good; it is closed when it is
 	// returned.
 	dead bool
-	// stained: a session left state on it that the next must not see.
+	// stained: something was left on it that the next borrower must not see.
+	// Only its borrower writes it.
 	stained bool
 	// shell: it has no link: its first user is to open one, or the one it had
 	// was closed and there is no other yet.
@@ -113,11 +116,13 @@ func (l *link) close() error {
 
 // Raw returns the driver's own connection, for what only that can do. It
 // belongs inside sql.Conn.Raw, whose function gets the wrapped one. It is nil
-// if the connection could not be opened.
+// if the connection could not be opened. What it is used for is not seen, so that
+// a connection of the MySQL driver is closed when it is returned.
 func (c *conn) Raw() driver.Conn {
-	if _, err := c.enter(context.Background(), ""); err != nil {
+	if _, err := c.enter(context.Background(), "", 0); err != nil {
 		return nil
 	}
+	c.stained = c.stained || c.ctr.mysql
 	return c.inner.Conn
 }
 
@@ -174,7 +179,7 @@ func (c *conn) IsValid() bool {
 	return true
 }
 
-// releaseLocks gives back the named locks of a session at once: after the
+// releaseLocks gives back the named locks of a borrower at once: after the
 // connection is closed the server keeps them for as long as it takes to notice.
 func (c *conn) releaseLocks() {
 	if !c.ctr.mysql {
@@ -229,9 +234,9 @@ func (ctr *connector) describe(l *link) []any {
 
 // enter comes before anything that is sent. It returns how many bytes had been
 // written by then, by which a failure tells whether anything was sent.
-func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error) {
+func (c *conn) enter(ctx context.Context, query string, seen sqltext.Effects) (mark uint64, err error) {
 	if c.unchecked || c.transaction.open {
-		if err := c.hesitate(ctx, query); err != nil {
+		if err := c.hesitate(ctx, query, seen); err != nil {
 			return 0, err
 		}
 	}
@@ -241,7 +246,7 @@ func (c *conn) enter(ctx context.Context, query string) (mark uint64, err error)
 }
 
 // hesitate is what enter does where there is something to look out for.
-func (c *conn) hesitate(ctx context.Context, query string) error {
+func (c *conn) hesitate(ctx context.Context, query string, seen sqltext.Effects) error {
 	if c.unchecked && !c.transaction.open {
 		setup := c.ctr.wrappedSetup()
 		err := c.firstUse(ctx)
@@ -258,7 +263,7 @@ func (c *conn) hesitate(ctx context.Context, query string) error {
 		return errResultOpen
 	}
 	if t.unit != nil {
-		return c.screen(query)
+		return c.screen(query, seen)
 	}
 	return nil
 }
@@ -408,7 +413,8 @@ func (c *conn) Query(query string, args []driver.Value) (driver.Rows, error) {
 
 // ExecContext forwards to the driver.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	mark, err := c.enter(ctx, query)
+	seen := c.effects(query)
+	mark, err := c.enter(ctx, query, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -417,23 +423,29 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 			return nil, err
 		}
 	}
-	if c.wire != nil && c.wire.limited && beginsWith(skipComments(query), "LOAD") {
+	if c.wire != nil && c.wire.limited && sqltext.LoadsData(query) {
 		defer c.wire.unhurried()()
+	}
+	if seen != 0 {
+		if mark, err = c.runs(ctx, query, seen); err != nil {
+			return nil, err
+		}
 	}
 	res, err := c.inner.ExecContext(ctx, query, args)
 	if err != nil {
-		return nil, c.failed(ctx, err, query, mark, effectUnknown)
+		return nil, c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown))
 	}
 	c.answered()
 	if c.transaction.curable {
 		c.cured()
 	}
-	return res, nil
+	return res, c.answeredMarked(ctx, nil)
 }
 
 // QueryContext forwards to the driver.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	mark, err := c.enter(ctx, query)
+	seen := c.effects(query)
+	mark, err := c.enter(ctx, query, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -442,9 +454,14 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 			return nil, err
 		}
 	}
+	if seen != 0 {
+		if mark, err = c.runs(ctx, query, seen); err != nil {
+			return nil, err
+		}
+	}
 	rows, err := c.inner.QueryContext(ctx, query, args)
 	if err != nil {
-		return nil, c.failed(ctx, err, query, mark, effectUnknown)
+		return nil, c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown))
 	}
 	c.answered()
 	return c.wrapRows(rows, query), nil
@@ -457,7 +474,8 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 
 // PrepareContext forwards to the driver. A lost PREPARE has no effect.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	mark, err := c.enter(ctx, query)
+	seen := c.effects(query)
+	mark, err := c.enter(ctx, query, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -466,7 +484,7 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 		return nil, c.failed(ctx, err, query, mark, effectNone)
 	}
 	c.prove()
-	return c.wrapStmt(s, query), nil
+	return c.wrapStmt(s, query, seen), nil
 }
 
 // Begin is what database/sql uses of a driver without contexts.
@@ -477,7 +495,7 @@ func (c *conn) Begin() (driver.Tx, error) {
 // BeginTx forwards to the driver. A lost BEGIN has no effect.
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	servesSession(ctx)
-	mark, err := c.enter(ctx, "BEGIN")
+	mark, err := c.enter(ctx, "BEGIN", sqltext.Ends)
 	if err != nil {
 		return nil, err
 	}
@@ -503,7 +521,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 // sql.DB.Ping promises, but database/sql does not send a ping again.
 func (c *conn) Ping(ctx context.Context) error {
 	fresh := !c.used
-	mark, err := c.enter(ctx, "")
+	mark, err := c.enter(ctx, "", 0)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/sqltext"
 )
 
 // effect is what a request leaves behind, which decides whether it may be sent
@@ -142,7 +143,7 @@ func (c *conn) refused(err error, query string, has effect, idempotent bool) err
 		return err
 	case class&ConnDead != 0:
 		return c.lost(err, "before it read the statement")
-	case has != effectNone && (c.severalStatements(query) || !runsAsOne(query)):
+	case has != effectNone && (c.severalStatements(query) || !sqltext.SingleStatement(query)):
 		return err // an earlier part of it may have run
 	case c.spoke:
 		return err // on a sql.Conn, whose state would be lost for nothing

@@ -106,7 +106,9 @@ type connector struct {
 	inner driver.Connector
 	cfg   *Config
 	addr  string // for errors and logs, without user and password
-	clock *clock
+	// schema is the DSN's, "" for none or where it is not known. newConnector sets it.
+	schema string
+	clock  *clock
 
 	tapped bool // livepool's dialer is in use
 	peeks  bool // livepool looks at the socket itself
@@ -178,6 +180,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	}
 	ctr.inner = inner
 	ctr.mysql = true
+	ctr.schema = my.DBName
 	ctr.addr = address(my)
 	return nil
 }

@@ -4,6 +4,7 @@
 package livepool
 
 import (
+	"context"
 	"database/sql/driver"
 	"io"
 	"reflect"
@@ -46,6 +47,11 @@ func (r *txRows) Next(dest []driver.Value) error { return r.saw(r.Rows.Next(dest
 func (r *txRows) Close() error {
 	err := r.saw(r.Rows.Close())
 	r.Rows = nil
+	if r.c.transaction.marked.query != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), r.c.ctr.cfg.CommitTimeout)
+		defer cancel()
+		err = r.c.answeredMarked(ctx, err)
+	}
 	return err
 }
 

@@ -7,6 +7,8 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+
+	"github.com/livepool/livepool/internal/sqltext"
 )
 
 // stmt wraps a prepared statement.
@@ -14,17 +16,18 @@ type stmt struct {
 	c     *conn
 	inner driver.Stmt
 	query string
+	seen  sqltext.Effects
 	on    int64 // the serial of the link it was prepared on
 }
 
 // wrapStmt uses the conn's own slot for the first open statement: a query with
 // arguments is prepared, executed and closed each time.
-func (c *conn) wrapStmt(s driver.Stmt, query string) *stmt {
+func (c *conn) wrapStmt(s driver.Stmt, query string, seen sqltext.Effects) *stmt {
 	wrapped := &c.slot
 	if wrapped.inner != nil {
 		wrapped = new(stmt)
 	}
-	*wrapped = stmt{c: c, inner: s, query: query, on: c.serial}
+	*wrapped = stmt{c: c, inner: s, query: query, seen: seen, on: c.serial}
 	return wrapped
 }
 
@@ -56,16 +59,27 @@ func (s *stmt) Close() error {
 // enter is the conn's, and prepares the statement again where its link has been
 // replaced, which happens only while nobody uses the connection.
 func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
-	mark, err = s.c.enter(ctx, s.query)
-	if err != nil || s.on == s.c.serial {
+	seen := s.seen
+	if !s.c.ctr.mysql { // only units read its statements, and it may not have been in one then
+		seen = s.c.effects(s.query)
+	}
+	if mark, err = s.c.enter(ctx, s.query, seen); err != nil {
 		return mark, err
 	}
-	inner, err := s.c.inner.PrepareContext(ctx, s.query)
-	if err != nil {
-		return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
+	if s.on != s.c.serial {
+		inner, err := s.c.inner.PrepareContext(ctx, s.query)
+		if err != nil {
+			return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
+		}
+		s.inner, s.on = inner, s.c.serial
+		if mark, err = s.c.enter(ctx, s.query, seen); err != nil {
+			return mark, err
+		}
 	}
-	s.inner, s.on = inner, s.c.serial
-	return s.c.enter(ctx, s.query)
+	if seen == 0 {
+		return mark, nil
+	}
+	return s.c.runs(ctx, s.query, seen)
 }
 
 // NumInput forwards to the driver.
@@ -89,10 +103,10 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (drive
 	}
 	res, err := s.exec(ctx, args)
 	if err != nil {
-		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
+		return nil, s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown))
 	}
 	s.c.answered()
-	return res, nil
+	return res, s.c.answeredMarked(ctx, nil)
 }
 
 func (s *stmt) exec(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
@@ -115,7 +129,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driv
 	}
 	rows, err := s.querying(ctx, args)
 	if err != nil {
-		return nil, s.c.failed(ctx, err, s.query, mark, effectUnknown)
+		return nil, s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown))
 	}
 	s.c.answered()
 	return s.c.wrapRows(rows, s.query), nil

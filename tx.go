@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/sqltext"
 )
 
 // ErrPoisoned is what errors.Is finds in the error of a statement, or of a
@@ -32,6 +33,9 @@ type poisonedError struct {
 }
 
 func (e *poisonedError) Error() string {
+	if inside := (*endedInsideError)(nil); errors.As(e.cause, &inside) && inside.commits {
+		return fmt.Sprintf("livepool: %s: the transaction is over: %v", e.what, e.cause)
+	}
 	return fmt.Sprintf("livepool: %s: the transaction was ended by an earlier error, and nothing of it was applied: %v", e.what, e.cause)
 }
 func (e *poisonedError) Is(target error) bool { return target == ErrPoisoned }
@@ -89,6 +93,9 @@ type transaction struct {
 	// unit is the attempt of a unit of work whose transaction it is, nil for a
 	// plain one.
 	unit *attempt
+	// marked is the statement after which it must be asked whether there still is
+	// this transaction.
+	marked marked
 	// rows is the one open result that most callers have at a time.
 	rows txRows
 }
@@ -113,7 +120,7 @@ func (c *conn) suffers(err error, query string) {
 		return
 	}
 	undone := class&(StatementUndone|NotRun) != 0
-	handled := t.unit == nil || asksNotToWait(query) // the transaction goes on, if there still is one
+	handled := t.unit == nil || sqltext.AsksNotToWait(query) // the transaction goes on, if there still is one
 	switch {
 	case gone, undone && handled && errorNumber(err) == lockWaitTimeout && c.facts.mayEndTx():
 		t.poison, t.curable = err, false
@@ -140,7 +147,7 @@ func (c *conn) suffers(err error, query string) {
 // mayRun refuses what would run outside the transaction that it is meant for.
 func (c *conn) mayRun(query string) error {
 	t := &c.transaction
-	if t.poison == nil || t.curable && rollsBackToSavepoint(query) {
+	if t.poison == nil || t.curable && sqltext.RollsBackToSavepoint(query) {
 		return nil
 	}
 	return &poisonedError{"statement refused", t.poison}
@@ -159,32 +166,6 @@ func (c *conn) cured() {
 // errResultOpen is in place of a query sent into the middle of a result, which
 // the protocol does not allow and the driver does not always notice.
 var errResultOpen = errors.New("livepool: the result of an earlier query is still open on this transaction: read it to its end or close it before the next statement")
-
-// screen looks at a statement of a session before it is sent: it refuses what
-// would end the transaction behind the session's back, and notes what commits
-// implicitly and what leaves state on the connection.
-func (c *conn) screen(query string) error {
-	seen := scan(query)
-	if seen&endsTransaction != 0 {
-		return fmt.Errorf("livepool: refused in a session: %.40q would end its transaction, which its function ends by returning", query)
-	}
-	if c.severalStatements(query) {
-		seen |= commitsImplicitly | leavesState
-	}
-	unit := c.transaction.unit
-	if seen&commitsImplicitly != 0 {
-		if unit.keyed.Load() {
-			return fmt.Errorf("livepool: refused in a session with Once or VerifyCommit: %.40q commits, or may commit, and the key with it", query)
-		}
-		if unit.implicit == "" {
-			unit.implicit = fmt.Sprintf("%.40s", query)
-		}
-	}
-	if seen&leavesState != 0 {
-		c.stained = true
-	}
-	return nil
-}
 
 // lockWaitTimeout is ER_LOCK_WAIT_TIMEOUT.
 const lockWaitTimeout = 1205
@@ -281,7 +262,7 @@ func (t *tx) rollback() error {
 func (c *conn) ends() {
 	t := &c.transaction
 	t.open, t.unit = false, nil
-	if t.poison != nil || t.rows.Rows != nil {
+	if t.poison != nil || t.rows.Rows != nil || t.marked.query != "" {
 		*t = transaction{}
 	}
 }
