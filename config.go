@@ -89,10 +89,12 @@ func nameOf[T ~int](words []word[T], value T, kind string) string {
 // ("3600").
 type Config struct {
 	// MySQL holds the driver's own settings: in a DSN, everything that does not
-	// begin with pool_. livepool works on a copy and changes three things in it:
+	// begin with pool_. livepool works on a copy and changes four things in it:
 	// its dialer is put around DialFunc, and where that is so, its own look at
-	// the socket takes the place of CheckConnLiveness; and the driver's Logger is
-	// silent while the server cannot be reached, of which livepool tells itself.
+	// the socket takes the place of CheckConnLiveness; RejectReadOnly is off, for
+	// livepool itself sends elsewhere what a read-only server refuses, if no part
+	// of it can have run; and the driver's Logger is silent while the server
+	// cannot be reached, of which livepool tells itself.
 	MySQL *mysql.Config
 
 	// PoolSize (pool_size) is how many connections are kept, default 10. With 0

@@ -276,10 +276,11 @@ func (c *conn) written() uint64 {
 }
 
 // isGone says whether the link was lost or closed. The driver's IsValid does not
-// tell that from a result that is still being read.
+// tell that from a result that is still being read; that of another driver says
+// only that the connection is not to be kept.
 func (c *conn) isGone() bool {
 	if c.wire == nil {
-		return !c.inner.IsValid()
+		return c.ctr.mysql && !c.inner.IsValid()
 	}
 	return c.wire.broken != nil || c.wire.closed.Load()
 }

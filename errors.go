@@ -7,6 +7,7 @@ package livepool
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql/driver"
 	"errors"
 	"io"
@@ -70,8 +71,9 @@ func (c Class) String() string {
 const (
 	again     = Retry | BackOff
 	lostConn  = ConnDead | TxGone | CommitUnknown | Retry
-	rolled    = TxGone | again             // the whole transaction was rolled back
-	turnedOff = NotRun | Elsewhere | again // refused by a server that is read-only or not ready
+	notSent   = ConnDead | NotRun | TxGone | Retry // lost before the server read the request
+	rolled    = TxGone | again                     // the whole transaction was rolled back
+	turnedOff = NotRun | Elsewhere | again         // refused by a server that is read-only or not ready
 )
 
 // serverError is one row of the table.
@@ -97,6 +99,8 @@ var serverErrors = []serverError{
 		"MySQL error reference; the other limits of the code are by the hour"},
 	{1637, "HY000", "", "ER_TOO_MANY_CONCURRENT_TRXS", "MySQL, MariaDB", NotRun | again,
 		"MySQL error reference: too many active concurrent transactions"},
+	{1135, "HY000", "", "ER_CANT_CREATE_THREAD", "MySQL, MariaDB", NotRun | again,
+		"MySQL error reference: the server cannot start a thread for the connection, for want of memory most often"},
 
 	// The connection, or the server, is going.
 	{1053, "08S01", "", "ER_SERVER_SHUTDOWN", "MySQL, MariaDB", lostConn | BackOff,
@@ -116,8 +120,12 @@ var serverErrors = []serverError{
 	{3169, "HY000", "", "ER_SESSION_WAS_KILLED", "MySQL", lostConn, "MySQL error reference: session was killed"},
 	{3032, "HY000", "", "ER_SERVER_OFFLINE_MODE", "MySQL", lostConn | BackOff,
 		"MySQL error reference: offline_mode ends the sessions of ordinary users"},
-	{4031, "HY000", "", "ER_CLIENT_INTERACTION_TIMEOUT", "MySQL", ConnDead | NotRun | TxGone | Retry,
-		"MySQL 8.0.24 release notes: the idle connection was closed before anything was read; seen on MySQL 9.7"},
+	{4031, "HY000", "inactivity", "ER_CLIENT_INTERACTION_TIMEOUT", "MySQL", notSent,
+		"MySQL 8.0.24 release notes: the idle connection was closed before anything was read; seen on MySQL 9.7. " +
+			"To MariaDB the number is that of a trigger that does not exist (ER_REFERENCED_TRG_DOES_NOT_EXIST)"},
+	{1105, "HY000", "The last transaction was aborted due to", "ER_UNKNOWN_ERROR", "Aurora", rolled,
+		"AWS re:Post and the retry lists of Laravel and PeerDB: said by the first statement after a Zero Downtime Patch or " +
+			"Seamless Scaling, which keep the connection and roll its transaction back"},
 
 	// The server does not take writes, or nothing at all, now.
 	{1290, "HY000", "read-only", "ER_OPTION_PREVENTS_STATEMENT", "MySQL, MariaDB, Aurora", turnedOff,
@@ -138,7 +146,9 @@ var serverErrors = []serverError{
 		"MySQL manual, InnoDB Error Handling: the transaction is rolled back; Galera: a certification conflict, on any statement; seen on MariaDB 10.11 and MySQL 9.7"},
 	{1614, "XA102", "", "ER_XA_RBDEADLOCK", "MySQL, MariaDB", rolled, "MySQL error reference: XA branch rolled back, deadlock"},
 	{1020, "HY000", "", "ER_CHECKREAD", "MariaDB", rolled,
-		"MariaDB manual, innodb_snapshot_isolation: record has changed since last read; the transaction is rolled back"},
+		"MariaDB manual, innodb_snapshot_isolation: record has changed since last read; seen on MariaDB 10.11 and 11.8, where it is like a deadlock"},
+	{3058, "HY000", "", "ER_USER_LOCK_DEADLOCK", "MySQL", StatementUndone | again,
+		"MySQL manual, GET_LOCK: a deadlock of named locks; the call is refused and the transaction goes on; seen on MySQL 9.7"},
 	{3572, "HY000", "", "ER_LOCK_NOWAIT", "MySQL", StatementUndone,
 		"MySQL manual, Locking Read Concurrency with NOWAIT: the statement asked not to wait"},
 
@@ -151,6 +161,14 @@ var serverErrors = []serverError{
 		"MariaDB manual, max_statement_time"},
 	{3024, "HY000", "", "ER_QUERY_TIMEOUT", "MySQL", StatementUndone | CommitUnknown,
 		"MySQL manual, MAX_EXECUTION_TIME"},
+
+	// The statement came at a bad moment.
+	{1412, "HY000", "", "ER_TABLE_DEF_CHANGED", "MySQL, MariaDB", StatementUndone | again,
+		"MySQL manual, Consistent Nonlocking Reads: the table was altered after the transaction's snapshot; please retry transaction; seen on all three"},
+	{1615, "HY000", "", "ER_NEED_REPREPARE", "MySQL, MariaDB", StatementUndone | again,
+		"MySQL manual, Caching of Prepared Statements: what it uses changes faster than it can be prepared again"},
+	{1041, "HY000", "", "ER_OUT_OF_RESOURCES", "MySQL, MariaDB", StatementUndone | CommitUnknown | again,
+		"MySQL error reference: out of memory"},
 
 	// COMMIT itself.
 	{1180, "HY000", "", "ER_ERROR_DURING_COMMIT", "Galera, MySQL, MariaDB", TxGone | CommitUnknown,
@@ -172,11 +190,15 @@ var serverErrors = []serverError{
 		"Vitess source, vterrors: ABORTED, such as a transaction that exceeded its time"},
 	{1105, "HY000", "code = Unavailable", "ER_UNKNOWN_ERROR", "Vitess", rolled | CommitUnknown,
 		"Vitess source, vterrors: UNAVAILABLE, as during a reparent"},
+	{1105, "HY000", "code = ResourceExhausted", "ER_UNKNOWN_ERROR", "Vitess, PlanetScale", rolled | CommitUnknown,
+		"Vitess source, vterrors: RESOURCE_EXHAUSTED, a pool of connections or of transactions is full"},
 
 	// TiDB.
 	{8002, "HY000", "", "ErrForUpdateCantRetry", "TiDB", rolled, "TiDB manual, Error Codes"},
 	{8005, "HY000", "", "ErrWriteConflictInTiDB", "TiDB", rolled, "TiDB manual, Error Codes"},
 	{8022, "HY000", "", "ErrTxnRetryable", "TiDB", rolled, "TiDB manual, Error Codes: the commit failed and may be retried"},
+	{8027, "HY000", "", "ErrInfoSchemaExpired", "TiDB", rolled,
+		"TiDB manual, Error Codes: the node's copy of the schema is out of date, until it reaches the cluster again"},
 	{8028, "HY000", "", "ErrInfoSchemaChanged", "TiDB", rolled, "TiDB manual, Error Codes: the schema changed under the transaction"},
 	{8147, "HY000", "", "ErrLazyUniquenessCheckFailure", "TiDB", TxGone, "TiDB manual, Constraints: the transaction is ended"},
 	{8501, "HY000", "", "ErrResultUndetermined", "TiDB", ConnDead | TxGone | CommitUnknown, "TiDB source, errno: execution result undetermined"},
@@ -210,11 +232,14 @@ func classify(err error) Class {
 		return 0
 	case errors.As(err, &my):
 		return classifyServer(my)
-	case errors.Is(err, driver.ErrBadConn):
-		return ConnDead | NotRun | TxGone | Retry
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, errUnasked), errors.Is(err, mysql.ErrBusyBuffer):
+		return notSent
 	case errors.As(err, &connect):
-		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		switch {
+		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 			return 0
+		case isMisconfigured(err):
+			return NotRun
 		}
 		return NotRun | again
 	case errors.Is(err, mysql.ErrInvalidConn), errors.Is(err, mysql.ErrPktSync),
@@ -234,6 +259,24 @@ func classifyServer(my *mysql.MySQLError) Class {
 		return rolled
 	}
 	return 0
+}
+
+// isMisconfigured is true of a failure to connect that no other attempt will be
+// spared: client and server do not agree on how to talk.
+func isMisconfigured(err error) bool {
+	var op *net.OpError
+	for _, settled := range []error{mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword,
+		mysql.ErrOldPassword, mysql.ErrUnknownPlugin, mysql.ErrOldProtocol} {
+		if errors.Is(err, settled) {
+			return true
+		}
+	}
+	switch {
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(tls.RecordHeaderError)),
+		errors.As(err, new(*net.AddrError)), errors.As(err, new(net.UnknownNetworkError)):
+		return true
+	}
+	return errors.As(err, &op) && op.Op == "remote error" // what crypto/tls calls the other side's refusal
 }
 
 // errorNumber is the number of a server's error, 0 for any other.

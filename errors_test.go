@@ -2,6 +2,8 @@ package livepool
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -63,6 +65,13 @@ func TestWhatErrorsMean(t *testing.T) {
 		{server(1180, "Got error 6 \"No such device or address\" during COMMIT"), TxGone | CommitUnknown},
 		{server(1317, "Query execution was interrupted"), StatementUndone | CommitUnknown},
 		{server(4031, "The client was disconnected by the server because of inactivity"), ConnDead | NotRun | TxGone | Retry},
+		{server(4031, "Referenced trigger 'a' for the given action time and event type does not exist"), 0}, // MariaDB's
+		{errUnasked, ConnDead | NotRun | TxGone | Retry},
+		{&notCommittedError{cause: errUnasked}, ConnDead | NotRun | TxGone | Retry},
+		{mysql.ErrBusyBuffer, ConnDead | NotRun | TxGone | Retry},
+		{server(1105, "The last transaction was aborted due to Zero Downtime Patch. Please retry."), TxGone | Retry | BackOff},
+		{server(1105, "The last transaction was aborted due to Seamless Scaling. Please retry."), TxGone | Retry | BackOff},
+		{server(1105, "unknown error"), 0},
 		{server(1045, "Access denied for user"), 0},
 		{server(1040, "Too many connections"), NotRun | Retry | BackOff},
 		{&mysql.MySQLError{Number: 60001, SQLState: [5]byte([]byte("40001"))}, TxGone | Retry | BackOff},
@@ -78,6 +87,11 @@ func TestWhatErrorsMean(t *testing.T) {
 		{&connectError{text: "livepool: connecting failed", cause: os.ErrDeadlineExceeded}, NotRun | Retry | BackOff},
 		{&connectError{text: "livepool: connecting failed", cause: context.Canceled}, 0},
 		{&connectError{text: "livepool: connecting failed", cause: server(1045, "Access denied")}, 0},
+		{&connectError{text: "livepool: connecting failed", cause: mysql.ErrNoTLS}, NotRun},
+		{&connectError{text: "livepool: connecting failed", cause: mysql.ErrUnknownPlugin}, NotRun},
+		{&connectError{text: "livepool: connecting failed", cause: &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}}, NotRun},
+		{&connectError{text: "livepool: connecting failed", cause: &net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}}, NotRun},
+		{&connectError{text: "livepool: connecting failed", cause: &net.OpError{Op: "dial", Err: net.UnknownNetworkError("tpc")}}, NotRun},
 		{&commitUnknownError{cause: mysql.ErrInvalidConn}, lost &^ Retry},
 		{fmt.Errorf("job: %w", errors.Join(&commitUnknownError{cause: server(1053, "Server shutdown in progress")}, driver.ErrBadConn)), (lost | BackOff) &^ Retry},
 		{fmt.Errorf("job: %w", ErrCommitUnknown), CommitUnknown},
@@ -100,7 +114,7 @@ func TestRefusedCommitIsADefiniteFailure(t *testing.T) {
 		1213: true, 1205: true, 1290: true, 1836: true, 3101: true, 4031: true, 9007: true,
 		1180: false, 1053: false, 1317: false, 1927: false, 3169: false, 3100: false, 8501: false, 60002: false,
 	} {
-		err := &mysql.MySQLError{Number: number, Message: "read-only"}
+		err := &mysql.MySQLError{Number: number, Message: "read-only, inactivity"}
 		if got := refusesCommit(Classify(err)); got != refused {
 			t.Errorf("%d in answer to COMMIT: proves that nothing was committed: %v, want %v", number, got, refused)
 		}

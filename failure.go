@@ -9,6 +9,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -72,13 +73,13 @@ func (c *conn) withStall(err error) error {
 
 // nothingSent says whether the request cannot have reached the server. Where
 // there is a wire it knows; the driver says driver.ErrBadConn also of a later
-// packet of LOAD DATA LOCAL that could not be written. Of a connection whose
-// wire is whole ErrBadConn is the driver's refusal to use it.
+// packet of LOAD DATA LOCAL that could not be written, and with rejectReadOnly of
+// a refusal in the middle of a procedure.
 func (c *conn) nothingSent(badConn bool, mark uint64) bool {
 	if c.wire == nil {
 		return badConn
 	}
-	return c.wire.written == mark || badConn && c.wire.broken == nil
+	return c.wire.written == mark
 }
 
 // classify is the connector's, less what cannot be: as long as the wire is
@@ -86,13 +87,24 @@ func (c *conn) nothingSent(badConn bool, mark uint64) bool {
 // loaded, is none of the connection's.
 func (c *conn) classify(err error) Class {
 	class := c.ctr.classify(err)
-	if errors.As(err, new(*unaskedError)) {
+	switch {
+	case errors.As(err, new(*unaskedError)):
 		return class
-	}
-	if c.wire != nil && errorNumber(err) == 0 && !c.isGone() && c.inner.IsValid() && !errors.Is(err, driver.ErrBadConn) {
+	case errors.Is(err, mysql.ErrBusyBuffer) && !c.heardGoodbye(),
+		c.wire != nil && errorNumber(err) == 0 && !c.isGone() && c.inner.IsValid() && !errors.Is(err, driver.ErrBadConn):
 		return 0
 	}
 	return class
+}
+
+// heardGoodbye says whether what keeps the driver from using a connection is what
+// the server has sent unasked, together with the answer before, and not a result
+// that the program has left open.
+func (c *conn) heardGoodbye() bool {
+	if c.transaction.open {
+		return c.transaction.rows.Rows == nil
+	}
+	return c.wire != nil && errors.Is(c.wire.peek(), io.EOF)
 }
 
 // idleClosed is ER_CLIENT_INTERACTION_TIMEOUT, which a server says unasked to a
@@ -114,7 +126,7 @@ func (e *unaskedError) Unwrap() error { return mysql.ErrInvalidConn }
 
 // unasked tells 4031 that comes too late to be from before the request.
 func (c *conn) unasked(err error) error {
-	if errorNumber(err) != idleClosed || c.ctr.clock.now()-c.entered < leastIdleClosed {
+	if errorNumber(err) != idleClosed || Classify(err) != notSent || c.ctr.clock.now()-c.entered < leastIdleClosed {
 		return err
 	}
 	c.dead = true

@@ -114,7 +114,7 @@ func (ctr *connector) unreachable(err error) bool {
 	var connect *connectError
 	var network net.Error
 	switch {
-	case !errors.As(err, &connect), impatient(err), errors.Is(err, errConnectPanicked):
+	case !errors.As(err, &connect), impatient(err), errors.Is(err, errConnectPanicked), isMisconfigured(err):
 		return false
 	case errorNumber(err) != 0:
 		return ctr.classify(err)&ConnDead != 0 || isNotReady(err) // it is shutting down, or does no work

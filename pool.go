@@ -171,6 +171,9 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 		ctr.tapped, ctr.peeks = true, my.CheckConnLiveness
 		my.DialFunc, my.CheckConnLiveness = wiretap(my.DialFunc), false
 	}
+	// The driver would say of a refused statement that it was not sent, though a
+	// part of it may have run; what is sent elsewhere is decided in failure.go.
+	my.RejectReadOnly = false
 	if my.Logger != nil {
 		my.Logger = &hushed{my.Logger, &ctr.outage, ctr.cfg}
 	}

@@ -188,7 +188,11 @@ func (t *tx) Commit() error {
 	if err := c.lostBeforeCommit(); err != nil {
 		c.dead = true
 		c.abandoned()
-		c.mourn(err)
+		if c.isGone() {
+			c.mourn(err)
+		} else { // only the look at the socket knows
+			c.ctr.mournIdle(&c.link, err)
+		}
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
 	}
 	c.entered, _ = c.ctr.clock.bounds()
@@ -222,7 +226,7 @@ func refusesCommit(class Class) bool {
 // one that is lost after it, for which the driver has the same error.
 func (c *conn) lostBeforeCommit() error {
 	switch {
-	case !c.inner.IsValid():
+	case c.ctr.mysql && !c.inner.IsValid():
 		return mysql.ErrInvalidConn
 	case c.wire != nil && c.ctr.peeks:
 		if err := c.wire.peek(); err != nil {

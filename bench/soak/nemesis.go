@@ -13,14 +13,13 @@ import (
 	"time"
 )
 
-// hand is one of those that strike independently of each other: what one does
+// hand is one of the two that strike independently of each other: what one does
 // undoes nothing of the other's, so that their faults may meet.
 type hand int
 
 const (
 	network hand = iota
 	theServer
-	theClient
 	hands
 )
 
@@ -33,19 +32,8 @@ type kind struct {
 	hold   span // how long it lasts, where it lasts
 	// strike does it, and undoes it after f.hold or when ctx ends. It returns
 	// what has struck, "" if nothing has.
-	strike strikeFunc
-	traits trait
+	strike func(ctx context.Context, n *nemesis, f fault) (label string, err error)
 }
-
-// trait is what else is to be known of a kind.
-type trait int
-
-const (
-	// honest: nobody loses a connection or an answer that another has asked for.
-	honest trait = 1 << iota
-	// exclusive: nothing else strikes meanwhile.
-	exclusive
-)
 
 // span is from the one to the other, in milliseconds.
 type span struct{ from, to int }
@@ -69,8 +57,8 @@ func (f fault) of(roll, n int) int { return min(int(f.rolls[roll]*float64(n)), n
 // The pauses between the faults of a hand: short, and now and then one in which
 // much gets done.
 var (
-	pauses   = [hands]span{{50, 450}, {100, 700}, {100, 800}}
-	respites = [hands]span{{600, 1200}, {800, 1600}, {800, 1600}}
+	pauses   = [hands]span{{50, 450}, {100, 700}}
+	respites = [hands]span{{600, 1200}, {800, 1600}}
 )
 
 const respite = 0.08 // the share of the latter
@@ -86,8 +74,7 @@ type schedule struct {
 // kindsOn are those that strike servers of that shape and are wanted.
 func kindsOn(on shape, only []string) (all []*kind) {
 	for _, k := range kinds {
-		wanted := len(only) == 0 && !slices.Contains(awaitedKinds, k.name) || slices.Contains(only, k.name)
-		if k.on&on != 0 && wanted {
+		if k.on&on != 0 && (len(only) == 0 || slices.Contains(only, k.name)) {
 			all = append(all, k)
 		}
 	}
@@ -136,14 +123,12 @@ func kindNames() (names []string) {
 type event struct {
 	label    string
 	from, to time.Duration
-	lossy    bool // it is of a kind that is not honest
 }
 
-// nemesis is all hands.
+// nemesis is both hands.
 type nemesis struct {
 	run    *run
 	ground *ground
-	alone  sync.RWMutex // held for writing by a fault that is exclusive, for reading by each other
 
 	mu     sync.Mutex // guards what follows
 	events []event
@@ -174,13 +159,6 @@ func (n *nemesis) rage(ctx context.Context) error {
 }
 
 func (n *nemesis) strike(ctx context.Context, f fault) {
-	if f.kind.traits&exclusive != 0 {
-		n.alone.Lock()
-		defer n.alone.Unlock()
-	} else {
-		n.alone.RLock()
-		defer n.alone.RUnlock()
-	}
 	h := f.kind.hand
 	n.enter(h, f.kind.name)
 	defer n.enter(h, "")
@@ -195,7 +173,7 @@ func (n *nemesis) strike(ctx context.Context, f fault) {
 	n.ground.log.Info("nemesis: "+label, "from", from, "to", n.run.now())
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.events = append(n.events, event{label, from, n.run.now(), f.kind.traits&honest == 0})
+	n.events = append(n.events, event{label, from, n.run.now()})
 }
 
 func (n *nemesis) enter(h hand, what string) {
