@@ -465,7 +465,7 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 		return nil, c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown))
 	}
 	c.answered()
-	return c.wrapRows(rows, query), nil
+	return c.wrapRows(ctx, rows, query), nil
 }
 
 // Prepare is what database/sql uses of a driver without contexts.

@@ -56,8 +56,8 @@ func (c *conn) runs(ctx context.Context, query string, seen sqltext.Effects) (ma
 				return 0, err
 			}
 		}
-		if seen&sqltext.Implicit != 0 && unit.implicit == "" {
-			unit.implicit = fmt.Sprintf("%.40s", query)
+		if seen&sqltext.Implicit != 0 && unit.soFar().implicit == "" {
+			unit.commitsImplicitly(fmt.Sprintf("%.40s", query))
 		}
 	}
 	return c.written(), nil
@@ -74,7 +74,7 @@ const savepointUnknown = 1305
 type marked struct {
 	query    string // "" for none
 	commits  bool   // it may have committed
-	implicit string // what attempt.implicit was before it
+	implicit string // what observed.implicit was before it
 }
 
 // endedInsideError is of a statement that was answered and has ended its
@@ -102,7 +102,7 @@ func (c *conn) markTransaction(ctx context.Context, query string, seen sqltext.E
 		return c.failed(ctx, err, "SAVEPOINT", mark, effectUnknown)
 	}
 	c.prove()
-	c.transaction.marked = marked{query, seen&sqltext.Implicit != 0, c.transaction.unit.implicit}
+	c.transaction.marked = marked{query, seen&sqltext.Implicit != 0, c.transaction.unit.soFar().implicit}
 	return nil
 }
 
@@ -121,14 +121,14 @@ func (c *conn) stillMarked(ctx context.Context) error {
 	switch {
 	case err == nil:
 		c.prove()
-		t.unit.implicit = m.implicit
+		t.unit.commitsImplicitly(m.implicit)
 		return nil
 	case errorNumber(err) != savepointUnknown:
 		err = c.failed(ctx, err, "RELEASE SAVEPOINT", mark, effectUnknown)
 	default:
 		c.prove()
 		err = &endedInsideError{m.query, m.commits, err}
-		t.unit.failure = err
+		t.unit.fails(err)
 	}
 	if t.poison == nil || t.curable {
 		t.poison, t.curable = err, false
@@ -145,7 +145,8 @@ func (c *conn) answeredMarked(ctx context.Context, err error) error {
 	case t.marked.query == "":
 		return err
 	case err == driver.ErrSkip: // it was not sent, and will be prepared
-		t.unit.implicit, t.marked = t.marked.implicit, marked{}
+		t.unit.commitsImplicitly(t.marked.implicit)
+		t.marked = marked{}
 		return err
 	}
 	if ended := c.stillMarked(ctx); err == nil {

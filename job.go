@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"reflect"
 	"strconv"
 )
@@ -37,6 +38,12 @@ func OncePerID(name string) SessionOption {
 // completeOnce gives OncePerID the id.
 func completeOnce[I ID](id I) SessionOption {
 	return func(o *sessionOptions) {
+		switch {
+		case o.hasOnce && o.oncePerID:
+			o.refused = fmt.Errorf("livepool: Job: Once(%q) and OncePerID(%q) together: a unit has one key", o.once, o.onceName)
+		case o.hasOnce:
+			o.refused = fmt.Errorf("livepool: Job: Once(%q) is one key for all ids, of which only the first would be applied: use OncePerID(%q)", o.once, o.once)
+		}
 		if !o.oncePerID || o.onceName == "" {
 			return
 		}

@@ -99,3 +99,41 @@ func TestSessionsAndPoolsAreNotSerialised(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A fixed key in a job is one for all ids: the first would be applied, and the
+// others taken for done.
+func TestJobRefusesAFixedKey(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	fn := func(ctx context.Context, s *livepool.Session, id int) error { return insert(id)(ctx, s) }
+	for name, job := range map[string]func(context.Context, int) error{
+		"Once":     livepool.Job(p, fn, livepool.Once("mail")),
+		"both":     livepool.Job(p, fn, livepool.Once("mail"), livepool.OncePerID("mail")),
+		"both too": livepool.Job(p, fn, livepool.OncePerID("mail"), livepool.Once("mail")),
+	} {
+		for id := range 3 {
+			if err := job(t.Context(), id); err == nil || !strings.Contains(err.Error(), "OncePerID") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if n := count(t, s, "t"); n != 0 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// Jobs made of one slice of options do not write into it for each other.
+func TestJobsShareTheirOptions(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	opts := make([]livepool.SessionOption, 0, 8)
+	opts = append(opts, livepool.OncePerID("n"))
+	job := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id int) error { return insert(id)(ctx, s) }, opts...)
+	if err := job(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if spare := opts[:2][1]; spare != nil {
+		t.Error("the job has written into its caller's options")
+	}
+	if n := count(t, s, "t"); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+}

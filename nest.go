@@ -16,6 +16,10 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
 			o.name, s.options.name)
 	}
+	if implicit := s.root.attempt.soFar().implicit; o.hasOnce && implicit != "" {
+		return fmt.Errorf("livepool: %s, inside %s, is refused: %q has committed, or may have, and so ended the transaction: "+
+			"the key of Once would be committed at once, and not with the work; use RequiresNew, or let it come before", o.name, s.root.options.name, implicit)
+	}
 	if !s.nesting.CompareAndSwap(false, true) {
 		return fmt.Errorf("livepool: %s: another unit is running inside %s at the same time: savepoints only nest; use RequiresNew", o.name, s.options.name)
 	}
@@ -48,7 +52,7 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 		err = inner.leftBehind()
 	}
 	if err == nil && ctx.Err() != nil {
-		err = &sessionDoneError{o.name, ctx.Err()}
+		err = &sessionDoneError{unit: o.name, cause: contextEnd(ctx)}
 	}
 	switch {
 	case err == nil:
@@ -67,6 +71,22 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	return err
 }
 
+// keyIsHeld says whether a unit of the pool that ctx is inside of has the key.
+func keyIsHeld(ctx context.Context, p *Pool, key string) bool {
+	for {
+		s, ok := ctx.Value(poolKey{p}).(*Session)
+		if !ok {
+			return false
+		}
+		ctx = s.root.caller // which a unit that RequiresNew shares with what is around it
+		for ; s != nil; s = s.parent {
+			if s.options.hasOnce && s.options.once == key {
+				return true
+			}
+		}
+	}
+}
+
 // savepoint is the name of the unit's. Two of one name would replace each other.
 func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
 
@@ -82,16 +102,5 @@ func (s *Session) undo() {
 		root.mu.Lock()
 		defer root.mu.Unlock()
 		root.doomed = fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err)
-	}
-}
-
-// adopt takes over the hooks of a unit inside this one: they wait for the
-// common commit.
-func (s *Session) adopt(inner *Session) {
-	inner.hooksMu.Lock()
-	hooks := inner.hooks
-	inner.hooksMu.Unlock()
-	for _, f := range hooks {
-		s.AfterCommit(f)
 	}
 }

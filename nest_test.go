@@ -373,3 +373,144 @@ func TestUnitThatReturnsBeforeAnotherInsideItCommitsNothing(t *testing.T) {
 		t.Errorf("half of the inner unit is committed; outer said %v, inner said %v", err, innerErr)
 	}
 }
+
+// What a statement has committed takes the key of a unit that follows it along at
+// once, and without its work.
+func TestInnerOnceAfterAnImplicitCommitIsRefused(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		if err := s.Exec("CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)"); err != nil {
+			t.Fatal(err)
+		}
+		p := open(t, s.DSN(), "")
+		if err := p.CreateCommitTable(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		passing := errors.New("something passing")
+		first := true
+		unit := func(ctx context.Context, outer *livepool.Session) error {
+			if _, err := outer.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS u (v INT)"); err != nil {
+				return err
+			}
+			return p.WithSession(ctx, func(ctx context.Context, inner *livepool.Session) error {
+				if err := insert(1)(ctx, inner); err != nil {
+					return err
+				}
+				if first {
+					first = false
+					return passing
+				}
+				return insert(2)(ctx, inner)
+			}, livepool.Once("k"))
+		}
+		err1 := p.WithSession(t.Context(), unit)
+		err2 := p.WithSession(t.Context(), unit)
+		if n := count(t, s, "t"); n != 0 || err1 == nil || err2 == nil || errors.Is(err1, passing) || !strings.Contains(err1.Error(), "CREATE TABLE") {
+			t.Errorf("%d rows; first %v, second %v", n, err1, err2)
+		}
+	})
+}
+
+// A key that the unit around it holds is not committed: neither is the work done,
+// nor will it be, and another connection would wait for it.
+func TestInnerOnceWithTheKeyOfTheUnitAroundIt(t *testing.T) {
+	_, p := ledger(t, server.MariaDB)
+	inner := func(opts ...livepool.SessionOption) fn {
+		return func(ctx context.Context, _ *livepool.Session) error {
+			return p.WithSession(ctx, insert(1), append(opts, livepool.Once("k"))...)
+		}
+	}
+	for name, unit := range map[string]func() error{
+		"inside":      func() error { return p.WithSession(t.Context(), inner(), livepool.Once("k")) },
+		"RequiresNew": func() error { return p.WithSession(t.Context(), inner(livepool.RequiresNew()), livepool.Once("k")) },
+		"two levels above": func() error {
+			return p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error { return p.WithSession(ctx, inner()) }, livepool.Once("k"))
+		},
+		"past a RequiresNew": func() error {
+			return p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+				return p.WithSession(ctx, inner(), livepool.RequiresNew())
+			}, livepool.Once("k"))
+		},
+	} {
+		if err := unit(); err == nil || !strings.Contains(err.Error(), "holds this key") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		for range 2 { // one after the other, the second is a redelivery
+			if err := inner()(ctx, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, livepool.Once("another")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Once a unit inside with a key has ended, the one around it may do what it could
+// do before: the key has its work with it.
+func TestImplicitCommitAfterAnInnerOnce(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		if err := p.WithSession(ctx, insert(1), livepool.Once("k")); err != nil {
+			return err
+		}
+		_, err := outer.ExecContext(ctx, "CREATE TABLE u (v INT)")
+		return err
+	})
+	if n := count(t, s, "t"); err != nil || n != 1 {
+		t.Errorf("%d rows: %v", n, err)
+	}
+}
+
+// As half of a unit inside another one, so half of one inside that.
+func TestInnerUnitThatReturnsBeforeAnotherInsideIt(t *testing.T) {
+	s, p := ledger(t, server.MariaDB)
+	half, over := make(chan struct{}), make(chan struct{})
+	ended := make(chan struct{})
+	var middleErr, innerErr error
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		middleErr = p.WithSession(ctx, func(ctx context.Context, middle *livepool.Session) error {
+			go func() {
+				defer close(ended)
+				innerErr = p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
+					if err := insert(1)(ctx, in); err != nil {
+						return err
+					}
+					close(half)
+					<-over
+					return insert(2)(ctx, in)
+				})
+			}()
+			<-half
+			return nil
+		})
+		close(over)
+		<-ended
+		return nil
+	})
+	if n := count(t, s, "t"); n != 0 || middleErr == nil || innerErr == nil {
+		t.Errorf("%d rows; outer said %v, the middle one %v, the inner one %v", n, err, middleErr, innerErr)
+	}
+}
+
+// An inner unit's context ends when its work is done: by then it is the outer's.
+func TestInnerContextEndsDuringTheRelease(t *testing.T) {
+	f := &fake{}
+	var cancel context.CancelFunc
+	f.onExec = func(ctx context.Context, _ *fakeConn, query string) error {
+		if strings.HasPrefix(query, "RELEASE") {
+			cancel()
+			return ctx.Err()
+		}
+		return nil
+	}
+	p := openFake(t, f, nil)
+	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+		ctx, cancel = context.WithCancel(ctx)
+		return p.WithSession(ctx, work)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

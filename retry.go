@@ -79,7 +79,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	if wait > 0 {
 		waitFor(ctx, nil, wait)
 	}
-	if ended := ctx.Err(); ended != nil {
+	if ended := contextEnd(ctx); ended != nil {
 		return c.cutShort(ended, err)
 	}
 	return nil
@@ -90,7 +90,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 // that is known.
 func (c *course) cutShort(ended, err error) error {
 	if c.lost == nil {
-		ended = &sessionDoneError{c.name, ended}
+		ended = &sessionDoneError{unit: c.name, cause: ended}
 	}
 	return c.failed(errors.Join(ended, err), "when its context ended")
 }
@@ -157,7 +157,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 // nothing behind, and for a cause that may pass.
 func (s *Session) mayRunAgain(err error) bool {
 	switch {
-	case s.caller.Err() != nil, s.attempt.implicit != "", s.attempt.usurped.Load(), errors.Is(err, ErrPoolTimeout):
+	case s.caller.Err() != nil, s.observed.implicit != "", s.attempt.usurped.Load(), errors.Is(err, ErrPoolTimeout):
 		return false
 	case s.unknown:
 		return s.options.tx.ReadOnly
@@ -170,16 +170,16 @@ func (s *Session) mayRunAgain(err error) bool {
 // mayPass says whether the unit failed for what its connection saw, and for
 // which it may be run again. What the function returned is not evidence: an EOF
 // may be of a file.
-func (s *Session) mayPass(err error) bool { return s.attempt.failure != nil || s.passesOn(err) }
+func (s *Session) mayPass(err error) bool { return s.observed.failure != nil || s.passesOn(err) }
 
 // cause is the error by which an attempt is judged: what the connection said,
 // which the function may have swallowed or replaced, before what it returned.
 func (s *Session) cause(err error) error {
 	switch {
-	case s.attempt.failure != nil:
-		return s.attempt.failure
+	case s.observed.failure != nil:
+		return s.observed.failure
 	case s.passesOn(err):
-		return s.attempt.cured
+		return s.observed.cured
 	}
 	return err
 }
@@ -187,7 +187,7 @@ func (s *Session) cause(err error) error {
 // passesOn says whether the function returns the failure of a unit inside it,
 // which a savepoint has undone, and has not swallowed it.
 func (s *Session) passesOn(err error) bool {
-	return s.attempt.cured != nil && errors.Is(err, s.attempt.cured)
+	return s.observed.cured != nil && errors.Is(err, s.observed.cured)
 }
 
 // asksToWriteReadOnly: a write in a unit that is ReadOnly is refused by every
@@ -201,10 +201,10 @@ func (s *Session) asksToWriteReadOnly(err error) bool {
 // nothing to add, stays as it is.
 func (s *Session) explain(err error, c *course) error {
 	switch {
-	case s.attempt.implicit != "":
-		return c.failed(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.attempt.implicit))
+	case s.observed.implicit != "":
+		return c.failed(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.observed.implicit))
 	case s.caller.Err() != nil && !s.unknown && s.mayPass(err) && !errors.Is(err, ErrSessionDone):
-		return c.cutShort(s.caller.Err(), err)
+		return c.cutShort(contextEnd(s.caller), err)
 	case c.attempts > 1 || errors.Is(err, ErrCommitUnknown):
 		return c.failed(err, "")
 	}

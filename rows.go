@@ -18,12 +18,13 @@ type txRows struct {
 	driver.Rows
 	c     *conn
 	query string
+	bound *boundContext // under which it is read, nil where it needs no release
 }
 
 // wrapRows uses the transaction's own slot for the first open result: a
 // connection has one at a time. database/sql does not touch a result after it
 // has closed it.
-func (c *conn) wrapRows(rows driver.Rows, query string) driver.Rows {
+func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) driver.Rows {
 	if !c.transaction.open {
 		return rows
 	}
@@ -31,7 +32,8 @@ func (c *conn) wrapRows(rows driver.Rows, query string) driver.Rows {
 	if wrapped.Rows != nil {
 		wrapped = new(txRows)
 	}
-	*wrapped = txRows{Rows: rows, c: c, query: query}
+	bound, _ := ctx.(*boundContext)
+	*wrapped = txRows{Rows: rows, c: c, query: query, bound: bound}
 	return wrapped
 }
 
@@ -47,6 +49,9 @@ func (r *txRows) Next(dest []driver.Value) error { return r.saw(r.Rows.Next(dest
 func (r *txRows) Close() error {
 	err := r.saw(r.Rows.Close())
 	r.Rows = nil
+	if r.bound != nil {
+		r.bound.release()
+	}
 	if r.c.transaction.marked.query != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), r.c.ctr.cfg.CommitTimeout)
 		defer cancel()

@@ -24,18 +24,40 @@ var ErrSessionDone = errors.New("livepool: the session has ended")
 
 // sessionDoneError is ErrSessionDone with its story.
 type sessionDoneError struct {
-	unit  string
-	cause error // the context's, nil when the function has returned
+	unit   string
+	cause  error // the context's, nil when the function has returned
+	outage error // why the server could not be reached by then, nil if it was not waited for
 }
 
 func (e *sessionDoneError) Error() string {
 	if e.cause == nil {
 		return fmt.Sprintf("livepool: the session of %s has ended: its function has returned, and with it the transaction", e.unit)
 	}
-	return fmt.Sprintf("livepool: the session of %s has ended, and nothing of it is committed: its context ended: %v", e.unit, e.cause)
+	text := fmt.Sprintf("livepool: the session of %s has ended, and nothing of it is committed: its context ended: %v", e.unit, e.cause)
+	if e.outage != nil {
+		text += fmt.Sprintf("; until then it waited for a connection, and the server could not be reached: %v", e.outage)
+	}
+	return text
 }
 func (e *sessionDoneError) Is(target error) bool { return target == ErrSessionDone }
-func (e *sessionDoneError) Unwrap() error        { return e.cause }
+func (e *sessionDoneError) Unwrap() (causes []error) {
+	for _, err := range []error{e.cause, e.outage} {
+		if err != nil {
+			causes = append(causes, err)
+		}
+	}
+	return causes
+}
+
+// contextEnd is why a context has ended: its error, and the cause where it was
+// given one. It is nil as long as it has not.
+func contextEnd(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || cause == err {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
 
 // A SessionOption changes one unit of work.
 type SessionOption func(*sessionOptions)
@@ -50,6 +72,7 @@ type sessionOptions struct {
 	verify      bool
 	oncePerID   bool // which only Job can complete
 	onceName    string
+	refused     error // what Job does not take
 }
 
 // Name names the unit in errors, logs, statistics and leak reports.
@@ -92,13 +115,14 @@ type Session struct {
 	inside sessionContext // what the function gets
 	begin  beginContext   // what the transaction is begun under
 
-	mu       sync.Mutex // guards what follows
-	tx       *sql.Tx
-	conn     *sql.Conn // set where tx was begun on one
-	failed   error     // why there is no transaction: no later statement gets one
-	doomed   error     // why there must be no commit
-	unknown  bool      // its COMMIT was lost
-	cleanups []func()
+	mu      sync.Mutex // guards what follows
+	tx      *sql.Tx
+	conn    *sql.Conn // set where tx was begun on one
+	failed  error     // why there is no transaction: no later statement gets one
+	doomed  error     // why there must be no commit
+	unknown bool      // its COMMIT was lost
+
+	observed observed // of the attempt, once it has ended
 
 	place   place
 	using   sync.RWMutex // held to read by a statement that is being sent
@@ -106,94 +130,8 @@ type Session struct {
 	nesting atomic.Bool // a unit inside this one is running
 	halfway atomic.Bool // and has its savepoint: what there is of it may be half of it
 
-	hooksMu sync.Mutex
-	hooks   []func(context.Context)
+	hooks hooks
 }
-
-// attempt is what the connection tells the session about its transaction.
-type attempt struct {
-	name     string
-	failure  error                 // for which the unit may be run again
-	cured    error                 // such a failure, which a rollback to a savepoint has undone
-	ghost    atomic.Pointer[ghost] // what it has left on the server
-	implicit string                // the statement that commits implicitly, or may
-	keyed    atomic.Bool           // its key is in the transaction
-	ending   atomic.Int32          // whether the session itself is committing
-	usurped  atomic.Bool           // somebody else tried to
-}
-
-// What attempt.ending is. Of a COMMIT that is let through only the session's own
-// may be reported by it, and with Session.Tx another one may be under way.
-const (
-	notEnding  int32 = iota
-	mayCommit        // the session commits
-	committing       // a COMMIT was let through
-)
-
-type sessionKey struct{}
-
-// poolKey finds the innermost session of one pool, whatever other pools' are
-// between.
-type poolKey struct{ p *Pool }
-
-// sessionContext is the caller's context with the Session in it.
-type sessionContext struct {
-	context.Context
-	s *Session
-}
-
-func (c *sessionContext) Value(key any) any {
-	if key == (sessionKey{}) || key == (poolKey{c.s.pool}) {
-		return c.s
-	}
-	return c.Context.Value(key)
-}
-
-// beginContext is the caller's context by which the connection knows the unit.
-// Only BeginTx sees it: a transaction that the function begins by itself, on
-// the pool, is none of the unit's.
-type beginContext struct {
-	context.Context
-	a     *attempt
-	until time.Time     // a connection is waited for
-	among *atomic.Int32 // the sessions that wait for one without a limit, while this is one of them
-}
-
-// served notes that database/sql has a connection for the session.
-func (c *beginContext) served() {
-	if c.among != nil {
-		c.among.Add(-1)
-		c.among = nil
-	}
-}
-
-// servesSession says whether it is a session that gets the connection, and notes
-// that it does.
-func servesSession(ctx context.Context) bool {
-	c, ok := ctx.(*beginContext)
-	if ok {
-		c.served()
-	}
-	return ok
-}
-
-func (c *beginContext) Value(key any) any {
-	if key == (sessionDial{}) {
-		return c.until
-	}
-	return c.Context.Value(key)
-}
-
-// endedContext is a context that has ended with an error of ours.
-type endedContext struct {
-	context.Context
-	err error
-}
-
-var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
-func (c *endedContext) Done() <-chan struct{} { return closedChannel }
-func (c *endedContext) Err() error            { return c.err }
 
 // FromContext returns the Session of the unit of work that ctx belongs to.
 func FromContext(ctx context.Context) (*Session, bool) {
@@ -225,6 +163,13 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 	if err := o.check(p); err != nil {
 		return err
 	}
+	if ctx.Err() != nil { // the function may do more than what a transaction undoes
+		return &sessionDoneError{unit: o.name, cause: contextEnd(ctx)}
+	}
+	if o.hasOnce && keyIsHeld(ctx, p, o.once) {
+		return fmt.Errorf("livepool: %s: Once(%q): a unit that it is inside of holds this key, and has not committed it: "+
+			"it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
+	}
 	if outer, ok := ctx.Value(poolKey{p}).(*Session); ok && !o.requiresNew {
 		return outer.within(ctx, fn, &o)
 	}
@@ -234,6 +179,8 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 // check refuses what contradicts itself.
 func (o *sessionOptions) check(p *Pool) error {
 	switch {
+	case o.refused != nil:
+		return o.refused
 	case o.maxAttempts < 0:
 		return fmt.Errorf("livepool: MaxAttempts(%d): takes 1 or more", o.maxAttempts)
 	case o.oncePerID && o.onceName == "":
@@ -280,6 +227,7 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 			s.rollback()
 		}
 		s.release()
+		s.observed = s.attempt.soFar()
 	}()
 	err = fn(&s.inside, s)
 	s.finish()
@@ -321,7 +269,7 @@ func (s *Session) open(ctx context.Context) (*sql.Tx, error) {
 
 // ended is the error of a statement that comes too late.
 func (s *Session) ended() error {
-	return &sessionDoneError{s.options.name, s.root.caller.Err()}
+	return &sessionDoneError{unit: s.options.name, cause: contextEnd(s.root.caller)}
 }
 
 // start takes a place and a connection, and begins. If it fails no statement of
@@ -340,11 +288,11 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	s.pool.places.release(&s.place)
 	switch {
 	case s.caller.Err() != nil:
-		err = s.ended()
+		err = &sessionDoneError{s.options.name, contextEnd(s.caller), s.pool.ctr.outage.cause()}
 	case err == errWaitedTooLong:
 		err = s.pool.places.timeout(s.pool, time.Since(asked))
 	case ctx.Err() == nil && s.pool.ctr.classify(err)&Retry != 0:
-		s.attempt.failure = err // there is nothing to lose
+		s.attempt.fails(err) // there is nothing to lose
 	}
 	s.failed = err
 	return nil, err
@@ -451,8 +399,8 @@ func (s *Session) commit() error {
 	case errors.Is(err, sql.ErrTxDone):
 		return fmt.Errorf("livepool: nothing was committed: the transaction of %s was ended through Session.Tx, which only the session may", s.options.name)
 	}
-	if s.attempt.failure == nil && s.pool.ctr.classify(err)&Retry != 0 {
-		s.attempt.failure = err // COMMIT was refused, or never sent
+	if s.attempt.soFar().failure == nil && s.pool.ctr.classify(err)&Retry != 0 {
+		s.attempt.fails(err) // COMMIT was refused, or never sent
 	}
 	return err
 }
@@ -472,40 +420,12 @@ func (s *Session) rollback() {
 // release gives the connection and the place back.
 func (s *Session) release() {
 	s.mu.Lock()
-	conn, cleanups := s.conn, s.cleanups
+	conn := s.conn
 	s.mu.Unlock()
-	for _, f := range cleanups {
-		f()
-	}
 	if conn != nil {
 		conn.Close()
 	}
 	s.pool.places.release(&s.place)
-}
-
-// under returns a context under which a statement ends when the session does,
-// whatever context its caller gave it.
-func (s *Session) under(ctx context.Context) (_ context.Context, release func()) {
-	root := s.root
-	in, ok := ctx.Value(poolKey{s.pool}).(*Session)
-	if ok && in.root == root && ctx.Done() != nil || root.caller.Done() == nil {
-		return ctx, nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(root.caller, cancel)
-	return ctx, func() { stop(); cancel() }
-}
-
-// whileOpen is under for what outlives the call, such as rows: until the session
-// ends.
-func (s *Session) whileOpen(ctx context.Context) context.Context {
-	ctx, release := s.under(ctx)
-	if release != nil {
-		s.root.mu.Lock()
-		defer s.root.mu.Unlock()
-		s.root.cleanups = append(s.root.cleanups, release)
-	}
-	return ctx
 }
 
 // told makes an error that only says that the transaction is over say why.
@@ -523,9 +443,9 @@ func (s *Session) told(err error) error {
 func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	s.using.RLock()
 	defer s.using.RUnlock()
-	ctx, release := s.under(ctx)
-	if release != nil {
-		defer release()
+	if bound := bindContext(ctx, s.root.caller); bound != nil {
+		defer bound.release()
+		ctx = bound
 	}
 	tx, err := s.open(ctx)
 	if err != nil {
@@ -540,26 +460,41 @@ func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (s
 func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s.using.RLock()
 	defer s.using.RUnlock()
-	ctx = s.whileOpen(ctx)
-	tx, err := s.open(ctx)
-	if err != nil {
-		return nil, err
+	bound := bindContext(ctx, s.root.caller) // released with the rows
+	if bound != nil {
+		ctx = bound
 	}
-	rows, err := tx.QueryContext(ctx, query, args...)
-	return rows, s.told(err)
+	tx, err := s.open(ctx)
+	var rows *sql.Rows
+	if err == nil {
+		rows, err = tx.QueryContext(ctx, query, args...)
+		err = s.told(err)
+	}
+	if err != nil && bound != nil {
+		bound.release()
+	}
+	return rows, err
 }
 
 // QueryRowContext runs a query of one row in the session's transaction.
 func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
 	s.using.RLock()
 	defer s.using.RUnlock()
-	ctx = s.whileOpen(ctx)
-	tx, err := s.open(ctx)
-	if err != nil {
-		// A sql.Row with an error can be had only from a query that fails so.
-		return s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
+	bound := bindContext(ctx, s.root.caller) // released with the row
+	if bound != nil {
+		ctx = bound
 	}
-	return tx.QueryRowContext(ctx, query, args...)
+	var row *sql.Row
+	if tx, err := s.open(ctx); err == nil {
+		row = tx.QueryRowContext(ctx, query, args...)
+	} else {
+		// A sql.Row with an error can be had only from a query that fails so.
+		row = s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
+	}
+	if bound != nil && row.Err() != nil {
+		bound.release()
+	}
+	return row
 }
 
 // PrepareContext prepares a statement in the session's transaction, with which
@@ -567,9 +502,9 @@ func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any
 func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
 	s.using.RLock()
 	defer s.using.RUnlock()
-	ctx, release := s.under(ctx)
-	if release != nil {
-		defer release()
+	if bound := bindContext(ctx, s.root.caller); bound != nil {
+		defer bound.release()
+		ctx = bound
 	}
 	tx, err := s.open(ctx)
 	if err != nil {
@@ -590,28 +525,3 @@ func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
 // Attempt says how often the unit has been tried, this time included: 1 the
 // first time.
 func (s *Session) Attempt() int { return s.number }
-
-// AfterCommit has f run once, after the unit's commit is known to have
-// happened, with the context of WithSession's caller less its cancellation; of
-// a unit inside another one after the outer's. It is not run if the attempt is
-// rolled back.
-func (s *Session) AfterCommit(f func(context.Context)) {
-	s.hooksMu.Lock()
-	defer s.hooksMu.Unlock()
-	s.hooks = append(s.hooks, f)
-}
-
-// committed runs the hooks, those too that a hook adds, and the others if one
-// panics.
-func (s *Session) committed() {
-	s.hooksMu.Lock()
-	if len(s.hooks) == 0 {
-		s.hooksMu.Unlock()
-		return
-	}
-	f := s.hooks[0]
-	s.hooks = s.hooks[1:]
-	s.hooksMu.Unlock()
-	defer s.committed()
-	f(context.WithoutCancel(s.caller))
-}

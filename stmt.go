@@ -132,7 +132,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driv
 		return nil, s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown))
 	}
 	s.c.answered()
-	return s.c.wrapRows(rows, s.query), nil
+	return s.c.wrapRows(ctx, rows, s.query), nil
 }
 
 func (s *stmt) querying(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {

@@ -135,7 +135,7 @@ func (c *conn) suffers(err error, query string) {
 	if t.unit == nil || class&Retry == 0 {
 		return
 	}
-	t.unit.failure = err
+	t.unit.fails(err)
 	if class&Elsewhere != 0 && !isNotReady(err) {
 		// The next attempt must not meet this server again by another old
 		// connection, if the address leads elsewhere by now.
@@ -158,9 +158,7 @@ func (c *conn) mayRun(query string) error {
 func (c *conn) cured() {
 	t := &c.transaction
 	t.poison, t.curable = nil, false
-	if t.unit.failure != nil {
-		t.unit.cured, t.unit.failure = t.unit.failure, nil
-	}
+	t.unit.recovers()
 }
 
 // errResultOpen is in place of a query sent into the middle of a result, which

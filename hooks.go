@@ -1,0 +1,109 @@
+// hooks.go runs what waits for a unit's commit.
+
+package livepool
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+)
+
+// hooks are the functions that wait for a session's commit. mu guards the rest.
+type hooks struct {
+	mu      sync.Mutex
+	waiting []func(context.Context)
+	heir    *Session // of a unit inside another one that has ended well: that other one
+	over    bool     // committed, and all that waited has run
+}
+
+// AfterCommit has f run once, after the unit's commit is known to have
+// happened; of a unit inside another one, after the outer's commit. It is not run if the
+// attempt is rolled back. Called after the commit, it runs f before it returns,
+// or, from inside such a function, after that.
+//
+// The context that f gets has the values of WithSession's, but no session and no
+// end: WithSession under it is a unit of its own. If f panics, that is logged
+// with its stack; the other functions run, and WithSession returns nil, because
+// the work is applied. A nil f panics at once.
+func (s *Session) AfterCommit(f func(context.Context)) {
+	if f == nil {
+		panic("livepool: AfterCommit(nil): it takes a function")
+	}
+	h := &s.hooks
+	h.mu.Lock()
+	heir, over := h.heir, h.over
+	if heir == nil && !over {
+		h.waiting = append(h.waiting, f)
+	}
+	h.mu.Unlock()
+	switch {
+	case heir != nil:
+		heir.AfterCommit(f)
+	case over:
+		s.runHook(f)
+	}
+}
+
+// adopt takes over the hooks of a unit inside this one: they wait for the common
+// commit, and so do those that come later.
+func (s *Session) adopt(inner *Session) {
+	h := &inner.hooks
+	h.mu.Lock()
+	waiting := h.waiting
+	h.waiting, h.heir = nil, s
+	h.mu.Unlock()
+	for _, f := range waiting {
+		s.AfterCommit(f)
+	}
+}
+
+// committed runs the hooks, those too that a hook adds.
+func (s *Session) committed() {
+	for {
+		h := &s.hooks
+		h.mu.Lock()
+		if len(h.waiting) == 0 {
+			h.over = true
+			h.mu.Unlock()
+			return
+		}
+		f := h.waiting[0]
+		h.waiting = h.waiting[1:]
+		h.mu.Unlock()
+		s.runHook(f)
+	}
+}
+
+// runHook runs one. Its panic ends here, because the work is applied;
+// runtime.Goexit goes on, once the others have run.
+func (s *Session) runHook(f func(context.Context)) {
+	ctx := hookContext{context.WithoutCancel(s.caller)}
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		if p := recover(); p != nil {
+			s.pool.ctr.cfg.logger().Error("livepool: a function of AfterCommit has panicked; the unit is committed, and is reported as such",
+				slog.String("unit", s.options.name), slog.String("panic", fmt.Sprint(p)), slog.String("stack", string(debug.Stack())))
+			return
+		}
+		s.committed()
+	}()
+	f(ctx)
+	returned = true
+}
+
+// hookContext hides the sessions, of this pool and of others, that the unit was
+// inside of: what a hook does is no part of them.
+type hookContext struct{ context.Context }
+
+func (c hookContext) Value(key any) any {
+	switch key.(type) {
+	case sessionKey, poolKey:
+		return nil
+	}
+	return c.Context.Value(key)
+}
