@@ -81,3 +81,43 @@ func write(t *testing.T, name, text string) {
 		t.Fatal(err)
 	}
 }
+
+// Each test that the track record names is there.
+func TestTrackRecordNamesTests(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("docs", "reliability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, record, _ := strings.Cut(string(text), "\n## Track record\n")
+	record, _, _ = strings.Cut(record, "\n## ")
+	tests := map[string]bool{}
+	err = filepath.WalkDir(".", func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		code, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllSubmatch(code, -1) {
+			tests[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile(`(?m)^\| 20\d\d-\d\d \|.*$`).FindAllString(record, -1)
+	if len(rows) < 30 {
+		t.Errorf("the track record has %d rows", len(rows))
+	}
+	for _, row := range rows {
+		cells := strings.Split(row, " | ")
+		named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)(?:/[^`]*)?`").FindAllStringSubmatch(cells[len(cells)-1], -1)
+		if len(named) == 0 {
+			t.Errorf("no test is named: %s", row)
+		}
+		for _, name := range named {
+			if !tests[name[1]] {
+				t.Errorf("there is no test %s: %s", name[1], row)
+			}
+		}
+	}
+}
