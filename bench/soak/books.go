@@ -26,12 +26,15 @@ const (
 
 // tables are one lane's own. The ledger's unit is not unique: what is applied
 // twice must show.
-type tables struct{ account, counter, ledger, list string }
+type tables struct{ account, counter, ledger, list, plain, state string }
 
 func newTables(lane string) tables {
 	prefix := "soak_" + lane + "_"
-	return tables{prefix + "account", prefix + "counter", prefix + "ledger", prefix + "list"}
+	return tables{prefix + "account", prefix + "counter", prefix + "ledger", prefix + "list", prefix + "plain", prefix + "state"}
 }
+
+// all are those in which something is written.
+func (t tables) all() []string { return []string{t.account, t.counter, t.ledger, t.list, t.plain} }
 
 func (t tables) create() []string {
 	var balances, counters []string
@@ -45,7 +48,10 @@ func (t tables) create() []string {
 	for id := range listCount {
 		empty = append(empty, fmt.Sprintf("(%d, '')", id))
 	}
-	return []string{
+	statements := []string{
+		"CREATE TABLE " + t.plain + " (id BIGINT NOT NULL, note LONGTEXT, KEY (id))",
+		"CREATE TABLE " + t.state + " (v VARCHAR(80) NOT NULL)",
+		"INSERT INTO " + t.state + " VALUES ('" + clean.table + "')",
 		"CREATE TABLE " + t.list + " (id INT PRIMARY KEY, v LONGTEXT NOT NULL)",
 		"INSERT INTO " + t.list + " VALUES " + strings.Join(empty, ", "),
 		"CREATE TABLE " + t.account + " (id INT PRIMARY KEY, balance BIGINT NOT NULL)",
@@ -55,6 +61,10 @@ func (t tables) create() []string {
 		"INSERT INTO " + t.account + " VALUES " + strings.Join(balances, ", "),
 		"INSERT INTO " + t.counter + " VALUES " + strings.Join(counters, ", "),
 	}
+	for _, table := range append(t.all(), t.state) {
+		statements = append(statements, "CREATE TABLE "+otherSchema+"."+table+" LIKE "+table)
+	}
+	return append(statements, "INSERT INTO "+otherSchema+"."+t.state+" VALUES ('of another schema')")
 }
 
 // books are what the tables of a lane say.
@@ -63,6 +73,8 @@ type books struct {
 	counters [shards]int64
 	balances [accounts]int64
 	lists    map[int]string // those that are not empty
+	plain    map[int64]int  // how often each row is there
+	strayed  []string       // what was written into the other schema
 }
 
 // row is a row of the ledger.
@@ -108,6 +120,9 @@ func (b *books) differs(o *books) string {
 	if b.counters != o.counters || b.balances != o.balances {
 		return fmt.Sprintf("counters %v and %v, balances %v and %v", b.counters, o.counters, b.balances, o.balances)
 	}
+	if !maps.Equal(b.plain, o.plain) {
+		return fmt.Sprintf("%d and %d rows of plain statements, which are not the same", len(b.plain), len(o.plain))
+	}
 	if !maps.Equal(b.lists, o.lists) {
 		return fmt.Sprintf("%d and %d lists, whose elements are not the same", len(b.lists), len(o.lists))
 	}
@@ -131,8 +146,40 @@ func (n *node) read(ctx context.Context, t tables) (*books, error) {
 	if err := readNumbers(ctx, tx, "SELECT id, balance FROM "+t.account, b.balances[:]); err != nil {
 		return nil, err
 	}
-	b.lists, err = readLists(ctx, tx, t)
-	return b, err
+	if b.lists, err = readLists(ctx, tx, t); err != nil {
+		return nil, err
+	}
+	if b.plain, err = readCounts(ctx, tx, "SELECT id, COUNT(*) FROM "+t.plain+" GROUP BY id"); err != nil {
+		return nil, err
+	}
+	for _, table := range t.all() {
+		var n int
+		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+otherSchema+"."+table).Scan(&n); err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			b.strayed = append(b.strayed, fmt.Sprintf("%d rows in %s.%s", n, otherSchema, table))
+		}
+	}
+	return b, nil
+}
+
+func readCounts(ctx context.Context, db asker, query string) (map[int64]int, error) {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := map[int64]int{}
+	for rows.Next() {
+		var id int64
+		var n int
+		if err := rows.Scan(&id, &n); err != nil {
+			return nil, err
+		}
+		all[id] = n
+	}
+	return all, rows.Err()
 }
 
 func readLists(ctx context.Context, db asker, t tables) (map[int]string, error) {

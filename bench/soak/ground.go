@@ -23,8 +23,9 @@ const (
 	naiveUser, naivePassword = "naive", "naive-pw"
 	crowdUser, crowdPassword = "crowd", "crowd-pw" // takes the connections away from the others
 
-	waitTimeout    = 28800 // the server's defaults, which the faults change
-	maxConnections = 200
+	waitTimeout      = 28800 // the server's defaults, which the faults change
+	shortWaitTimeout = 3     // of the second server of a pair
+	maxConnections   = 200
 )
 
 // shape is how the servers belong together.
@@ -70,6 +71,8 @@ type node struct {
 	*server.Server
 	name  string
 	admin *sql.DB // root's, straight to the server
+
+	waitTimeout int // its own
 }
 
 func newGround(ctx context.Context, set settings, log *slog.Logger) (*ground, error) {
@@ -108,12 +111,14 @@ func (g *ground) start(ctx context.Context, kinds []server.Kind) error {
 // to be run again. A replica waits for locks as long as they are held: it would
 // give up for good. A cluster writes a binary log, without which MariaDB 10.11
 // sends to the other nodes what a ROLLBACK TO SAVEPOINT has undone, if the first
-// transaction of a connection has begun with a SELECT.
+// transaction of a connection has begun with a SELECT. The two of a pair differ in
+// what a pool may know of its server.
 func (g *ground) startServers(ctx context.Context, kind server.Kind) (servers []*server.Server, err error) {
-	o := server.Options{Args: []string{"--innodb-lock-wait-timeout=1"}}
+	o := server.Options{Args: []string{"--innodb-lock-wait-timeout=1", fmt.Sprint("--max-allowed-packet=", largestPacket)}}
 	switch g.shape {
 	case aPair:
 		o.Args = append(o.Args, map[bool]string{false: "--slave", true: "--replica"}[kind == server.MySQL]+"-transaction-retries=1000000")
+		o.Second = []string{"--innodb-rollback-on-timeout=ON", fmt.Sprint("--wait-timeout=", shortWaitTimeout)}
 		if g.pair, err = server.StartPair(ctx, kind, o); err == nil {
 			servers = []*server.Server{g.pair.Primary(), g.pair.Replica()}
 		}
@@ -144,7 +149,11 @@ func (g *ground) adopt(servers []*server.Server) error {
 	for i, s := range servers {
 		admin, err := openAdmin(s, params)
 		errs = append(errs, err)
-		g.nodes = append(g.nodes, &node{Server: s, name: fmt.Sprint("node ", i), admin: admin})
+		n := &node{Server: s, name: fmt.Sprint("node ", i), admin: admin, waitTimeout: waitTimeout}
+		if g.shape == aPair && i == 1 {
+			n.waitTimeout = shortWaitTimeout
+		}
+		g.nodes = append(g.nodes, n)
 	}
 	return errors.Join(errs...)
 }
@@ -193,6 +202,8 @@ func (g *ground) furnish(ctx context.Context) error {
 	return g.exec(ctx,
 		"CREATE USER '"+naiveUser+"'@'%' IDENTIFIED BY '"+naivePassword+"'",
 		"GRANT ALL PRIVILEGES ON "+server.Database+".* TO '"+naiveUser+"'@'%'",
+		"CREATE DATABASE "+otherSchema,
+		"GRANT ALL PRIVILEGES ON "+otherSchema+".* TO '"+server.AppUser+"'@'%'",
 		"CREATE USER '"+crowdUser+"'@'%' IDENTIFIED BY '"+crowdPassword+"'",
 		"CREATE TABLE "+ballast[0]+" (id INT PRIMARY KEY)",
 		"CREATE TABLE "+ballast[1]+" (id INT PRIMARY KEY)",

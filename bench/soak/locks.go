@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // holding runs f in a transaction of root's, which is rolled back.
@@ -81,4 +82,48 @@ func lockRow(ctx context.Context, n *nemesis, f fault) (string, error) {
 		return nil
 	})
 	return struck, err
+}
+
+// commitTimeout is the pools', which some flush locks outlast.
+const commitTimeout = 2 * time.Second
+
+// flushLock holds up every COMMIT, as some backups do.
+func flushLock(ctx context.Context, n *nemesis, f fault) (string, error) {
+	granted, err := n.demand(ctx, f, "FLUSH TABLES WITH READ LOCK", func(context.Context) error { return nil })
+	return f.labelIf(granted, "flush lock", commitTimeout), err
+}
+
+// alter changes a table under those who use it: it gets a column or loses it, or
+// is built anew. It waits for their transactions, and they for it.
+func alter(ctx context.Context, n *nemesis, f fault) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*adminPatience)
+	defer cancel()
+	victim, struck := n.ground.truth(), ""
+	conn, err := victim.admin.Conn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(ctx, "SET SESSION lock_wait_timeout = 2"); err != nil {
+		return "", err
+	}
+	for _, l := range n.ground.lanes {
+		t := l.tables.all()[f.of(0, len(l.tables.all()))]
+		how := "FORCE"
+		if f.of(1, 2) == 0 {
+			has, err := victim.list(ctx, "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = '"+t+"' AND column_name = 'extra'")
+			if err != nil {
+				return struck, err
+			}
+			how = "ADD COLUMN extra INT"
+			if has != nil {
+				how = "DROP COLUMN extra"
+			}
+		}
+		if _, err := conn.ExecContext(ctx, "ALTER TABLE "+t+" "+how); err != nil {
+			return struck, err
+		}
+		struck = "table altered"
+	}
+	return struck, nil
 }

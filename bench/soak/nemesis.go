@@ -13,13 +13,14 @@ import (
 	"time"
 )
 
-// hand is one of the two that strike independently of each other: what one does
+// hand is one of those that strike independently of each other: what one does
 // undoes nothing of the other's, so that their faults may meet.
 type hand int
 
 const (
 	network hand = iota
 	theServer
+	theClient
 	hands
 )
 
@@ -32,8 +33,19 @@ type kind struct {
 	hold   span // how long it lasts, where it lasts
 	// strike does it, and undoes it after f.hold or when ctx ends. It returns
 	// what has struck, "" if nothing has.
-	strike func(ctx context.Context, n *nemesis, f fault) (label string, err error)
+	strike strikeFunc
+	traits trait
 }
+
+// trait is what else is to be known of a kind.
+type trait int
+
+const (
+	// honest: nobody loses a connection or an answer that another has asked for.
+	honest trait = 1 << iota
+	// exclusive: nothing else strikes meanwhile.
+	exclusive
+)
 
 // span is from the one to the other, in milliseconds.
 type span struct{ from, to int }
@@ -57,8 +69,8 @@ func (f fault) of(roll, n int) int { return min(int(f.rolls[roll]*float64(n)), n
 // The pauses between the faults of a hand: short, and now and then one in which
 // much gets done.
 var (
-	pauses   = [hands]span{{50, 450}, {100, 700}}
-	respites = [hands]span{{600, 1200}, {800, 1600}}
+	pauses   = [hands]span{{50, 450}, {100, 700}, {100, 800}}
+	respites = [hands]span{{600, 1200}, {800, 1600}, {800, 1600}}
 )
 
 const respite = 0.08 // the share of the latter
@@ -74,7 +86,8 @@ type schedule struct {
 // kindsOn are those that strike servers of that shape and are wanted.
 func kindsOn(on shape, only []string) (all []*kind) {
 	for _, k := range kinds {
-		if k.on&on != 0 && (len(only) == 0 || slices.Contains(only, k.name)) {
+		wanted := len(only) == 0 && !slices.Contains(awaitedKinds, k.name) || slices.Contains(only, k.name)
+		if k.on&on != 0 && wanted {
 			all = append(all, k)
 		}
 	}
@@ -123,12 +136,14 @@ func kindNames() (names []string) {
 type event struct {
 	label    string
 	from, to time.Duration
+	lossy    bool // it is of a kind that is not honest
 }
 
-// nemesis is both hands.
+// nemesis is all hands.
 type nemesis struct {
 	run    *run
 	ground *ground
+	alone  sync.RWMutex // held for writing by a fault that is exclusive, for reading by each other
 
 	mu     sync.Mutex // guards what follows
 	events []event
@@ -159,6 +174,13 @@ func (n *nemesis) rage(ctx context.Context) error {
 }
 
 func (n *nemesis) strike(ctx context.Context, f fault) {
+	if f.kind.traits&exclusive != 0 {
+		n.alone.Lock()
+		defer n.alone.Unlock()
+	} else {
+		n.alone.RLock()
+		defer n.alone.RUnlock()
+	}
 	h := f.kind.hand
 	n.enter(h, f.kind.name)
 	defer n.enter(h, "")
@@ -173,7 +195,7 @@ func (n *nemesis) strike(ctx context.Context, f fault) {
 	n.ground.log.Info("nemesis: "+label, "from", from, "to", n.run.now())
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.events = append(n.events, event{label, from, n.run.now()})
+	n.events = append(n.events, event{label, from, n.run.now(), f.kind.traits&honest == 0})
 }
 
 func (n *nemesis) enter(h hand, what string) {

@@ -34,6 +34,8 @@ type outcome struct {
 	stats      livepool.Stats
 	live       *account
 	lists      tally    // what was checked of them
+	plain      []*entry // outside units
+	looks      int      // at the state of connections
 	naive      *account // nil without -naive
 	naiveFound []violation
 	violations []violation
@@ -42,7 +44,12 @@ type outcome struct {
 // kept says whether the promises were: and whether the naive way was found
 // wanting, without which that would not mean much.
 func (o *outcome) kept() bool {
-	return len(o.violations) == 0 && (o.naive == nil || len(o.naiveFound) > 0)
+	return len(o.counted()) == 0 && (o.naive == nil || len(o.naiveFound) > 0)
+}
+
+// counted are the violations of what is kept by now.
+func (o *outcome) counted() []violation {
+	return slices.DeleteFunc(slices.Clone(o.violations), awaited)
 }
 
 // account is what the units of a lane were told.
@@ -200,6 +207,25 @@ func (r *run) faultsAround(from, to time.Duration) string {
 
 func at(d time.Duration) string { return fmt.Sprintf("%.3fs", d.Seconds()) }
 
+// plainByOutcome counts what was told of what is outside units.
+func (o *outcome) plainByOutcome() map[string]int {
+	counts := map[string]int{}
+	for _, e := range o.plain {
+		switch {
+		case e.err == nil:
+			counts["nil"]++
+		case unreached(e.err):
+			counts["failed: the server could not be reached"]++
+		case lost(e.err):
+			counts["failed: the connection was lost"]++
+		default:
+			why, _ := reason(e.err)
+			counts["failed: "+why]++
+		}
+	}
+	return counts
+}
+
 // byLabel counts the faults.
 func (o *outcome) byLabel() map[string]int {
 	counts := map[string]int{}
@@ -219,6 +245,7 @@ func (o *outcome) write(w io.Writer) {
 	table(w, "isolation: what was checked", map[string]int{
 		"units": o.lists.Units, "lists": o.lists.Lists, "reads": o.lists.Reads, "appends": o.lists.Appends, "pairs of units whose order follows": o.lists.Orders,
 	})
+	table(w, fmt.Sprintf("outside units: %d statements and transactions; looks at what a borrower finds on its connection: %d", len(o.plain), o.looks), o.plainByOutcome())
 	s := o.stats
 	table(w, "db.Stats()", map[string]int{
 		"Opened": int(s.Opened), "ConnectFailed": int(s.ConnectFailed), "Outages": int(s.Outages), "Deaths": int(s.Deaths), "Swept": int(s.Swept),
@@ -230,15 +257,32 @@ func (o *outcome) write(w io.Writer) {
 		writeAccount(w, "units on plain database/sql, tried again after any error, with no pauses, keys or units inside", o.naive)
 		o.writeNaive(w)
 	}
-	for _, v := range o.violations {
-		fmt.Fprintf(w, "\nVIOLATION, seed %d: %s\n  unit %d: %s\n%s", o.set.seed, v.Rule, v.Unit, v.Text, v.Story)
-	}
+	o.writeViolations(w)
 	fmt.Fprintln(w)
-	if n := len(o.violations); n > 0 {
+	if n := len(o.counted()); n > 0 {
 		fmt.Fprintf(w, "%d VIOLATIONS, seed %d\n", n, o.set.seed)
 		return
 	}
 	fmt.Fprintf(w, "no violation: %d deliveries of %d units did what they were reported to have done, under %d faults\n", o.live.Deliveries, o.live.Units, len(o.events))
+}
+
+// writeViolations tells some of each sort in full, and how many there are.
+func (o *outcome) writeViolations(w io.Writer) {
+	const inFull = 5
+	counts := map[string]int{}
+	for _, v := range o.violations {
+		if counts[v.Rule]++; counts[v.Rule] > inFull {
+			continue
+		}
+		what := "VIOLATION"
+		if awaited(v) {
+			what = "KNOWN AND NOT COUNTED"
+		}
+		fmt.Fprintf(w, "\n%s, seed %d: %s\n  unit %d: %s\n%s", what, o.set.seed, v.Rule, v.Unit, v.Text, v.Story)
+	}
+	if len(counts) > 0 {
+		table(w, "violations", counts)
+	}
 }
 
 func writeAccount(w io.Writer, title string, a *account) {
@@ -291,7 +335,7 @@ func (o *outcome) save(path string) error {
 	text, err := json.MarshalIndent(map[string]any{
 		"seed": o.set.seed, "server": o.server, "duration_s": math.Round(o.raged.Seconds()), "took_s": math.Round(o.took.Seconds()), "workers": o.set.workers, "only": o.set.only,
 		"faults": map[string]any{"total": len(o.events), "per_minute": math.Round(o.perMinute()), "by_kind": o.byLabel()},
-		"units":  o.live, "isolation": o.lists, "stats": o.stats, "violations": o.violations, "kept": o.kept(),
+		"units":  o.live, "isolation": o.lists, "plain": o.plainByOutcome(), "looks_at_state": o.looks, "stats": o.stats, "violations": o.violations, "kept": o.kept(),
 		"naive": o.naive, "naive_violations": len(o.naiveFound),
 	}, "", "  ")
 	if err != nil {

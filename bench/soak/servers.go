@@ -61,7 +61,14 @@ func switchRoles(ctx context.Context, n *nemesis, f fault) (string, error) {
 	pause(ctx, f.hold/2)
 	g.lead()
 	pause(ctx, f.hold/2)
-	return "roles switched", errors.Join(err, n.healPair())
+	return "roles switched, to other settings", errors.Join(err, n.healPair())
+}
+
+// rest has the workers rest for longer than one of the two keeps idle connections.
+func rest(ctx context.Context, n *nemesis, f fault) (string, error) {
+	n.run.work.lull(f.hold)
+	pause(ctx, f.hold)
+	return "everybody rests", nil
 }
 
 // failOver kills the primary for good and has the replica take its place. What a
@@ -70,7 +77,7 @@ func switchRoles(ctx context.Context, n *nemesis, f fault) (string, error) {
 // are dropped, not.
 func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error) {
 	g := n.ground
-	label = "primary killed, replica promoted"
+	label = "primary killed, replica of other settings promoted"
 	if f.of(0, 2) == 1 {
 		label += ", replies dropped before"
 		for _, l := range g.lanes {

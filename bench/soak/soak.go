@@ -149,6 +149,8 @@ type run struct {
 	pool   *livepool.Pool
 	work   *work
 	lists  *listWork
+	plain  *plainWork
+	state  *stateWatch
 	naive  *naive // nil without -naive
 	nem    *nemesis
 
@@ -212,7 +214,7 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.pool, err = openPool(g, live); err != nil {
+	if r.pool, err = livepool.OpenConfig(r.config(live)); err != nil {
 		return nil, err
 	}
 	if err := r.pool.CreateCommitTable(ctx); err != nil {
@@ -221,7 +223,7 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 	if err := g.settle(ctx); err != nil {
 		return nil, err
 	}
-	r.work, r.lists = newWork(r, live), newListWork(r, live)
+	r.work, r.lists, r.plain, r.state = newWork(r, live), newListWork(r, live), newPlainWork(r, live), &stateWatch{run: r}
 	if set.naive {
 		lane, err := g.addLane("naive", naiveUser, naivePassword, false)
 		if err != nil {
@@ -235,18 +237,19 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 	return r, nil
 }
 
-// openPool opens the pool with patience enough for faults that last for some
-// hundred milliseconds, and its defaults otherwise. Several servers need seconds
-// to agree on which of them are left.
-func openPool(g *ground, l *lane) (*livepool.Pool, error) {
-	cfg := livepool.NewConfig()
+// config is of a pool with patience enough for faults that last for some hundred
+// milliseconds, and its defaults otherwise. Several servers need seconds to agree
+// on which of them are left.
+func (r *run) config(l *lane) *livepool.Config {
+	g, cfg := r.ground, livepool.NewConfig()
 	cfg.MySQL = l.mysql()
 	cfg.StallAfter, cfg.PingTimeout, cfg.ConnectTimeout = 500*time.Millisecond, 300*time.Millisecond, time.Second
+	cfg.CommitTimeout = commitTimeout
 	if g.shape != alone {
 		cfg.PoolTimeout, cfg.MaxElapsed = clusterPatience, clusterPatience
 	}
 	cfg.Logger, cfg.MySQL.Logger = g.log, driverLog{g.log}
-	return livepool.OpenConfig(cfg)
+	return cfg
 }
 
 // driverLog is where the driver reports the connections it loses.
@@ -262,6 +265,8 @@ func (r *run) play(ctx context.Context) error {
 	var wg sync.WaitGroup
 	r.work.begin(ctx)
 	r.lists.begin(ctx)
+	r.plain.begin(ctx)
+	r.state.begin(ctx)
 	if r.naive != nil {
 		r.naive.begin(ctx)
 	}
@@ -286,6 +291,8 @@ const (
 func (r *run) conclude() (*outcome, error) {
 	r.violated(r.work.finish(unitPatience)...)
 	r.violated(r.lists.finish(unitPatience)...)
+	r.violated(r.plain.finish(unitPatience)...)
+	r.violated(r.state.finish(unitPatience)...)
 	if r.naive != nil {
 		r.violated(r.naive.finish(unitPatience)...)
 	}
@@ -311,7 +318,12 @@ func (r *run) conclude() (*outcome, error) {
 		return nil, err
 	}
 	r.violated(found...)
-	o.lists = tally
+	r.violated(judgePlain(r.plain.entries(), books.plain, r.nem.lossy)...)
+	r.violated(judgeCauses(r.work.deliveries(), r.nem.lossy)...)
+	for _, text := range books.strayed {
+		r.violated(violation{Rule: ruleSchema, Text: text})
+	}
+	o.lists, o.plain, o.looks = tally, r.plain.entries(), int(r.state.looks.Load())
 	if r.naive != nil {
 		books, vs, err := r.ground.read(r.naive.lane.tables)
 		if err != nil {

@@ -5,6 +5,7 @@ package soak
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -101,7 +102,7 @@ func shortenWaitTimeout(ctx context.Context, n *nemesis, f fault) (string, error
 	pause(ctx, 300*time.Millisecond) // for new connections to be opened
 	n.run.work.lull(f.hold)
 	pause(ctx, f.hold)
-	err := n.heal("wait_timeout", func(ctx context.Context) error { return n.set(ctx, "wait_timeout", waitTimeout) })
+	err := n.heal("wait_timeout", n.resetWaitTimeouts)
 	if f.of(0, 2) == 0 {
 		n.run.pool.Recycle()
 	}
@@ -128,36 +129,51 @@ func (n *nemesis) readOnlyVariables() (on, off string) {
 	return "read_only", "read_only"
 }
 
-// forbidWrites makes the server read-only. That waits for what is being written,
-// and the server waits on when nobody is left who wants it: so a request that was
-// given up is ended there, lest it is granted after the healing.
-func forbidWrites(ctx context.Context, n *nemesis, f fault) (label string, err error) {
-	on, off := n.readOnlyVariables()
+// demand has root ask for what nobody else can have then, hold it, and undo it. A
+// server that waits for it waits on when nobody is left who wants it: so the
+// connection is ended there, lest it is granted after the healing.
+func (n *nemesis) demand(ctx context.Context, f fault, statement string, undo func(ctx context.Context) error) (granted bool, err error) {
 	victim := n.ground.truth()
 	conn, err := victim.admin.Conn(ctx)
 	if err != nil {
-		return "", err
+		return false, err
 	}
 	defer conn.Close()
+	defer conn.Raw(func(any) error { return driver.ErrBadConn })
 	var id int64
 	if err := conn.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&id); err != nil {
-		return "", err
+		return false, err
 	}
 	asking, cancel := context.WithTimeout(ctx, adminPatience)
 	defer cancel()
-	_, struck := conn.ExecContext(asking, "SET GLOBAL "+on+" = 1")
-	if struck == nil {
-		label = "read-only"
+	_, refused := conn.ExecContext(asking, statement)
+	if refused == nil {
 		pause(ctx, f.hold)
 	}
-	return label, errors.Join(struck, n.heal(off, func(ctx context.Context) error {
-		if struck != nil {
-			if err := victim.end(ctx, id); err != nil {
-				return err
-			}
+	return refused == nil, errors.Join(refused, n.heal("undoing "+statement, func(ctx context.Context) error {
+		if err := victim.end(ctx, id); err != nil {
+			return err
 		}
-		return n.set(ctx, off, 0)
+		return undo(ctx)
 	}))
+}
+
+// forbidWrites makes the server read-only.
+func forbidWrites(ctx context.Context, n *nemesis, f fault) (label string, err error) {
+	on, off := n.readOnlyVariables()
+	granted, err := n.demand(ctx, f, "SET GLOBAL "+on+" = 1", func(ctx context.Context) error { return n.set(ctx, off, 0) })
+	return f.labelIf(granted, "read-only", time.Second), err
+}
+
+// labelIf says also whether it was for long.
+func (f fault) labelIf(struck bool, label string, long time.Duration) string {
+	if !struck {
+		return ""
+	}
+	if f.hold > long {
+		label += fmt.Sprintf(", for more than %s", long)
+	}
+	return label
 }
 
 // end kills a connection of root's, if it is there, and fails as long as it is.
@@ -178,15 +194,15 @@ func (n *nemesis) resetVariables(ctx context.Context) error {
 	if err := n.ground.exec(ctx, "SET GLOBAL "+off+" = 0"); err != nil { // a replica stays what it is
 		return err
 	}
-	for _, v := range []struct {
-		name  string
-		value int
-	}{{"wait_timeout", waitTimeout}, {"max_connections", maxConnections}} {
-		if err := n.set(ctx, v.name, v.value); err != nil {
-			return err
-		}
+	return errors.Join(n.resetWaitTimeouts(ctx), n.set(ctx, "max_connections", maxConnections))
+}
+
+func (n *nemesis) resetWaitTimeouts(ctx context.Context) error {
+	var errs []error
+	for _, v := range n.ground.nodes {
+		errs = append(errs, v.exec(ctx, fmt.Sprint("SET GLOBAL wait_timeout = ", v.waitTimeout)))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // exhaust takes all connections that the server gives, and ends some of the
@@ -208,7 +224,7 @@ func exhaust(ctx context.Context, n *nemesis, f fault) (string, error) {
 		cancel()
 	}
 	pause(ctx, f.hold)
-	return "max_connections used up", n.heal("max_connections", func(ctx context.Context) error { return n.set(ctx, "max_connections", maxConnections) })
+	return f.labelIf(true, "max_connections used up", 1200*time.Millisecond), n.heal("max_connections", func(ctx context.Context) error { return n.set(ctx, "max_connections", maxConnections) })
 }
 
 // crowd opens connections until the server has no more, but for those that it

@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -62,7 +63,7 @@ var replications = map[bool]replication{ // is it MySQL?
 	},
 }
 
-// StartPair starts a primary and a replica, both with the same options, and returns when the
+// StartPair starts a primary and a replica, with the same options but for Second, and returns when the
 // one follows the other. The context bounds the start only. End them with Close.
 func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 	in, template, err := findWithTemplate(ctx, kind)
@@ -71,6 +72,10 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 	}
 	p := &Pair{sql: replications[kind == MySQL]}
 	err = bothOf(func(i int) error {
+		o := o
+		if i == 1 {
+			o.Args = slices.Concat(o.Args, o.Second)
+		}
 		s, err := in.furnish(template, o)
 		if err != nil {
 			return err

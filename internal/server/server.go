@@ -34,7 +34,9 @@ const patience = 60 * time.Second
 // Options are what one server may have that others have not. The zero value is fine.
 type Options struct {
 	Args []string // more options for the server program; they win over ours
-	TLS  bool     // give the server a certificate that TLSConfig trusts
+	// Second are more options for the second server of a pair.
+	Second []string
+	TLS    bool // give the server a certificate that TLSConfig trusts
 }
 
 // A Server is a private server. Its methods may be called from any goroutine.
