@@ -137,8 +137,19 @@ type Config struct {
 	KeepAlive time.Duration
 
 	// ConnectTimeout (pool_connect_timeout) bounds the opening of a connection:
-	// dial, handshake and login together, default 5s.
+	// dial, handshake and login together, default 5s, or the driver's own timeout
+	// if that is longer and this one is not set. An attempt that the server has
+	// accepted and not answered by then may go on for the pool.
 	ConnectTimeout time.Duration
+	// ConnectLimit (pool_connect_limit) is how many connections are opened at a
+	// time, for all callers, default 16. After trouble it begins with two, and
+	// grows as long as they are opened quickly.
+	ConnectLimit int
+	// OutageWait (pool_outage_wait) is how long a statement outside sessions waits
+	// for a server that cannot be reached, or takes no more connections, within its
+	// context, default 10s. 0: not at all. Sessions wait within PoolTimeout and
+	// MaxElapsed; a ping does not wait.
+	OutageWait time.Duration
 	// CommitTimeout (pool_commit_timeout) bounds COMMIT and ROLLBACK, default
 	// 10s.
 	CommitTimeout time.Duration
@@ -183,6 +194,8 @@ type Config struct {
 	log *slog.Logger // Logger, but its panics go no further; of a connector's copy
 }
 
+const defaultConnectTimeout = 5 * time.Second
+
 // NewConfig returns the defaults. MySQL is not set.
 func NewConfig() *Config {
 	return &Config{
@@ -196,7 +209,9 @@ func NewConfig() *Config {
 		PingAfter:      500 * time.Millisecond,
 		PingTimeout:    time.Second,
 		KeepAlive:      30 * time.Second,
-		ConnectTimeout: 5 * time.Second,
+		ConnectTimeout: defaultConnectTimeout,
+		ConnectLimit:   16,
+		OutageWait:     10 * time.Second,
 		CommitTimeout:  10 * time.Second,
 		KillAbandoned:  true,
 		Beacon:         BeaconAuto,
@@ -248,6 +263,8 @@ var params = []param{
 	durationParam("pool_ping_timeout", "PingTimeout", true, func(c *Config) *time.Duration { return &c.PingTimeout }),
 	durationParam("pool_keepalive", "KeepAlive", false, func(c *Config) *time.Duration { return &c.KeepAlive }),
 	durationParam("pool_connect_timeout", "ConnectTimeout", true, func(c *Config) *time.Duration { return &c.ConnectTimeout }),
+	intParam("pool_connect_limit", "ConnectLimit", 1, maxConns, func(c *Config) *int { return &c.ConnectLimit }),
+	durationParam("pool_outage_wait", "OutageWait", false, func(c *Config) *time.Duration { return &c.OutageWait }),
 	durationParam("pool_commit_timeout", "CommitTimeout", true, func(c *Config) *time.Duration { return &c.CommitTimeout }),
 	wordParam("pool_kill_abandoned", "KillAbandoned", boolNames, func(c *Config) *bool { return &c.KillAbandoned }),
 	wordParam("pool_beacon", "Beacon", beaconNames, func(c *Config) *Beacon { return &c.Beacon }),

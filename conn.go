@@ -175,8 +175,23 @@ func (c *conn) IsValid() bool {
 		return false
 	}
 	c.since = c.proved
+	if c.ctr.outage.full.Load() {
+		c.offer()
+		return false
+	}
 	c.state.Store(idle)
 	return true
+}
+
+// offer gives the link to those who wait because the server takes no more
+// connections. database/sql would let them wait beside it.
+func (c *conn) offer() {
+	o := &c.ctr.outage
+	c.ctr.addSpare(c.detach())
+	select {
+	case o.offered <- struct{}{}:
+	default: // more are offered than are taken
+	}
 }
 
 // releaseLocks gives back the named locks of a borrower at once: after the

@@ -30,11 +30,13 @@ const (
 	tcpUserTimeout    = 11 * time.Second
 )
 
+var keepAlive = net.KeepAliveConfig{
+	Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
+}
+
 // dialNetwork is livepool's own dialer.
 var dialNetwork dialFunc = (&net.Dialer{
-	KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
-	},
+	KeepAliveConfig: keepAlive,
 	Control: func(network, _ string, c syscall.RawConn) error {
 		_ = setUserTimeout(network, c, tcpUserTimeout) // a kernel without it has keep-alive
 		return nil
@@ -45,7 +47,8 @@ var dialNetwork dialFunc = (&net.Dialer{
 type dialedKey struct{}
 
 // wiretap returns dial, or livepool's own dialer for nil, with the connection
-// it makes wrapped in a *wire, which it also leaves where the context says.
+// it makes wrapped in a *wire, which it also leaves where the context says. A TCP
+// connection gets livepool's socket options, whoever has dialled it.
 func wiretap(dial dialFunc) dialFunc {
 	own := dial == nil
 	if own {
@@ -58,15 +61,19 @@ func wiretap(dial dialFunc) dialFunc {
 		}
 		w := newWire(nc)
 		if tcp, ok := nc.(*net.TCPConn); ok {
-			w.limited = own && w.raw != nil
-			// The driver does this to a TCP connection that it can see.
-			if err := tcp.SetKeepAlive(true); err != nil {
-				nc.Close()
-				return nil, err
+			w.limited = w.raw != nil
+			if !own {
+				if err := tcp.SetKeepAliveConfig(keepAlive); err != nil {
+					nc.Close()
+					return nil, err
+				}
+				if w.raw != nil {
+					_ = setUserTimeout("tcp", w.raw, tcpUserTimeout)
+				}
 			}
 		}
-		if at, ok := ctx.Value(dialedKey{}).(**wire); ok {
-			*at = w
+		if at, ok := ctx.Value(dialedKey{}).(*atomic.Pointer[wire]); ok {
+			at.Store(w)
 		}
 		return w, nil
 	}
@@ -82,7 +89,9 @@ type wire struct {
 
 	limited bool // the kernel gives up its peer after tcpUserTimeout
 	hello   handshake
-	several bool // the client may send several statements at a time
+	// greeting is how much of hello has come, for those who do not read it.
+	greeting atomic.Int32
+	several  bool // the client may send several statements at a time
 
 	// By which the server's side of it can be told from others; see identity.go.
 	born   time.Duration
@@ -139,12 +148,29 @@ func (w *wire) Read(b []byte) (int, error) {
 	}
 	w.asked.Store(0)
 	if !w.hello.done {
-		w.hello.read(b[:n])
+		w.hears(b[:n])
 	}
 	if err != nil {
 		w.breaks(err)
 	}
 	return n, err
+}
+
+// What of the server's greeting has come.
+const (
+	unheard int32 = iota
+	heard
+	greeted
+)
+
+func (w *wire) hears(b []byte) {
+	w.hello.read(b)
+	switch {
+	case w.hello.done:
+		w.greeting.Store(greeted)
+	case len(b) > 0:
+		w.greeting.Store(heard)
+	}
 }
 
 func (w *wire) Write(b []byte) (int, error) {
@@ -169,11 +195,15 @@ func asksForSeveral(login []byte) bool {
 }
 
 // Close closes the connection. The driver does so from a goroutine of its own
-// when a context ends.
+// when a context ends. A server that has not even accepted it yet is not to find
+// it later, and count it against this host: it is told by a reset.
 func (w *wire) Close() error {
 	w.closed.Store(true)
 	if w.condemned.Load() != nil {
 		return nil // it is closed
+	}
+	if tcp, ok := w.Conn.(*net.TCPConn); ok && w.greeting.Load() == unheard {
+		_ = tcp.SetLinger(0)
 	}
 	return w.Conn.Close()
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,11 +29,13 @@ func pair(t *testing.T) (w *wire, server *net.TCPConn) {
 		}
 		accepted <- c
 	}()
-	ctx := context.WithValue(t.Context(), dialedKey{}, &w)
+	var at atomic.Pointer[wire]
+	ctx := context.WithValue(t.Context(), dialedKey{}, &at)
 	nc, err := wiretap(nil)(ctx, "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
+	w = at.Load()
 	if nc != net.Conn(w) {
 		t.Fatalf("the dial left %v and returned %v", w, nc)
 	}

@@ -82,21 +82,24 @@ type side struct {
 	uptime time.Duration // of the server, below 0 if it does not say
 }
 
-// openSide opens one.
+// openSide opens one, within ConnectTimeout. In an outage it does not.
 func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 	s := &side{ctr: ctr, uptime: -1}
-	began, caller := ctr.clock.now(), ctx
-	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
-	defer cancel()
-	dc, err := ctr.connectDriver(context.WithValue(ctx, dialedKey{}, &s.l.wire))
+	l, err := ctr.openInTurn(ctx, true)
 	if err != nil {
-		err = ctr.connectError(caller, ctx, err, s.l.wire, ctr.clock.now()-began)
-		if !errors.Is(err, os.ErrDeadlineExceeded) { // a server that is silent may only be busy
-			ctr.failedToConnect(err, began)
+		switch {
+		case errors.As(err, new(*heldError)):
+			ctr.outage.inquire(ctr)
+		case errors.Is(err, os.ErrDeadlineExceeded): // a server that is silent may only be busy
+		default:
+			ctr.failedToConnect(err)
 		}
 		return nil, err
 	}
-	s.l.inner = newInner(dc)
+	ctr.connected()
+	s.l = l
+	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
+	defer cancel()
 	if err := s.ask(ctx); err != nil && !isAnswer(err) {
 		s.l.close()
 		return nil, err

@@ -209,12 +209,12 @@ func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctr.outage.init(1, 1)
 			defer ctr.Close()
 			w := &wire{Conn: route{}, beacon: "b", facts: &serverFacts{connectionID: "0"}}
 			w.reads.Store(1)
 			w.vigil.read = 1
 			for range tt.looks {
+				ctr.connected() // and the outage is over that a look without an answer began
 				(&maintainer{ctr: ctr}).lookUp([]*wire{w})
 			}
 			if dead := w.condemned.Load() != nil; dead != tt.dead {

@@ -163,7 +163,7 @@ func (ctr *connector) awaitReach(d time.Duration) {
 	var over chan struct{}
 	if o := &ctr.outage; o.isDown() {
 		o.mu.Lock()
-		over = o.over
+		over = o.server.over
 		o.mu.Unlock()
 		d = max(d, time.Second)
 	}

@@ -356,8 +356,9 @@ const openPause = time.Second
 // open opens a connection in the background. After a failure none is opened
 // there for a while.
 func (m *maintainer) open() (link, error) {
-	l, err := m.ctr.dial(m.ctx)
+	l, err := m.ctr.dialOnce(m.ctx)
 	if err != nil {
+		m.ctr.outage.inquire(m.ctr)
 		m.refused.Store(int64(m.ctr.clock.now() + openPause))
 	}
 	return l, err

@@ -1,6 +1,7 @@
-// outage.go keeps the sessions off a server that cannot be reached: one prober
-// dials for all of them, and they are let in when it gets through. Statements
-// outside sessions dial as ever; what becomes of that is news all the same.
+// outage.go keeps those back who need what the server does not give: connections,
+// while it cannot be reached, takes no more of them or says nothing, and writes,
+// while it takes none. One prober asks for all of them, and lets them in when it
+// gets through.
 
 package livepool
 
@@ -19,32 +20,119 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// outage is what is known of whether the server can be reached.
-type outage struct {
-	// proven: a connection was opened since the last sign of trouble. Until one
-	// was, sessions dial one at a time.
-	proven atomic.Bool
-	single chan struct{}
-	// doors are as many handshakes of sessions as there may be at a time, nil
-	// where the number of sessions that have a place is limited.
-	doors chan struct{}
+// lack is what a server does not give.
+type lack int
 
-	mu      sync.Mutex    // guards what follows
-	last    error         // of the last connect, nil if it succeeded
-	reached time.Duration // when it first did since
-	over    chan struct{}
-	began   time.Duration
-	waiting int
-	probing bool
+const (
+	nothing lack = iota
+	noServer
+	noRoom
+	noAnswer
+	noWrites
+)
 
-	down atomic.Bool // the last connect that told did not reach the server; changed under mu
+// lacks tells of each, in the words of an error and of the operator.
+var lacks = [...]struct{ is, begins, ends string }{
+	noServer: {"the server cannot be reached",
+		"livepool: the server cannot be reached; sessions and statements wait while one prober dials for all of them",
+		"livepool: the server can be reached again"},
+	noRoom: {"the server takes no more connections",
+		"livepool: the server takes no more connections; those who need one wait while one prober asks for all of them",
+		"livepool: the server takes connections again"},
+	noAnswer: {"the server accepts connections and says nothing",
+		"livepool: the server accepts connections and says nothing; sessions and statements wait while one prober asks for all of them",
+		"livepool: the server answers again"},
+	noWrites: {"the server takes no writes",
+		"livepool: the server takes no writes; the units that were refused wait while one prober asks for all of them, and reads go on",
+		"livepool: the server takes writes again"},
 }
 
-func (o *outage) init(limit, size int) {
-	o.single = make(chan struct{}, 1)
-	if limit == 0 {
-		o.doors = make(chan struct{}, max(size, 1))
+// lackOf is what an attempt to connect failed for want of: nothing, if the server
+// is there and refuses, or if it is the caller who gave up.
+func (ctr *connector) lackOf(err error) lack {
+	var held *heldError
+	var connect *connectError
+	var network net.Error
+	switch {
+	case errors.As(err, &held):
+		return held.lack
+	case !errors.As(err, &connect), impatient(err), errors.Is(err, errPoolClosed), errors.Is(err, errConnectPanicked), isMisconfigured(err):
+		return nothing
+	case isFull(err):
+		return noRoom
+	case errorNumber(err) != 0:
+		if ctr.classify(err)&ConnDead != 0 || isNotReady(err) { // it is shutting down, or does no work
+			return noServer
+		}
+		return nothing
+	case connect.silent:
+		return noAnswer
+	case connect.undialled, isNetworkLoss(err), errors.As(err, &network),
+		errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
+		return noServer
 	}
+	return nothing
+}
+
+// unreachable says whether a connection could not be opened for want of a server
+// that takes it.
+func (ctr *connector) unreachable(err error) bool { return ctr.lackOf(err) != nothing }
+
+// isFull says whether a server refused a connection because there are too many.
+func isFull(err error) bool {
+	switch errorNumber(err) {
+	case 1040, 1203:
+		return true
+	case 1226: // of whose limits the others are by the hour
+		return Classify(err)&Retry != 0
+	}
+	return false
+}
+
+// impatient: it is the caller who has given up.
+func impatient(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// gate is shut while there is a lack. All is guarded by outage.mu.
+type gate struct {
+	lack    lack
+	cause   error
+	over    chan struct{} // closed when the lack ends
+	began   time.Duration
+	waiting int // how many wait now
+	waited  int // how many have waited
+}
+
+// outage is what is known of what the server gives.
+type outage struct {
+	mu     sync.Mutex // guards what follows
+	server gate       // those who need a connection
+	writes gate       // those who were refused a write
+	last   error      // of the last connect, nil if it succeeded
+	// reached is when a connection was last opened, told when one could not be.
+	reached, told time.Duration
+	probing       bool
+	asked         bool          // the prober is to ask once, though nobody waits
+	news          chan struct{} // closed when it is told next
+	goneOn        map[*opening]struct{}
+	turns         turns
+
+	down atomic.Bool // the server's gate is shut; changed under mu
+	full atomic.Bool // for want of room, and somebody waits; changed under mu
+	// offered has a token for each connection that was given up to those who wait
+	// because the server is full.
+	offered chan struct{}
+
+	probed     time.Duration // when the prober last tried to connect; its own
+	unanswered atomic.Bool   // and had no answer yet
+}
+
+func (o *outage) init(limit int) {
+	o.turns.init(limit)
+	o.news = make(chan struct{})
+	o.goneOn = map[*opening]struct{}{}
+	o.offered = make(chan struct{}, 64)
 }
 
 func (o *outage) isDown() bool { return o.down.Load() }
@@ -60,154 +148,238 @@ func (o *outage) cause() error {
 // when it may; a zero time is no limit.
 type sessionDial struct{}
 
-// heldError is for a session that is not to dial by itself.
-type heldError struct{ cause error }
+// heldError is for a caller who is not to dial by himself.
+type heldError struct {
+	lack   lack
+	cause  error
+	waited time.Duration
+}
 
 func (e *heldError) Error() string {
-	return "livepool: the server cannot be reached: " + e.cause.Error()
+	text := "livepool: " + lacks[e.lack].is
+	if e.waited > 0 {
+		text += ", and was waited for in vain for " + e.waited.Round(time.Millisecond).String() + " (pool_outage_wait)"
+	}
+	return text + ": " + e.cause.Error()
 }
 func (e *heldError) Unwrap() error { return e.cause }
 
-// held is why a session is not to dial, nil if it may.
+// held is why nobody is to dial by himself, nil if all may. o.mu is held.
 func (o *outage) held() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if !o.down.Load() {
+	if o.server.lack == nothing {
 		return nil
 	}
-	return &heldError{o.last}
+	return &heldError{lack: o.server.lack, cause: o.last}
 }
 
-// enter comes before the dial of a session. It keeps it back during an outage.
-func (o *outage) enter(ctx context.Context) (leave func(), err error) {
-	for !o.proven.Load() {
-		if leave, err = pass(ctx, o.single); err != nil {
-			return nil, err
-		}
-		if err := o.held(); err != nil {
-			leave()
-			return nil, err
-		}
-		if !o.proven.Load() {
-			return leave, nil
-		}
-		leave()
+// latest is what is known of an outage, for a caller who has waited in vain and
+// whose own err is old by now.
+func (o *outage) latest(err error, waited time.Duration) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var held *heldError
+	if errors.As(o.held(), &held) && errors.As(err, new(*connectError)) {
+		held.waited = waited
+		return held
 	}
-	return pass(ctx, o.doors)
-}
-
-func pass(ctx context.Context, door chan struct{}) (leave func(), err error) {
-	if door == nil {
-		return func() {}, nil
-	}
-	select {
-	case door <- struct{}{}:
-		return func() { <-door }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// unreachable says whether a failure to connect is that of a server that is not
-// there, and not of one that refuses, or of a caller without patience.
-func (ctr *connector) unreachable(err error) bool {
-	var connect *connectError
-	var network net.Error
-	switch {
-	case !errors.As(err, &connect), impatient(err), errors.Is(err, errConnectPanicked), isMisconfigured(err):
-		return false
-	case errorNumber(err) != 0:
-		return ctr.classify(err)&ConnDead != 0 || isNotReady(err) // it is shutting down, or does no work
-	}
-	return connect.undialled || isNetworkLoss(err) || errors.As(err, &network) ||
-		errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn)
-}
-
-// impatient: it is the caller who has given up.
-func impatient(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	return err
 }
 
 // failedToConnect notes a connection that could not be opened.
-func (ctr *connector) failedToConnect(err error, began time.Duration) {
+func (ctr *connector) failedToConnect(err error) {
 	ctr.stats.connectFailed.Add(1)
-	if impatient(err) || !ctr.outage.fails(err, ctr.unreachable(err), began, ctr.clock.now()) {
+	if impatient(err) || ctr.life.Err() != nil {
 		return
 	}
-	ctr.stats.outages.Add(1)
-	ctr.outage.await(ctr, 0)
-	ctr.cfg.logger().Warn("livepool: the server cannot be reached; sessions wait while one prober dials for all of them",
-		slog.String("addr", ctr.addr), slog.Any("cause", err))
+	lack := ctr.lackOf(err)
+	begins, ends := ctr.outage.fails(err, lack, ctr.clock.now())
+	if ends != nil {
+		ctr.tellEnd(ends, slog.Any("refusal", err))
+	}
+	if begins {
+		ctr.stats.outages.Add(1)
+		ctr.outage.await(ctr, 0)
+		ctr.tellBeginning(lack, err)
+	}
 }
 
-// fails says whether it is the beginning of an outage. A refusal is the end of
+func (ctr *connector) tellBeginning(lack lack, cause error) {
+	ctr.cfg.logger().Warn(lacks[lack].begins, slog.String("addr", ctr.addr), slog.Any("cause", cause))
+}
+
+// fails says whether it is the beginning of an outage, or its end: a refusal is
 // one. An attempt that began before the last one that succeeded tells nothing.
-func (o *outage) fails(err error, unreachable bool, began, now time.Duration) bool {
+func (o *outage) fails(err error, lack lack, now time.Duration) (begins bool, ended *gate) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if began < o.reached {
-		return false
+	var connect *connectError
+	if errors.As(err, &connect) && connect.began < o.reached {
+		return false, nil
 	}
-	o.last = err
-	o.proven.Store(false)
-	if o.down.Swap(unreachable) == unreachable {
-		return false
+	o.last, o.told = err, now
+	close(o.news)
+	o.news = make(chan struct{})
+	o.turns.slow()
+	g := &o.server
+	switch {
+	case lack == nothing:
+		return false, o.end(g, now)
+	case g.lack == nothing:
+		begins = true
+		g.begin(lack, err, now)
+		o.down.Store(true)
+		o.turns.refuse(o.held())
+	default:
+		g.lack = lack // and still the same outage
 	}
-	if unreachable {
-		o.over, o.began = make(chan struct{}), now
-	} else {
-		close(o.over)
+	o.full.Store(g.lack == noRoom && g.waiting > 0)
+	return begins, nil
+}
+
+func (g *gate) begin(lack lack, cause error, now time.Duration) {
+	g.lack, g.cause, g.over, g.began, g.waited = lack, cause, make(chan struct{}), now, g.waiting
+}
+
+// end opens a gate, and returns what there is to tell, nil if it was open. o.mu
+// is held.
+func (o *outage) end(g *gate, now time.Duration) *gate {
+	if g.lack == nothing {
+		return nil
 	}
-	return unreachable
+	told := *g
+	told.began = now - g.began // how long it was
+	close(g.over)
+	g.lack = nothing
+	if g == &o.server {
+		o.down.Store(false)
+		o.full.Store(false)
+	}
+	return &told
+}
+
+func (ctr *connector) tellEnd(g *gate, more ...any) {
+	if m := ctr.maintainer; m != nil {
+		m.refused.Store(0)
+		m.nudge()
+	}
+	ctr.cfg.logger().Info(lacks[g.lack].ends, append([]any{
+		slog.String("addr", ctr.addr), slog.Duration("after", g.began), slog.Int("waited", g.waited)}, more...)...)
 }
 
 // connected notes one that could.
 func (ctr *connector) connected() {
-	if ctr.outage.proven.Load() {
+	o := &ctr.outage
+	o.mu.Lock()
+	o.last, o.reached = nil, ctr.clock.now()
+	ended := o.end(&o.server, o.reached)
+	var silent []*opening
+	if ended != nil {
+		close(o.news)
+		o.news = make(chan struct{})
+		for other := range o.goneOn {
+			silent = append(silent, other)
+		}
+	}
+	o.mu.Unlock()
+	if ended == nil {
 		return
 	}
-	waiting, lasted, ended := ctr.outage.ends(ctr.clock.now())
-	if !ended {
-		return
+	if len(silent) > 0 { // who has not been answered some time after the others will not be
+		time.AfterFunc(ctr.cfg.ConnectTimeout, func() {
+			for _, other := range silent {
+				if o.forget(other) {
+					other.giveUp()
+				}
+			}
+		})
 	}
-	ctr.maintainer.nudge()
-	ctr.cfg.logger().Info("livepool: the server can be reached again",
-		slog.String("addr", ctr.addr), slog.Duration("after", lasted), slog.Int("sessions_waiting", waiting))
+	ctr.tellEnd(ended)
 }
 
-// ends lets the sessions in, if it was an outage.
-func (o *outage) ends(now time.Duration) (waiting int, lasted time.Duration, ended bool) {
+// remember notes an attempt that goes on without its caller, unless there are
+// enough.
+func (o *outage) remember(other *opening, keep int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.last, o.reached = nil, now
-	o.proven.Store(true)
-	if !o.down.Swap(false) {
-		return 0, 0, false
+	if len(o.goneOn) >= keep {
+		return false
 	}
-	close(o.over)
-	return o.waiting, now - o.began, true
+	o.goneOn[other] = struct{}{}
+	return true
 }
 
-// await notes that more sessions wait for the server, or fewer, and has it
-// probed if any do during an outage, whose end it returns.
+func (o *outage) remembers(other *opening) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.goneOn[other]
+	return ok
+}
+
+// forget says whether the attempt was going on.
+func (o *outage) forget(other *opening) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.goneOn[other]
+	delete(o.goneOn, other)
+	return ok
+}
+
+// await notes that more wait for the server, or fewer, and has it probed if any
+// do during an outage, whose end it returns.
 func (o *outage) await(ctr *connector, more int) (over chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.waiting += more
-	if !o.down.Load() {
-		return nil
-	}
-	if (o.waiting > 0 || more > 0) && !o.probing {
-		o.probing = ctr.spawn(ctr.probe)
-	}
-	return o.over
+	return o.awaitAt(ctr, &o.server, more)
 }
 
-// awaitServer waits for the end of an outage. It returns false if the deadline
+// awaitAt is await at either gate. o.mu is held.
+func (o *outage) awaitAt(ctr *connector, g *gate, more int) (over chan struct{}) {
+	g.waiting += more
+	g.waited += max(more, 0)
+	o.full.Store(o.server.lack == noRoom && o.server.waiting > 0)
+	if g.lack == nothing {
+		return nil
+	}
+	if (g.waiting > 0 || more > 0) && !o.probing {
+		o.asked = true
+		o.probing = ctr.spawn(ctr.probe)
+	}
+	return g.over
+}
+
+// inquire has the server probed for one who does not wait for the end of an
+// outage. It returns what is closed when there is news, nil if there has just
+// been some.
+func (o *outage) inquire(ctr *connector) (news chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.server.lack == nothing || ctr.clock.now()-o.told < time.Second {
+		return nil
+	}
+	o.asked = true
+	if !o.probing {
+		o.probing = ctr.spawn(ctr.probe)
+	}
+	return o.news
+}
+
+// awaitServer waits for the end of an outage, or for a connection that another
+// caller gives up to a server that takes no more. It returns false if the deadline
 // or the context ends first.
 func (ctr *connector) awaitServer(ctx context.Context, deadline time.Time) bool {
-	over := ctr.outage.await(ctr, 1)
-	defer ctr.outage.await(ctr, -1)
+	o := &ctr.outage
+	return ctr.awaitGate(ctx, &o.server, deadline, o.offered)
+}
+
+func (ctr *connector) awaitGate(ctx context.Context, g *gate, deadline time.Time, offered chan struct{}) bool {
+	o := &ctr.outage
+	await := func(more int) chan struct{} {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.awaitAt(ctr, g, more)
+	}
+	over := await(1)
+	defer await(-1)
 	if over == nil {
 		return ctx.Err() == nil && time.Now().Before(deadline)
 	}
@@ -215,6 +387,8 @@ func (ctr *connector) awaitServer(ctx context.Context, deadline time.Time) bool 
 	defer timer.Stop()
 	select {
 	case <-over:
+		return true
+	case <-offered:
 		return true
 	case <-ctx.Done():
 	case <-timer.C:
@@ -237,62 +411,114 @@ func (h *hushed) Print(v ...any) {
 	}
 }
 
-// How often the prober dials: often enough that nobody waits for long once the
-// server is back, and less often the longer it has been away.
+// How often the prober asks: often enough that nobody waits for long once the
+// server is back, and less often the longer it has been away. A server that takes
+// no more connections is at work and is asked less often; one that says nothing
+// answers the attempts that go on, and others are for what is in between, such as
+// a proxy that lost them.
 const (
 	probeShortest = 21 * time.Millisecond
 	probeLongest  = 250 * time.Millisecond
 	probePatience = 500 * time.Millisecond // with an attempt that gets no answer, before the next
+
+	roomShortest, roomLongest = 100 * time.Millisecond, time.Second
+	silenceLongest            = 15 * time.Second
+	tokenInterval             = time.Second // between two calls of BeforeConnect
 )
 
-func probeInterval(elapsed time.Duration) time.Duration {
-	d := min(max(elapsed/150, probeShortest), probeLongest)
-	return d + rand.N(d/5)
-}
-
-// probe dials as long as there are sessions that wait for the server. Where the
-// attempts get no answer a few may be under way at the same time. The connection
-// that gets through is the first session's.
+// probe asks as long as there are those who wait.
 func (ctr *connector) probe() {
 	o := &ctr.outage
-	for first := true; ; first = false { // once at least: who does not wait asks again later
+	p := &prober{ctr: ctr}
+	defer p.close()
+	for {
 		o.mu.Lock()
-		if !o.down.Load() || o.waiting == 0 && !first || ctr.life.Err() != nil {
+		server, writes := o.server, o.writes
+		wanted := o.asked || server.waiting+writes.waiting > 0
+		if !wanted || ctr.life.Err() != nil || server.lack == nothing && writes.lack == nothing {
 			o.probing = false
 			o.mu.Unlock()
 			return
 		}
-		over, pause := o.over, probeInterval(ctr.clock.now()-o.began)
 		o.mu.Unlock()
-
-		next := time.NewTimer(pause)
-		done := make(chan struct{})
-		ctr.spawn(func() {
-			defer close(done)
-			began := ctr.clock.now()
-			switch l, err := ctr.connect(ctr.life); {
-			case err != nil:
-				ctr.failedToConnect(err, began)
-			case !o.isDown():
-				l.close() // another attempt got through before
-			default:
-				ctr.addSpare(l)
-				ctr.connected()
-			}
-		})
-		patience := time.NewTimer(max(probePatience, ctr.cfg.ConnectTimeout/8))
-		select {
-		case <-done:
-		case <-over:
-		case <-patience.C:
-		case <-ctr.life.Done():
+		if server.lack == nothing {
+			p.askForWrites(&writes)
+		} else if p.dial(&server) {
+			o.answerAsked()
 		}
-		patience.Stop()
-		select {
-		case <-next.C:
-		case <-over:
-		case <-ctr.life.Done():
-		}
-		next.Stop()
 	}
+}
+
+// answerAsked notes that one attempt was made for those who do not wait.
+func (o *outage) answerAsked() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.asked = false
+}
+
+// prober is what the prober has between two looks.
+type prober struct {
+	ctr    *connector
+	link   link // on which it asks for writes
+	opened time.Duration
+}
+
+func (p *prober) close() { p.link.close() }
+
+// dial tries to connect, if it is time. Where the attempts get no answer a few may
+// be under way at the same time. The connection that gets through is that of the
+// first who waits.
+func (p *prober) dial(g *gate) (tried bool) {
+	ctr, o := p.ctr, &p.ctr.outage
+	if wait := p.next(g); wait > 0 {
+		waitFor(ctr.life, g.over, wait)
+		return false
+	}
+	o.probed = ctr.clock.now()
+	done := make(chan struct{})
+	if !ctr.spawn(func() {
+		defer close(done)
+		switch l, err := ctr.open(ctr.life, false, maxProbesLeft, func(time.Duration, bool) {}); {
+		case err != nil:
+			ctr.failedToConnect(err)
+		case !o.isDown():
+			l.close() // another attempt got through before
+		default:
+			ctr.addSpare(l)
+			ctr.connected()
+		}
+	}) {
+		return true
+	}
+	o.unanswered.Store(true)
+	timer := time.NewTimer(p.next(g))
+	defer timer.Stop()
+	select {
+	case <-done:
+		o.unanswered.Store(false)
+	case <-g.over:
+	case <-timer.C:
+	case <-ctr.life.Done():
+	}
+	return true
+}
+
+// next is for how long there is to be no other attempt.
+func (p *prober) next(g *gate) time.Duration {
+	ctr, o := p.ctr, &p.ctr.outage
+	lasts := o.probed - g.began // until the last attempt
+	if lasts < 0 {
+		return 0
+	}
+	pause := min(max(lasts/150, probeShortest), probeLongest)
+	switch {
+	case g.lack == noAnswer, o.unanswered.Load():
+		pause = max(probePatience, ctr.cfg.ConnectTimeout/8, min(lasts/2, silenceLongest))
+	case g.lack == noRoom:
+		pause = min(max(lasts/10, roomShortest), roomLongest)
+	}
+	if ctr.asksForToken {
+		pause = max(pause, tokenInterval)
+	}
+	return o.probed + pause + rand.N(pause/5) - ctr.clock.now()
 }

@@ -7,8 +7,10 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -141,40 +143,90 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 	})
 }
 
-// Too many connections is a server that can be reached: the unit backs off and
-// tries again by itself, and gets in when there is room.
-func TestOutageIsNotTooManyConnections(t *testing.T) {
-	full := func(context.Context) error { return serverError(1040, "Too many connections") }
-	for name, before := range map[string]func(context.Context) error{"from the start": nil, "after an outage": refused} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				p := openFake(t, &a.fake, nil)
-				if before != nil {
-					a.goes(before)
-				} else {
+// A server that takes no more connections is an outage for those who need one:
+// they wait for its end, which the prober finds, and no attempt is used up.
+func TestOutageTooManyConnections(t *testing.T) {
+	for _, refusal := range []error{
+		serverError(1040, "Too many connections"),
+		serverError(1203, "User app already has more than 'max_user_connections' active connections"),
+		serverError(1226, "User 'app' has exceeded the 'max_user_connections' resource (current value: 3)"),
+	} {
+		full := func(context.Context) error { return refusal }
+		for name, before := range map[string]func(context.Context) error{"from the start": nil, "after an outage": refused} {
+			t.Run(fmt.Sprint(name, ", ", refusal), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					a := newAbsent()
+					var log lifeLog
+					p := openFake(t, &a.fake, func(c *livepool.Config) { c.Logger = slog.New(&log) })
 					a.goes(full)
-				}
-				wait := waitingUnits(5, p, t.Context(), work)
-				time.Sleep(100 * time.Millisecond)
-				a.goes(full)
-				time.Sleep(400 * time.Millisecond)
-				late := waitingUnits(5, p, t.Context(), work)
-				time.Sleep(100 * time.Millisecond)
-				a.goes(nil)
-				back := time.Now()
-				noErrors(t, wait())
-				noErrors(t, late())
-				if took := time.Since(back); took > 2500*time.Millisecond {
-					t.Errorf("the last unit got in %s after there was room", took)
-				}
+					if before != nil {
+						a.goes(before)
+					}
+					wait := waitingUnits(16, p, t.Context(), work, livepool.MaxAttempts(1))
+					plain := make(chan error, 1)
+					time.Sleep(5 * time.Second)
+					a.goes(full)
+					go func() { _, err := p.ExecContext(t.Context(), "DO 1"); plain <- err }()
+					time.Sleep(7 * time.Second)
+					times, most := a.knocked()
+					a.goes(nil)
+					back := time.Now()
+					noErrors(t, wait())
+					if err := <-plain; err != nil {
+						t.Error(err)
+					}
+					if took := time.Since(back); took > 1300*time.Millisecond {
+						t.Errorf("the last got in %s after there was room", took)
+					}
+					if before == nil && (most > 2 || len(times) > 60) {
+						t.Errorf("%d attempts, %d at a time", len(times), most)
+					}
+					synctest.Wait()
+					if st := p.Stats(); st.Outages != 1 || st.Retried != 0 || len(log.about("")) != 2 {
+						t.Errorf("%d outages, %d retried, and told was %q", st.Outages, st.Retried, log.about(""))
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
-// A server that refuses, for real: access denied is told at once, and for too
-// many connections the unit backs off until there is room.
+// While the server is full a connection that is returned goes to those who wait
+// for one.
+func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAbsent()
+		p := openFake(t, &a.fake, nil)
+		held, _ := takes(t, p.DB, 2)
+		a.goes(func(context.Context) error { return serverError(1040, "Too many connections") })
+		wait := waitingUnits(8, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			defer time.Sleep(10 * time.Millisecond)
+			return work(ctx, s)
+		})
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if _, err := p.ExecContext(t.Context(), "DO 1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		start := time.Now()
+		giveBack(held)
+		noErrors(t, wait())
+		wg.Wait()
+		if took := time.Since(start); took > 100*time.Millisecond {
+			t.Errorf("16 callers took %s with two connections", took)
+		}
+		if n := len(a.all()); n != 2 {
+			t.Errorf("%d connections", n)
+		}
+	})
+}
+
+// A server that refuses, for real: access denied is told at once, and with too
+// many connections the unit waits until there is room.
 func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 	s, _ := ledger(t, server.MariaDB, "--max-connections=10")
 	t.Run("access denied", func(t *testing.T) {
@@ -213,8 +265,8 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 		noErrors(t, wait())
 		st := p.Stats()
 		t.Logf("in %s after there was room; %d attempts failed, %d retried", time.Since(start), st.ConnectFailed, st.Retried)
-		if st.Outages != 0 {
-			t.Errorf("%d outages", st.Outages)
+		if st.Outages != 1 || st.Retried != 0 {
+			t.Errorf("%d outages, %d retried", st.Outages, st.Retried)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package livepool
 
 import (
-	"context"
 	"log/slog"
 	"net"
 	"os"
@@ -19,10 +18,8 @@ func TestWhoeverIsHeldHasAReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctr.cfg.Logger = slog.New(slog.DiscardHandler)
-	ctr.outage.init(1, 1)
 	defer ctr.Close()
-	away := &connectError{text: "connecting", cause: &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}}
-	ctx := context.WithValue(t.Context(), sessionDial{}, time.Time{})
+	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -31,16 +28,17 @@ func TestWhoeverIsHeldHasAReason(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				ctr.failedToConnect(away, ctr.clock.now())
+				away := &connectError{text: "connecting", cause: refused, began: ctr.clock.now()}
+				ctr.failedToConnect(away)
 				ctr.connected()
 			}
 		}
 	})
 	held := 0
 	for end := time.Now().Add(time.Second); time.Now().Before(end); {
-		leave, err := ctr.outage.enter(ctx)
+		err := ctr.outage.enter(t.Context())
 		if err == nil {
-			leave()
+			ctr.outage.leave(0, true)
 			continue
 		}
 		if held++; !ctr.unreachable(err) {

@@ -4,14 +4,12 @@ package livepool_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -332,41 +330,6 @@ func TestOutagesOfEachSort(t *testing.T) {
 			if took > 15*time.Second {
 				t.Errorf("the units took %s", took)
 			}
-		})
-	}
-}
-
-// Statements outside units fail as fast as they would without them, and
-// succeed as soon as the server is back.
-func TestOutagePlainStatementsOnARealServer(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	for _, params := range []string{"pool_size=4&pool_max_overflow=2", "pool_size=4&pool_max_overflow=-1"} {
-		t.Run(params, func(t *testing.T) {
-			via := front(t, s)
-			p, _ := counted(t, withParams(s.DSNVia(via.Addr()), params), nil)
-			via.Refuse()
-			wait := waitingUnits(100, p, t.Context(), insert(1))
-			eventually(t, "the outage is known", func() bool { return p.Stats().Outages == 1 })
-			var longest time.Duration
-			for range 20 {
-				start := time.Now()
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-				_, err := p.ExecContext(ctx, "DO 1")
-				cancel()
-				longest = max(longest, time.Since(start))
-				if !errors.Is(err, syscall.ECONNREFUSED) {
-					t.Errorf("%v, want the refusal", err)
-				}
-			}
-			if err := via.Reopen(); err != nil {
-				t.Fatal(err)
-			}
-			start := time.Now()
-			if _, err := p.ExecContext(t.Context(), "DO 1"); err != nil {
-				t.Error(err)
-			}
-			t.Logf("a statement failed within %s, and succeeded %s after the end", longest, time.Since(start))
-			noErrors(t, wait())
 		})
 	}
 }

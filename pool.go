@@ -11,12 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/go-sql-driver/mysql"
 )
@@ -86,7 +85,6 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxOpenConns(limit)
 	db.SetMaxIdleConns(ctr.cfg.PoolSize)
 	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
-	ctr.outage.init(limit, ctr.cfg.PoolSize)
 	ctr.startMaintainer()
 	p := &Pool{DB: db, ctr: ctr}
 	p.places.init(limit, ctr.maintainer.ctx.Done())
@@ -113,6 +111,8 @@ type connector struct {
 	tapped bool // livepool's dialer is in use
 	peeks  bool // livepool looks at the socket itself
 	mysql  bool // the driver is the MySQL driver
+	// asksForToken: each attempt to connect calls the user's BeforeConnect.
+	asksForToken bool
 
 	maintainer *maintainer // nil for a connector without a Pool
 	life       context.Context
@@ -122,6 +122,7 @@ type connector struct {
 	conns      map[*conn]struct{}
 	spares     []*conn
 	background sync.WaitGroup // what outlives its caller
+	attempts   sync.WaitGroup // to connect
 	closed     bool
 
 	generation atomic.Uint64 // one more with each Recycle
@@ -148,6 +149,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	ctr.news.init()
 	ctr.shortest.Store(int64(ctr.cfg.KeepAlive))
 	ctr.servers = servers{asking: make(chan struct{}, 1), known: map[string]*knownServer{}}
+	ctr.outage.init(ctr.cfg.ConnectLimit)
 	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)
@@ -174,6 +176,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	// The driver would say of a refused statement that it was not sent, though a
 	// part of it may have run; what is sent elsewhere is decided in failure.go.
 	my.RejectReadOnly = false
+	ctr.asksForToken = hasBeforeConnect(my)
 	if my.Logger != nil {
 		my.Logger = &hushed{my.Logger, &ctr.outage, ctr.cfg}
 	}
@@ -198,6 +201,13 @@ func address(my *mysql.Config) string {
 		addr = "/tmp/mysql.sock"
 	}
 	return fmt.Sprintf("%s(%s)", network, addr)
+}
+
+// hasBeforeConnect says whether the user's BeforeConnect is called for each
+// attempt, which the driver does not show otherwise.
+func hasBeforeConnect(my *mysql.Config) bool {
+	f := reflect.ValueOf(my).Elem().FieldByName("beforeConnect")
+	return f.IsValid() && f.Kind() == reflect.Func && !f.IsNil()
 }
 
 func standardNetwork(network string) bool {
@@ -228,6 +238,7 @@ func (ctr *connector) Close() error {
 	ctr.closed = true
 	ctr.mu.Unlock()
 	ctr.background.Wait()
+	ctr.awaitAttempts()
 	ctr.closeSpares()
 	ctr.clock.close()
 	if closer, ok := ctr.inner.(io.Closer); ok {
@@ -236,7 +247,7 @@ func (ctr *connector) Close() error {
 	return nil
 }
 
-// Connect opens a connection within ConnectTimeout.
+// Connect opens a connection within ConnectTimeout, from when it is its turn.
 //
 // For callers who wait because the pool is at its limit, database/sql has one
 // goroutine open connections, one after the other and with a context that never
@@ -315,118 +326,4 @@ func (ctr *connector) forget(c *conn) {
 	defer ctr.mu.Unlock()
 	delete(ctr.conns, c)
 	ctr.stats.reused.Add(c.reused.Load())
-}
-
-// dial opens a connection to the server, within ConnectTimeout. What it learns
-// of whether the server can be reached is news for the sessions that wait.
-func (ctr *connector) dial(caller context.Context) (link, error) {
-	if deadline, ok := caller.Value(sessionDial{}).(time.Time); ok {
-		if !deadline.IsZero() {
-			bounded, cancel := context.WithDeadline(caller, deadline)
-			defer cancel()
-			caller = bounded
-		}
-		leave, err := ctr.outage.enter(caller)
-		if err != nil {
-			return link{}, err
-		}
-		defer leave()
-	}
-	if ctr.life.Err() != nil {
-		return link{}, errPoolClosed // a sql.Conn may be held beyond Close
-	}
-	began := ctr.clock.now()
-	l, err := ctr.connectToReady(caller)
-	if err != nil {
-		ctr.failedToConnect(err, began)
-		return link{}, err
-	}
-	ctr.connected()
-	return l, nil
-}
-
-// connect is dial without consequences.
-func (ctr *connector) connect(caller context.Context) (link, error) {
-	start, generation := ctr.clock.now(), ctr.generation.Load()
-	ctx, cancel := context.WithTimeout(caller, ctr.cfg.ConnectTimeout)
-	defer cancel()
-	var w *wire
-	if ctr.tapped {
-		ctx = context.WithValue(ctx, dialedKey{}, &w)
-	}
-	dc, err := ctr.connectDriver(ctx)
-	if err != nil {
-		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
-	}
-	l := link{inner: newInner(dc), wire: w, believed: -1, generation: generation}
-	err = ctr.getAcquainted(ctx, &l)
-	if err == nil && ctr.inCluster.Load() {
-		err = ctr.pingUnder(ctx, &l.inner)
-	}
-	if err != nil {
-		l.close()
-		return link{}, ctr.connectError(caller, ctx, err, w, ctr.clock.now()-start)
-	}
-	now := ctr.clock.now()
-	l.born, l.proved, l.expires = now, now, ctr.cfg.ageLimit()
-	if l.expires < never-now {
-		l.expires += now
-	}
-	l.remote = w != nil || ctr.mysql || now-start >= localConnect
-	l.serial = ctr.stats.opened.Add(1)
-	return l, nil
-}
-
-// localConnect is less than any handshake over a network takes, or over a local
-// socket: what is opened sooner is in this process, where the reading of a clock
-// is not cheap beside the rest.
-const localConnect = 100 * time.Microsecond
-
-// connectError is a connection that could not be opened: how far it came, and
-// why.
-type connectError struct {
-	text      string
-	cause     error
-	undialled bool // there was not even a network connection
-}
-
-func (e *connectError) Error() string { return e.text + ": " + e.cause.Error() }
-func (e *connectError) Unwrap() error { return e.cause }
-
-// connectError tells how far a connect came. The ConnectTimeout, or one of the
-// dialer's, is not the caller's own deadline and must not look like it, so that
-// it does not match context.DeadlineExceeded but os.ErrDeadlineExceeded, as a
-// network timeout.
-func (ctr *connector) connectError(caller, ctx context.Context, err error, w *wire, took time.Duration) error {
-	e := &connectError{
-		text:      fmt.Sprintf("livepool: connecting to %s failed after %s", ctr.addr, took.Round(time.Millisecond)),
-		cause:     err,
-		undialled: ctr.tapped && w == nil,
-	}
-	switch {
-	case caller.Err() != nil:
-		e.text += ", its caller having given up, " + w.progress()
-		e.cause = caller.Err()
-	case ctx.Err() != nil:
-		e.text += ", the ConnectTimeout (pool_connect_timeout), " + w.progress()
-		e.cause = os.ErrDeadlineExceeded
-	case impatient(err):
-		e.text += ", by the dialer's own limit: " + err.Error()
-		e.cause = os.ErrDeadlineExceeded
-	case w != nil && w.broken != nil:
-		e.text = fmt.Sprintf("%s, %s (%v)", e.text, w.progress(), w.broken)
-	}
-	return e
-}
-
-// progress says how far the opening of a connection has come.
-func (w *wire) progress() string {
-	switch {
-	case w == nil:
-		return "before the network connection was made"
-	case !w.hello.done:
-		return "after the network connection was accepted but before the server said anything"
-	default:
-		return fmt.Sprintf("during the login of thread %d", w.hello.threadID)
-	}
 }

@@ -317,7 +317,7 @@ func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
-		p := openFake(t, f, nil)
+		p := openFake(t, f, func(c *livepool.Config) { c.OutageWait = 0 })
 		start := time.Now()
 		_, err := p.ExecContext(t.Context(), "DO 1")
 		if took := time.Since(start); took != 5*time.Second {
@@ -331,6 +331,7 @@ func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+		p = openFake(t, f, nil)
 		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want the caller's own deadline", err)
 		}

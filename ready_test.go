@@ -232,7 +232,7 @@ func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 		defer p.Close()
 		servedBy(t, p.DB)
 		f.out.Store(0)
-		f.onConnect = func(context.Context, int64) error { time.Sleep(4 * time.Second); return nil }
+		f.onConnect = func(ctx context.Context, _ int64) error { waitUnder(ctx, 4*time.Second); return ctx.Err() }
 		start := time.Now()
 		_, err := p.ExecContext(t.Context(), insertOne)
 		if took := time.Since(start); took > 10*time.Second {
@@ -241,9 +241,17 @@ func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 	})
 }
 
+// waitUnder waits for d, or until the context ends.
+func waitUnder(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
 func TestEachStatementDialsOnceWhileNoNodeWorks(t *testing.T) {
 	f := newCluster(1)
-	p := openFake(t, &f.fake, nil)
+	p := openFake(t, &f.fake, func(c *livepool.Config) { c.OutageWait = 0 })
 	servedBy(t, p.DB)
 	f.out.Store(0)
 	_, err := p.ExecContext(t.Context(), insertOne)

@@ -151,7 +151,7 @@ func (ctr *connector) died(l *link, how loss, since time.Duration, cause error) 
 		return
 	}
 	l.mourned = true
-	ctr.outage.proven.Store(false)
+	ctr.outage.trouble()
 	if how == wentSilent {
 		ctr.abandon(l)
 	}

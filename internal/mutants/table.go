@@ -363,7 +363,7 @@ var mutants = []mutant{
 		"conn.go", "if wasIdle && c.ctr.keepsReady", "if !wasIdle && c.ctr.keepsReady",
 		"TestIdleTimeoutLeavesMinIdle"},
 	{"the prober dials with hardly a pause",
-		"outage.go", "return d + rand.N(d/5)", "return rand.N(d/5)",
+		"outage.go", "return o.probed + pause + rand.N(pause/5) - ctr.clock.now()", "return rand.N(pause/5)",
 		"TestOutageThousandsOfUnitsDialLikeOne/pool_of_10"},
 	{"every session that waits has a prober of its own",
 		"outage.go", "&& !o.probing {", "&& (!o.probing || more > 0) {",

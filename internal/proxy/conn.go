@@ -21,6 +21,8 @@ type conn struct {
 	client *net.TCPConn
 	turn   int       // among the upstreams
 	life   *Lifetime // guarded by p.mu
+	// loggedIn: its login is over, or it is; guarded by p.mu.
+	loggedIn bool
 
 	mu      sync.Mutex
 	gate    *sync.Cond // waited on while stalled; told of every change below
@@ -277,6 +279,9 @@ func (c *conn) followLogin(payload []byte, toServer bool) {
 	case !toServer && c.login.answered && payload[0] == 0:
 		c.login.over = true
 		c.raw = c.login.compressed
+		c.p.mu.Lock()
+		c.p.loginEnds(c)
+		c.p.mu.Unlock()
 	}
 }
 

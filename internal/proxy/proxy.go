@@ -45,6 +45,7 @@ type Proxy struct {
 	conns     map[*conn]bool
 	cuts      []*Cut
 	counts    Counts
+	loggingIn int // connections that have not been logged in yet
 	texts     []string
 	lifetimes []*Lifetime
 }
@@ -149,6 +150,8 @@ func (p *Proxy) accept(client *net.TCPConn) {
 	c.gate = sync.NewCond(&c.mu)
 	c.stalled = p.hangNew
 	p.counts.Conns++
+	p.loggingIn++
+	p.counts.MostLogins = max(p.counts.MostLogins, p.loggingIn)
 	p.conns[c] = true
 	p.lifetimes = append(p.lifetimes, c.life)
 	p.wg.Go(c.serve)
@@ -160,6 +163,16 @@ func (p *Proxy) forget(c *conn) {
 	defer p.mu.Unlock()
 	delete(p.conns, c)
 	c.life.Closed = time.Now()
+	p.loginEnds(c)
+}
+
+// loginEnds notes the end of a connection's login, or its own before that. The caller holds
+// the lock.
+func (p *Proxy) loginEnds(c *conn) {
+	if !c.loggedIn {
+		c.loggedIn = true
+		p.loggingIn--
+	}
 }
 
 // each calls f for every live connection.
@@ -246,6 +259,10 @@ func (p *Proxy) Reopen() error {
 type Counts struct {
 	Conns int // connections taken from clients
 	Dials int // connections tried to the server
+
+	// MostLogins is the most connections at a time whose login was not over. One that turns
+	// to TLS counts until its end.
+	MostLogins int
 
 	Quit, Ping, Query, Prepare, Execute, LongData, StmtClose, ResetConnection, Other int
 }
