@@ -6,7 +6,7 @@ import "slices"
 
 var (
 	// awaitedKinds strike only where -only names them.
-	awaitedKinds = []string{"state"}
+	awaitedKinds = []string{}
 	// awaitedRules are told of, and fail no run.
 	awaitedRules = []string{rulePlainWaits, ruleWaits, ruleThink, ruleTooLarge, ruleCause}
 )

@@ -226,6 +226,19 @@ func (o *outcome) plainByOutcome() map[string]int {
 	return counts
 }
 
+// plainExamples are some of the errors that have no name here.
+func (o *outcome) plainExamples() (all []string) {
+	for _, e := range o.plain {
+		if e.err == nil || unreached(e.err) || lost(e.err) || len(all) == 3 {
+			continue
+		}
+		if why, _ := reason(e.err); why == "another error" {
+			all = append(all, fmt.Sprintf("%s: %v", e, e.err))
+		}
+	}
+	return all
+}
+
 // byLabel counts the faults.
 func (o *outcome) byLabel() map[string]int {
 	counts := map[string]int{}
@@ -246,6 +259,9 @@ func (o *outcome) write(w io.Writer) {
 		"units": o.lists.Units, "lists": o.lists.Lists, "reads": o.lists.Reads, "appends": o.lists.Appends, "pairs of units whose order follows": o.lists.Orders,
 	})
 	table(w, fmt.Sprintf("outside units: %d statements and transactions; looks at what a borrower finds on its connection: %d", len(o.plain), o.looks), o.plainByOutcome())
+	for _, text := range o.plainExamples() {
+		fmt.Fprintf(w, "  %.300s\n", text)
+	}
 	s := o.stats
 	table(w, "db.Stats()", map[string]int{
 		"Opened": int(s.Opened), "ConnectFailed": int(s.ConnectFailed), "Outages": int(s.Outages), "Deaths": int(s.Deaths), "Swept": int(s.Swept),

@@ -63,17 +63,21 @@ func leaveState(ctx context.Context, n *nemesis, f fault) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, statePatience)
 	defer cancel()
 	s, pool := leftStates[f.of(0, len(leftStates))], n.run.pool
-	by := []string{"db.Exec", "a sql.Conn", "a sql.Tx"}[f.of(1, 3)]
+	how := f.of(1, 3)
+	if how == 2 && s.ends {
+		how = 1
+	}
+	by := []string{"db.Exec", "a sql.Conn", "a sql.Tx"}[how]
 	tag := fmt.Sprintf("%d, by %s", f.number, by)
 	leave := func(to executor) error {
 		_, err := to.ExecContext(ctx, s.statement(n.run.work.lane.tables, tag))
 		return err
 	}
 	var err error
-	switch {
-	case f.of(1, 3) == 0:
+	switch how {
+	case 0:
 		err = leave(pool.DB)
-	case f.of(1, 3) == 2 && !s.ends:
+	case 2:
 		var tx *sql.Tx
 		if tx, err = pool.BeginTx(ctx, nil); err == nil {
 			err = errors.Join(leave(tx), tx.Commit())
