@@ -174,7 +174,9 @@ type Config struct {
 	// default 10; 1 never retries.
 	MaxAttempts int
 	// MaxElapsed (pool_max_elapsed) is after how long a unit of work is not
-	// tried again, default 30s. 0: no limit.
+	// tried again, default 30s; what its function does before it asks for a
+	// connection is not counted. A lost COMMIT of a unit with a key is looked up for
+	// as long from then on, and CommitTimeout more. 0: no limit.
 	MaxElapsed time.Duration
 	// BackOff makes the waits between the attempts of one unit. Default:
 	// exponential from 20ms to 2s with full jitter. Nil means the default.

@@ -84,6 +84,8 @@ func (c *page) ExecContext(_ context.Context, query string, _ []driver.NamedValu
 			return nil, serverError(1062, "Duplicate entry")
 		}
 		c.keys = append(c.keys, query)
+	case strings.HasPrefix(query, "DELETE FROM livepool_commits"):
+		c.keys = nil
 	case strings.HasPrefix(query, "INSERT"):
 		c.rows++
 	}

@@ -7,19 +7,18 @@
 //   - The insert succeeds: no earlier attempt was committed, and none can be any
 //     more, for its own insert would fail.
 //
-// So the retry is the probe. No plain SELECT is trusted anywhere: it says "not
+// So the insert is the probe. No plain SELECT is trusted anywhere: it says "not
 // there" while the earlier attempt is about to be committed.
 //
-// In a Galera cluster rows and locks are each node's own until a transaction is
-// certified: there nothing is proved by an insert before it is committed. So a
-// lost COMMIT is settled by a transaction that inserts the key, deletes it and
-// commits. Of it and the earlier attempt the cluster certifies one.
+// A lost COMMIT is settled by a transaction of its own that inserts the key, deletes
+// it and commits. The commit is for clusters: there rows and locks are each node's
+// own until a transaction is certified, and nothing is proved by an insert before.
+// Of this transaction and the earlier attempt the cluster certifies one.
 
 package livepool
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -102,15 +101,19 @@ func (s *Session) takeKey(ctx context.Context, key string) error {
 	return err
 }
 
-// giveKeyBack leaves nothing of the key but what the cluster certifies.
-func (s *Session) giveKeyBack(ctx context.Context, key string) error {
-	_, err := s.ExecContext(ctx, "DELETE FROM "+s.pool.ctr.cfg.CommitTable+" WHERE unit = "+keyLiteral(key))
-	return err
-}
-
 // keyLiteral is the key in a statement's text, because a statement with arguments
 // costs the driver a round trip more.
 func keyLiteral(key string) string { return "x'" + hex.EncodeToString([]byte(key)) + "'" }
+
+// keyed is the work of a unit that has a key: that comes first.
+func keyed(fn func(context.Context, *Session) error, key string) func(context.Context, *Session) error {
+	return func(ctx context.Context, s *Session) error {
+		if err := s.takeKey(ctx, key); err != nil {
+			return err
+		}
+		return fn(ctx, s)
+	}
+}
 
 // notAppliedError is a lost COMMIT that was found not to have happened, and will
 // not any more.
@@ -120,106 +123,60 @@ func (e *notAppliedError) Error() string {
 	return "livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + e.lost.Error()
 }
 
-// runKeyed runs a unit of work that has a key in the commit table.
-func runKeyed(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions, c *course) error {
-	c.key = o.once
-	if !o.hasOnce {
-		c.key = "verify:" + rand.Text()
+// settle finds out whether the COMMIT of an attempt happened, whose answer was
+// lost. It looks at least once and, whatever a look meets, until the context ends
+// or the time for it: MaxElapsed and CommitTimeout, from now. The attempt has kept
+// its place, so that no other session is waited for.
+func (c *course) settle(ctx context.Context, lost *Session, commit error) (happened bool, unsettled error) {
+	p := c.pool
+	defer p.places.release(&lost.place)
+	patience := time.Duration(math.MaxInt64) // MaxElapsed 0: as long as the context
+	if limit := p.ctr.cfg.MaxElapsed; limit > 0 {
+		patience = limit + p.ctr.cfg.CommitTimeout
 	}
-	u := &keyedUnit{fn: fn, options: o, course: c}
-	for {
-		if done, err := u.attempt(ctx); done {
-			return err
+	until := time.Now().Add(patience)
+	looking, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	var met error // by the last look
+	waits, orphan := defaultBackOff(), lost.attempt.ghost.Load()
+	for looking.Err() == nil {
+		p.ctr.settle(looking, orphan)
+		s := p.newSession(looking, &sessionOptions{name: c.options.name, once: c.key, hasOnce: true}, c)
+		s.lookUntil = until
+		err := s.run(c.look)
+		switch {
+		case errors.Is(err, errKeyTaken):
+			p.ctr.stats.commitsResolved.Add(1)
+			return true, nil
+		case err == nil, errors.Is(err, errKeyFree):
+			return false, nil
+		case !errors.Is(err, ErrSessionDone): // which says that nothing was committed, of the look
+			met = err
 		}
+		orphan = s.attempt.ghost.Load()
+		waitFor(looking, nil, waits.NextBackOff())
 	}
+	if ended := contextEnd(ctx); ended != nil {
+		return false, c.failed(errors.Join(commit, ended, met), "when its context ended, before its lost COMMIT was resolved")
+	}
+	return false, c.failed(errors.Join(commit, met),
+		fmt.Sprintf("and its lost COMMIT could not be resolved within %s (MaxElapsed and CommitTimeout)", patience))
 }
 
-// A keyedUnit is a unit of work that has a key in the commit table. Once the
-// answer to a COMMIT was lost, nothing but the insert of the key ends the
-// uncertainty, and whatever ends the unit before that leaves it unknown.
-type keyedUnit struct {
-	fn      func(context.Context, *Session) error
-	options *sessionOptions
-	course  *course
-	pending *Session // whose COMMIT is to be settled (course.lost), nil if none
-}
-
-// attempt runs the unit once, or finds out about a lost COMMIT, and reports
-// whether the unit is at its end.
-func (u *keyedUnit) attempt(ctx context.Context) (done bool, err error) {
-	c := u.course
-	c.attempts++
-	s := c.pool.newSession(ctx, u.options, c)
-	settling := c.lost != nil && c.pool.ctr.inCluster.Load()
-	if settling {
-		if err = s.run(u.settleInCluster); err == nil {
-			if err = u.settled(); err == nil {
-				c.attempts-- // fn has not run
-				return false, nil
-			}
-		}
-	} else if err = s.run(u.work); err == nil {
-		s.committed()
-		return true, nil
-	}
-	switch {
-	case errors.Is(err, errKeyTaken):
-		if u.pending != nil {
-			c.pool.ctr.stats.commitsResolved.Add(1)
-			u.pending.committed()
-		}
-		return true, nil
-	case s.unknown && settling: // to be asked again
-	case s.unknown:
-		c.lost, u.pending = err, s
-		c.limit = math.MaxInt // to settle it is no retry
-	case errors.As(err, new(*notAppliedError)):
-		return true, c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
-	case !s.mayRunAgain(err) && c.lost == nil:
-		return true, s.explain(err, c)
-	case !s.mayRunAgain(err):
-		return true, c.failed(errors.Join(c.lost, contextsOwn(err)), "before its lost COMMIT was resolved")
-	}
-	if err := c.again(ctx, s.cause(err), err); err != nil {
-		if c.lost != nil {
-			return true, errors.Join(c.lost, err)
-		}
-		return true, err
-	}
-	c.pool.ctr.settle(ctx, s.attempt.ghost.Load())
-	return false, nil
-}
-
-// work is the unit's transaction. That the key could be inserted settles a lost
-// COMMIT, too, but in a cluster.
-func (u *keyedUnit) work(ctx context.Context, s *Session) error {
-	if err := s.takeKey(ctx, u.course.key); err != nil {
+// look is a transaction that can be committed only if the lost COMMIT did not
+// happen, and after which that cannot happen any more; nothing of it remains. It
+// is committed, and not only begun, because in a cluster that certifies
+// transactions an insert proves nothing before.
+func (c *course) look(ctx context.Context, s *Session) error {
+	if err := s.takeKey(ctx, c.key); err != nil {
 		return err
 	}
-	if u.course.lost != nil {
-		if err := u.settled(); err != nil {
-			return err
-		}
+	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.cfg.CommitTable+" WHERE unit = "+keyLiteral(c.key))
+	if errorNumber(err) == 1142 && !c.pool.ctr.inCluster.Load() {
+		return errKeyFree // it may not delete; on a single server the insert has told
 	}
-	return u.fn(ctx, s)
+	return err
 }
 
-// settleInCluster is a transaction that the cluster certifies only if it does not
-// certify the lost COMMIT, and of which nothing remains.
-func (u *keyedUnit) settleInCluster(ctx context.Context, s *Session) error {
-	if err := s.takeKey(ctx, u.course.key); err != nil {
-		return err
-	}
-	return s.giveKeyBack(ctx, u.course.key)
-}
-
-// settled is said of a lost COMMIT that did not happen, and cannot any more: the
-// unit may be run again, within its attempts.
-func (u *keyedUnit) settled() error {
-	c, lost, allowed := u.course, u.course.lost, u.options.maxAttempts
-	c.lost, u.pending, c.limit = nil, nil, allowed
-	if c.attempts > allowed {
-		return &notAppliedError{lost}
-	}
-	return nil
-}
+// errKeyFree: the key could be inserted. It has the insert rolled back.
+var errKeyFree = errors.New("livepool: the key is free")

@@ -5,6 +5,7 @@ package livepool
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,17 +40,42 @@ func (e *unitError) Unwrap() error { return e.cause }
 // course is the course of one unit of work over its attempts.
 type course struct {
 	pool     *Pool
-	name     string
+	options  *sessionOptions
 	key      string // of the commit table, "" for none
-	limit    int
 	started  time.Time
+	asked    time.Time // from when MaxElapsed counts, zero until a connection was asked for
 	attempts int
-	lost     error           // a COMMIT without an answer that is to be settled, nil if none
+	began    time.Time       // the attempt, if it is not the first
 	waits    backoff.BackOff // made at the first retry
 }
 
 func (p *Pool) newCourse(o *sessionOptions) course {
-	return course{pool: p, name: o.name, limit: o.maxAttempts, started: time.Now()}
+	c := course{pool: p, options: o, started: time.Now()}
+	switch {
+	case o.hasOnce:
+		c.key = o.once
+	case o.verify:
+		c.key = "verify:" + rand.Text()
+	}
+	return c
+}
+
+// asks notes that an attempt asks for a connection. What its function has done
+// until now asks nothing of the server, and is not counted.
+func (c *course) asks(now time.Time) {
+	if c.asked.IsZero() {
+		c.asked = now
+	} else {
+		c.asked = c.asked.Add(now.Sub(c.began))
+	}
+}
+
+// elapsed is what counts against MaxElapsed.
+func (c *course) elapsed() time.Duration {
+	if c.asked.IsZero() {
+		return 0
+	}
+	return time.Since(c.asked)
 }
 
 // again waits until the unit that failed with err, because of cause, may be run
@@ -64,50 +90,36 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	if c.attempts > 1 || class&BackOff != 0 { // a stale connection is replaced at once, the first time
 		wait = c.nextWait()
 	}
-	elapsed := time.Since(c.started)
 	switch {
-	case c.attempts >= c.limit:
+	case c.attempts >= c.options.maxAttempts:
 		return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
 	case wait == backoff.Stop:
 		return c.failed(err, "where BackOff stops")
-	case cfg.MaxElapsed > 0 && elapsed+wait > cfg.MaxElapsed:
+	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
 		return c.failed(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
 	c.pool.ctr.stats.retried.Add(1)
 	c.pool.ctr.cfg.logger().Log(ctx, slog.LevelInfo, "livepool: a unit of work is run again",
-		slog.String("unit", c.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
+		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
 	if wait > 0 {
 		waitFor(ctx, nil, wait)
 	}
 	if ended := contextEnd(ctx); ended != nil {
 		return c.cutShort(ended, err)
 	}
+	c.began = time.Now()
 	return nil
 }
 
 // cutShort is the error of a unit that would be run again, had its context not
-// ended. ErrSessionDone, which says that nothing was committed, is in it only if
-// that is known.
+// ended.
 func (c *course) cutShort(ended, err error) error {
-	if c.lost == nil {
-		ended = &sessionDoneError{unit: c.name, cause: ended}
-	}
-	return c.failed(errors.Join(ended, err), "when its context ended")
-}
-
-// contextsOwn is the context's own error in place of ErrSessionDone, which says
-// that nothing was committed.
-func contextsOwn(err error) error {
-	var done *sessionDoneError
-	if errors.As(err, &done) && done.cause != nil {
-		return done.cause
-	}
-	return err
+	return c.failed(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
 }
 
 // failed is the error of a unit that is not tried again.
 func (c *course) failed(cause error, why string) error {
-	return &unitError{c.name, c.key, c.attempts, time.Since(c.started), why, cause}
+	return &unitError{c.options.name, c.key, c.attempts, time.Since(c.started), why, cause}
 }
 
 // Retry runs fn, which must bear to be run twice, until it succeeds or fails
@@ -117,6 +129,7 @@ func (c *course) failed(cause error, why string) error {
 // It is safe for concurrent use.
 func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error {
 	c := p.newCourse(&sessionOptions{name: "a retried function", maxAttempts: p.ctr.cfg.MaxAttempts})
+	c.asked = c.started
 	for {
 		c.attempts++
 		err := fn(Idempotent(ctx))
@@ -132,21 +145,35 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error 
 // runUnit runs a unit of work to its end.
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
 	c := p.newCourse(o)
-	if o.hasOnce || o.verify {
-		return runKeyed(ctx, fn, o, &c)
+	if c.key != "" {
+		fn = keyed(fn, c.key)
 	}
 	for {
 		c.attempts++
 		s := p.newSession(ctx, o, &c)
 		err := s.run(fn)
+		cause := s.cause(err)
 		switch {
 		case err == nil:
 			s.committed()
 			return nil
+		case errors.Is(err, errKeyTaken):
+			return nil
+		case s.unknown && c.key != "":
+			happened, unsettled := c.settle(ctx, s, err)
+			if unsettled != nil {
+				return unsettled
+			}
+			if happened {
+				s.committed()
+				return nil
+			}
+			err = &notAppliedError{err}
+			cause = err
 		case !s.mayRunAgain(err):
 			return s.explain(err, &c)
 		}
-		if err := c.again(ctx, s.cause(err), err); err != nil {
+		if err := c.again(ctx, cause, err); err != nil {
 			return err
 		}
 		p.ctr.settle(ctx, s.attempt.ghost.Load())
@@ -157,7 +184,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 // nothing behind, and for a cause that may pass.
 func (s *Session) mayRunAgain(err error) bool {
 	switch {
-	case s.caller.Err() != nil, s.observed.implicit != "", s.attempt.usurped.Load(), errors.Is(err, ErrPoolTimeout):
+	case s.caller.Err() != nil, s.observed.implicit != "", s.attempt.usurped.Load():
 		return false
 	case s.unknown:
 		return s.options.tx.ReadOnly

@@ -467,3 +467,87 @@ func TestRetryOfAnIdempotentFunction(t *testing.T) {
 		t.Errorf("a duplicate key: %v after %d tries, want the error at the first", err, tries)
 	}
 }
+
+// A function that works elsewhere before it asks for a connection costs the unit
+// none of MaxElapsed, in any of its attempts.
+func TestWhatAFunctionDoesBeforeItAsksIsNotCounted(t *testing.T) {
+	for name, fails := range map[string]func(attempt int) error{
+		"the first": func(int) error { return nil },
+		"the second": func(n int) error {
+			if n == 1 {
+				return serverError(1213, "Deadlock found")
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fake{}
+				attempts := 0
+				f.onExec = func(context.Context, *fakeConn, string) error { return fails(attempts) }
+				p := openFake(t, f, func(c *livepool.Config) { c.MaxElapsed = 5 * time.Second; c.PoolSize = 0 })
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					attempts++
+					time.Sleep(time.Minute)
+					return work(ctx, s)
+				})
+				if err != nil {
+					t.Errorf("%d attempts: %v", attempts, err)
+				}
+			})
+		})
+	}
+}
+
+// The time that counts is still bounded.
+func TestMaxElapsedCountsFromTheFirstAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onExec: func(context.Context, *fakeConn, string) error { return serverError(1213, "Deadlock found") }}
+		p := openFake(t, f, func(c *livepool.Config) {
+			c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+			c.MaxAttempts, c.MaxElapsed = 1000, 5*time.Second
+		})
+		attempts := 0
+		start := time.Now()
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			attempts++
+			time.Sleep(time.Minute)
+			return work(ctx, s)
+		})
+		if took := time.Since(start); attempts != 6 || took != 6*time.Minute+5*time.Second || err == nil || !strings.Contains(err.Error(), "MaxElapsed") {
+			t.Errorf("%d attempts in %s: %v", attempts, took, err)
+		}
+	})
+}
+
+// The caller of a unit gets what its function said and what the connection said.
+func TestErrorOfTheFunctionAndItsCause(t *testing.T) {
+	f := &fake{onExec: func(context.Context, *fakeConn, string) error { return serverError(1213, "Deadlock found") }}
+	p := openFake(t, f, func(c *livepool.Config) {
+		c.BackOff = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
+	})
+	own := errors.New("the order could not be saved")
+	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		work(ctx, s)
+		return own
+	}, livepool.MaxAttempts(2))
+	if !errors.Is(err, own) || !isServerError(err, 1213) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A retried function whose context has ended says what it says, and is not tried
+// again.
+func TestRetryWhoseContextEnds(t *testing.T) {
+	p := openFake(t, &fake{}, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	tries := 0
+	err := p.Retry(ctx, func(context.Context) error {
+		tries++
+		cancel()
+		return mysql.ErrInvalidConn
+	})
+	if err != mysql.ErrInvalidConn || tries != 1 || p.Stats().Retried != 0 {
+		t.Errorf("%d tries, %d retried: %v", tries, p.Stats().Retried, err)
+	}
+}

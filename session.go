@@ -106,10 +106,15 @@ type Session struct {
 	options *sessionOptions
 	parent  *Session // of a unit inside another one, whose transaction it shares
 	root    *Session // itself, but for those
+	course  *course  // the root's
 	attempt attempt
 	number  int
 	until   time.Time // when the unit is not tried again, zero for never
 	depth   int       // how many units it is inside of
+
+	// lookUntil is set of one that settles a lost COMMIT: it needs no place, and
+	// waits for a connection until then.
+	lookUntil time.Time
 
 	caller context.Context
 	inside sessionContext // what the function gets
@@ -205,15 +210,12 @@ func (o *sessionOptions) check(p *Pool) error {
 
 // newSession is one attempt.
 func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *course) *Session {
-	s := &Session{pool: p, options: o, number: c.attempts, caller: ctx}
-	if limit := p.ctr.cfg.MaxElapsed; limit > 0 {
-		s.until = c.started.Add(limit)
-	}
+	s := &Session{pool: p, options: o, course: c, number: c.attempts, caller: ctx}
 	s.root = s
 	s.inside = sessionContext{ctx, s}
 	s.begin = beginContext{Context: ctx, a: &s.attempt}
 	s.attempt.name = o.name
-	s.attempt.keyed.Store(o.hasOnce || o.verify)
+	s.attempt.keyed.Store(c.key != "")
 	return s
 }
 
@@ -227,7 +229,9 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 			s.rollback()
 		}
 		s.release()
-		s.observed = s.attempt.soFar()
+		if err != nil {
+			s.observed = s.attempt.soFar()
+		}
 	}()
 	err = fn(&s.inside, s)
 	s.finish()
@@ -278,7 +282,16 @@ func (s *Session) ended() error {
 func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	asked := time.Now()
 	deadline := asked.Add(s.pool.ctr.cfg.PoolTimeout)
-	err := s.pool.places.acquire(ctx, &s.place, s.options.name, deadline)
+	var err error
+	if s.lookUntil.IsZero() {
+		s.course.asks(asked)
+		if limit := s.pool.ctr.cfg.MaxElapsed; limit > 0 {
+			s.until = s.course.asked.Add(limit)
+		}
+		err = s.pool.places.acquire(ctx, &s.place, s.options.name, deadline)
+	} else {
+		deadline = s.lookUntil
+	}
 	if err == nil {
 		err = s.beginWhenReachable(ctx, deadline)
 	}
@@ -306,7 +319,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 	if !s.until.IsZero() && s.until.Before(deadline) {
 		patience = s.until
 	}
-	if ctr.cfg.PoolTimeout > 0 { // with 0 it waits for nobody, but may dial
+	if ctr.cfg.PoolTimeout > 0 || !s.lookUntil.IsZero() { // with 0 it waits for nobody, but may dial
 		s.begin.until = patience
 	}
 	for {
@@ -417,7 +430,8 @@ func (s *Session) rollback() {
 	}
 }
 
-// release gives the connection and the place back.
+// release gives the connection and the place back; not the place of a COMMIT that
+// is to be settled.
 func (s *Session) release() {
 	s.mu.Lock()
 	conn := s.conn
@@ -425,7 +439,9 @@ func (s *Session) release() {
 	if conn != nil {
 		conn.Close()
 	}
-	s.pool.places.release(&s.place)
+	if !s.unknown || s.course.key == "" {
+		s.pool.places.release(&s.place)
+	}
 }
 
 // told makes an error that only says that the transaction is over say why.
