@@ -147,6 +147,8 @@ var serverErrors = []serverError{
 	{1614, "XA102", "", "ER_XA_RBDEADLOCK", "MySQL, MariaDB", rolled, "MySQL error reference: XA branch rolled back, deadlock"},
 	{1020, "HY000", "", "ER_CHECKREAD", "MariaDB", rolled,
 		"MariaDB manual, innodb_snapshot_isolation: record has changed since last read; seen on MariaDB 10.11 and 11.8, where it is like a deadlock"},
+	{1305, "42000", "SAVEPOINT", "ER_SP_DOES_NOT_EXIST", "MySQL, MariaDB", StatementUndone,
+		"MySQL manual, SAVEPOINT: they end with their transaction, so that it may be another than the program thinks; the number is shared with routines"},
 	{3058, "HY000", "", "ER_USER_LOCK_DEADLOCK", "MySQL", StatementUndone | again,
 		"MySQL manual, GET_LOCK: a deadlock of named locks; the call is refused and the transaction goes on; seen on MySQL 9.7"},
 	{3572, "HY000", "", "ER_LOCK_NOWAIT", "MySQL", StatementUndone,

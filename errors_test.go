@@ -95,7 +95,7 @@ func TestWhatErrorsMean(t *testing.T) {
 		{&commitUnknownError{cause: mysql.ErrInvalidConn}, lost &^ Retry},
 		{fmt.Errorf("job: %w", errors.Join(&commitUnknownError{cause: server(1053, "Server shutdown in progress")}, driver.ErrBadConn)), (lost | BackOff) &^ Retry},
 		{fmt.Errorf("job: %w", ErrCommitUnknown), CommitUnknown},
-		{&poisonedError{"statement refused", server(1213, "Deadlock")}, TxGone | Retry | BackOff},
+		{&poisonedError{"statement refused", server(1213, "Deadlock"), false}, TxGone | Retry | BackOff},
 		{context.Canceled, 0},
 		{context.DeadlineExceeded, 0},
 		{missing, 0},

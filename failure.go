@@ -35,7 +35,9 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 		return err
 	}
 	err = c.unasked(err)
-	c.suffers(err, query)
+	if c.transaction.open {
+		c.suffers(err, query, c.ran(query, has, c.wire == nil || c.written() != mark))
+	}
 	if c.isGone() && (c.transaction.open || c.written() != mark) {
 		c.abandoned()
 	}

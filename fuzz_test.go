@@ -327,7 +327,7 @@ func wrappings(err error, text string) []error {
 		errors.Join(errors.New(text), err),
 		errors.Join(err, errors.New(text)),
 		fmt.Errorf("%w, and %w", errors.New(text), err),
-		&poisonedError{text, err},
+		&poisonedError{what: text, cause: err},
 	}
 }
 

@@ -16,9 +16,10 @@ import (
 // for a driver that lacks one as database/sql does.
 type txRows struct {
 	driver.Rows
-	c     *conn
-	query string
-	bound *boundContext // under which it is read, nil where it needs no release
+	c         *conn
+	query     string
+	bound     *boundContext // under which it is read, nil where it needs no release
+	delivered bool          // the program has got a row of it
 }
 
 // wrapRows uses the transaction's own slot for the first open result: a
@@ -39,12 +40,20 @@ func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) dri
 
 func (r *txRows) saw(err error) error {
 	if err != nil && err != io.EOF {
-		r.c.suffers(err, r.query)
+		ran := ranInPart // as far as the program has seen
+		if !r.delivered {
+			ran = r.c.ran(r.query, effectUnknown, true)
+		}
+		r.c.suffers(err, r.query, ran)
 	}
 	return err
 }
 
-func (r *txRows) Next(dest []driver.Value) error { return r.saw(r.Rows.Next(dest)) }
+func (r *txRows) Next(dest []driver.Value) error {
+	err := r.saw(r.Rows.Next(dest))
+	r.delivered = r.delivered || err == nil
+	return err
+}
 
 func (r *txRows) Close() error {
 	err := r.saw(r.Rows.Close())

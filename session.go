@@ -157,6 +157,16 @@ func FromContext(ctx context.Context) (*Session, bool) {
 // at all. Any other error: nothing was applied, but for what a statement that
 // commits implicitly, such as DDL, had committed by then; the error says so.
 //
+// A function that swallows the error of a statement does not have half of its work
+// committed: unless it rolls back to a savepoint, its later statements fail with
+// ErrPoisoned, and so does the unit. Only errors that its own words and data bring
+// about may be handled by going on (SQLSTATE classes 21, 22, 23, 42, 44 and 45: a
+// duplicate or foreign key, a value out of range, syntax, unknown names, SIGNAL;
+// and NOWAIT), and only of a statement that the server has undone as a whole: not
+// of a procedure, EXECUTE, several statements in one, a result of which rows were
+// read, or LOAD DATA LOCAL whose rows could not be read. Config.Classify may say
+// otherwise.
+//
 // Inside another unit of the same pool it joins its transaction with a
 // savepoint, and is not retried by itself. WithSession is safe for concurrent
 // use.

@@ -28,13 +28,18 @@ var ErrCommitUnknown = errors.New("livepool: the outcome of the commit is unknow
 
 // poisonedError is ErrPoisoned with its story.
 type poisonedError struct {
-	what  string // what was asked for
-	cause error
+	what    string // what was asked for
+	cause   error
+	curable bool // by a rollback to a savepoint
 }
 
 func (e *poisonedError) Error() string {
 	if inside := (*endedInsideError)(nil); errors.As(e.cause, &inside) && inside.commits {
 		return fmt.Sprintf("livepool: %s: the transaction is over: %v", e.what, e.cause)
+	}
+	if e.curable {
+		return fmt.Sprintf("livepool: %s: an earlier statement of the unit failed, and without it nothing of the unit is applied, "+
+			"unless its function had it undone by a rollback to a savepoint: %v", e.what, e.cause)
 	}
 	return fmt.Sprintf("livepool: %s: the transaction was ended by an earlier error, and nothing of it was applied: %v", e.what, e.cause)
 }
@@ -111,22 +116,21 @@ func (t *transaction) begins(ctx context.Context) {
 
 // suffers notes an error inside a transaction. Whatever ended the transaction
 // poisons it; a session is stricter, because a function that swallows the error
-// of one statement must not have the others committed.
-func (c *conn) suffers(err error, query string) {
+// of one statement must not have the others committed, but for errors that a
+// correct program handles (see swallow.go).
+func (c *conn) suffers(err error, query string, ran extent) {
 	t := &c.transaction
 	class := c.classify(err)
 	gone := class&TxGone != 0 || c.isGone()
 	if !t.open || t.poison != nil && !(t.curable && gone) {
 		return
 	}
-	undone := class&(StatementUndone|NotRun) != 0
-	handled := t.unit == nil || sqltext.AsksNotToWait(query) // the transaction goes on, if there still is one
-	switch {
-	case gone, undone && handled && errorNumber(err) == lockWaitTimeout && c.facts.mayEndTx():
+	switch handled := t.unit == nil || c.maySwallow(err, query, ran); {
+	case gone, handled && errorNumber(err) == lockWaitTimeout && c.facts.mayEndTx():
 		t.poison, t.curable = err, false
-	case undone && !handled:
+	case !handled:
 		t.poison, t.curable = err, true
-	case undone && t.unit != nil:
+	case t.unit != nil:
 		return
 	}
 	if t.poison != nil {
@@ -150,7 +154,7 @@ func (c *conn) mayRun(query string) error {
 	if t.poison == nil || t.curable && sqltext.RollsBackToSavepoint(query) {
 		return nil
 	}
-	return &poisonedError{"statement refused", t.poison}
+	return &poisonedError{"statement refused", t.poison, t.curable}
 }
 
 // cured notes a statement that ran although the transaction was poisoned: the
@@ -181,7 +185,7 @@ func (t *tx) Commit() error {
 	}
 	if err := c.mayRun("COMMIT"); err != nil {
 		_ = t.rollback()
-		return &poisonedError{"commit refused", c.transaction.poison}
+		return &poisonedError{"commit refused", c.transaction.poison, c.transaction.curable}
 	}
 	if err := c.lostBeforeCommit(); err != nil {
 		c.dead = true

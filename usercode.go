@@ -30,15 +30,18 @@ func (c *Config) contain(what string, f func()) (ok bool) {
 
 // classify is Classify with the user's override.
 func (ctr *connector) classify(err error) Class {
-	if override := ctr.cfg.Classify; override != nil {
-		var class Class
-		decided := false
-		ctr.cfg.contain("Config.Classify", func() { class, decided = override(err) })
-		if decided {
-			return class
-		}
+	if class, decided := ctr.override(err); decided {
+		return class
 	}
 	return Classify(err)
+}
+
+// override is what the user's Classify says, if it decides.
+func (ctr *connector) override(err error) (class Class, decided bool) {
+	if override := ctr.cfg.Classify; override != nil {
+		ctr.cfg.contain("Config.Classify", func() { class, decided = override(err) })
+	}
+	return class, decided
 }
 
 // errConnectPanicked is a connection that could not be opened because the user's
