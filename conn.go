@@ -230,7 +230,7 @@ func (ctr *connector) discarded(l *link, v verdict) {
 		return
 	}
 	if v == bySilence {
-		ctr.abandon(l)
+		ctr.abandon(l, false)
 	}
 	ctr.stats.discards[v].Add(1)
 	if ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {

@@ -53,8 +53,16 @@ func (ctr *connector) connect(caller context.Context) (link, error) {
 	return ctr.openInTurn(caller, false)
 }
 
+// openInTurn waits for a turn, unless the connection is one beside the pool: of
+// those there are few, and somebody may wait for the end of what they are to kill.
 func (ctr *connector) openInTurn(caller context.Context, side bool) (link, error) {
 	asked := ctr.clock.now()
+	if side {
+		if err := ctr.outage.keepsBack(); err != nil {
+			return link{}, err
+		}
+		return ctr.open(caller, side, ctr.cfg.ConnectLimit, func(time.Duration, bool) {})
+	}
 	if err := ctr.outage.enter(caller); err != nil {
 		if !impatient(err) {
 			return link{}, err
@@ -165,7 +173,11 @@ func (o *opening) ends() {
 // login makes a connection and logs in.
 func (ctr *connector) login(ctx context.Context, o *opening) (link, error) {
 	generation := ctr.generation.Load()
-	dc, err := ctr.connectDriver(ctx)
+	by := ctr.inner
+	if o.side {
+		by = ctr.side
+	}
+	dc, err := ctr.connectDriver(ctx, by)
 	if err != nil {
 		return link{}, err
 	}
@@ -235,8 +247,9 @@ func (o *opening) giveUp() {
 // the next one.
 func (ctr *connector) cameLate(o *opening) {
 	l := o.link
-	if o.side && ctr.settleIn(ctr.life, &l, o.began) != nil {
+	if o.side { // it takes several statements at a time, and is none for the pool
 		l.close()
+		ctr.connected()
 		return
 	}
 	limit := ctr.cfg.PoolSize + ctr.cfg.MaxOverflow

@@ -75,26 +75,44 @@ func getFacts(ctx context.Context, in *inner, beacon string) (f *serverFacts, ta
 
 // askRow asks the server for one row, past all bookkeeping. NULL is "".
 func (in *inner) askRow(ctx context.Context, query string) ([]string, error) {
+	rows, err := in.askRows(ctx, query)
+	if err == nil && len(rows) == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		return nil, err
+	}
+	return rows[0], nil
+}
+
+// askRows is askRow for any number of them.
+func (in *inner) askRows(ctx context.Context, query string) (all [][]string, err error) {
 	rows, err := in.QueryContext(ctx, query, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	values := make([]driver.Value, len(rows.Columns()))
-	if err := rows.Next(values); err != nil {
-		return nil, err
-	}
-	row := make([]string, len(values))
-	for i, v := range values {
-		switch v := v.(type) {
-		case nil:
-		case []byte:
-			row[i] = string(v)
-		default:
-			row[i] = fmt.Sprint(v)
+	for {
+		err := rows.Next(values)
+		if err == io.EOF {
+			return all, nil
 		}
+		if err != nil {
+			return nil, err
+		}
+		row := make([]string, len(values))
+		for i, v := range values {
+			switch v := v.(type) {
+			case nil:
+			case []byte:
+				row[i] = string(v)
+			default:
+				row[i] = fmt.Sprint(v)
+			}
+		}
+		all = append(all, row)
 	}
-	return row, nil
 }
 
 // isAnswer says whether an error is the server's answer to a question: a refusal,

@@ -7,11 +7,8 @@ package livepool
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -72,61 +69,6 @@ func samePath(a, b *wire) bool {
 	return ok && ok2 && from.IP.Equal(to.IP) && a.RemoteAddr().String() == b.RemoteAddr().String()
 }
 
-// side is a connection beside those of the pool, to ask the server about them.
-type side struct {
-	ctr    *connector
-	l      link
-	facts  *serverFacts
-	seen   seen
-	direct bool
-	uptime time.Duration // of the server, below 0 if it does not say
-}
-
-// openSide opens one, within ConnectTimeout. In an outage it does not.
-func (ctr *connector) openSide(ctx context.Context) (*side, error) {
-	s := &side{ctr: ctr, uptime: -1}
-	l, err := ctr.openInTurn(ctx, true)
-	if err != nil {
-		switch {
-		case errors.As(err, new(*heldError)):
-			ctr.outage.inquire(ctr)
-		case errors.Is(err, os.ErrDeadlineExceeded): // a server that is silent may only be busy
-		default:
-			ctr.failedToConnect(err)
-		}
-		return nil, err
-	}
-	ctr.connected()
-	s.l = l
-	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
-	defer cancel()
-	if err := s.ask(ctx); err != nil && !isAnswer(err) {
-		s.l.close()
-		return nil, err
-	}
-	s.direct = s.seen.isSelf(s.l.wire) && s.facts.isOwnID(s.l.wire)
-	return s, nil
-}
-
-// ask asks the server who it is. One that does not say serves as far as it goes:
-// then only a beacon proves anything.
-func (s *side) ask(ctx context.Context) (err error) {
-	if s.facts, _, err = getFacts(ctx, &s.l.inner, ""); err != nil {
-		return err
-	}
-	if s.seen, err = look(ctx, &s.l.inner); err != nil {
-		return err
-	}
-	row, err := s.l.inner.askRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
-	if err != nil {
-		return err
-	}
-	if seconds, err := strconv.Atoi(row[len(row)-1]); err == nil {
-		s.uptime = time.Duration(seconds) * time.Second
-	}
-	return nil
-}
-
 // finding is what the server says of a connection's thread.
 type finding int
 
@@ -139,72 +81,129 @@ const (
 	working
 )
 
-// find looks for the thread that serves w. The id is an expression for the
-// server's own.
-func (s *side) find(ctx context.Context, w *wire) (id string, _ finding, _ error) {
+// located is what was found of the thread that serves a connection. The id is an
+// expression for the server's own, "" where it must not be used.
+type located struct {
+	id string
+	finding
+}
+
+// findAll looks for the threads that serve some connections: who holds the
+// beacons, and then one look at the processlist, which is a scan of all threads.
+func (s *side) findAll(ctx context.Context, ws []*wire) ([]located, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ctr.cfg.PingTimeout)
 	defer cancel()
-	if w.beacon != "" {
-		return s.findByBeacon(ctx, w)
-	}
-	return s.findByPort(ctx, w)
-}
-
-// findByBeacon asks who holds the beacon. Where nobody does, the connection is
-// gone, or has only put it out (RELEASE_ALL_LOCKS).
-func (s *side) findByBeacon(ctx context.Context, w *wire) (id string, _ finding, _ error) {
-	id = "IS_USED_LOCK('" + w.beacon + "')"
-	row, err := s.l.inner.askRow(ctx, "SELECT "+id)
+	holders, err := s.holders(ctx, ws)
 	if err != nil {
-		return "", unproved, err
+		return nil, err
 	}
-	if row[0] != "" {
-		f, err := s.command(ctx, "ID = "+row[0])
-		if f == gone { // but for the one that holds it, which this user is not shown
-			f = unseen
+	found, asks := make([]located, len(ws)), make([]question, len(ws))
+	var ids []string
+	for i, w := range ws {
+		if found[i], asks[i] = s.ask(w, holders[i]); asks[i].id != "" {
+			ids = append(ids, asks[i].id)
 		}
-		return id, f, err
 	}
-	if f, settled := s.beforeLooking(w); settled {
-		return "", f, nil
+	if len(ids) == 0 {
+		return found, nil
 	}
-	f, err := s.command(ctx, fmt.Sprintf("ID = %s AND USER = x'%x'", w.facts.connectionID, w.facts.user))
-	if f != gone || !s.isShown(w.facts.user) {
-		f = unproved
+	// A thread that waits for its client is shown as Killed where something has ended
+	// its transaction, such as a Galera node in favour of another node's.
+	rows, err := s.l.inner.askRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
+		" FROM information_schema.PROCESSLIST WHERE ID IN ("+strings.Join(ids, ", ")+")")
+	if err != nil {
+		return nil, err
 	}
-	return "", f, err
+	for i, q := range asks {
+		for _, row := range rows {
+			if q.id != "" && q.fits(row) {
+				found[i] = located{q.expr, q.there(row[3])}
+			}
+		}
+	}
+	return found, nil
 }
 
-// findByPort looks for the id of the handshake, for its user and from our port,
-// on a server that sees this connection as it sees itself: then it sees that one
-// so too.
-func (s *side) findByPort(ctx context.Context, w *wire) (id string, _ finding, _ error) {
-	if f, settled := s.beforeLooking(w); settled {
-		return "", f, nil
+// holders asks who holds the beacons; "" for one that nobody holds, and for a
+// connection that has none.
+func (s *side) holders(ctx context.Context, ws []*wire) ([]string, error) {
+	all := make([]string, len(ws))
+	var locks []string
+	for _, w := range ws {
+		if w.beacon != "" {
+			locks = append(locks, w.holder())
+		}
 	}
-	if !s.direct || !samePath(s.l.wire, w) || !w.facts.isOwnID(w) {
-		return "", unproved, nil
+	if len(locks) == 0 {
+		return all, nil
 	}
-	id = w.facts.connectionID
-	f, err := s.command(ctx, fmt.Sprintf("ID = %s AND USER = x'%x' AND HOST = x'%x'", id, w.facts.user, s.seen.host+":"+port(w)))
-	if f == gone && !s.isShown(w.facts.user) {
-		f = unproved
+	row, err := s.l.inner.askRow(ctx, "SELECT "+strings.Join(locks, ", "))
+	if err != nil {
+		return nil, err
 	}
-	return id, f, err
+	for i, w := range ws {
+		if w.beacon != "" {
+			all[i], row = row[0], row[1:]
+		}
+	}
+	return all, nil
 }
 
-// beforeLooking is what can be said of a connection's thread without looking for
-// it. What was born before the server has started is not there.
-func (s *side) beforeLooking(w *wire) (_ finding, settled bool) {
+// holder is an expression for the id of the thread that holds the beacon.
+func (w *wire) holder() string { return "IS_USED_LOCK('" + w.beacon + "')" }
+
+// question is what the processlist is asked about one thread.
+type question struct {
+	id, user, host string // user and host are "" where any is right
+	expr           string // by which it is killed, "" if it must not be
+}
+
+// fits says whether a row of the processlist is about the thread.
+func (q *question) fits(row []string) bool {
+	return row[0] == q.id && (q.user == "" || row[1] == q.user) && (q.host == "" || row[2] == q.host)
+}
+
+// there is what it says of the thread.
+func (q *question) there(command string) finding {
 	switch {
-	case s.facts == nil, w.facts == nil:
-		return unproved, true
-	case s.facts.server != w.facts.server:
-		return elsewhere, true
-	case s.uptime >= 0 && s.uptime+2*time.Second < s.ctr.clock.now()-w.born: // it counts in whole seconds
-		return gone, true
+	case q.expr == "":
+		return unproved
+	case command == "Sleep":
+		return resting
 	}
-	return unproved, false
+	return working
+}
+
+// ask is what there is to ask about a connection's thread, and what is known of it
+// without, or if the answer is that there is none.
+//
+// The holder of the beacon is the thread. Where nobody holds it the connection is
+// gone, or has only put it out (RELEASE_ALL_LOCKS). Without a beacon it is the
+// thread with the id of the handshake, for its user and from our port, on a server
+// that sees this connection as it sees itself: then it sees that one so too. What
+// was born before the server has started is not there.
+func (s *side) ask(w *wire, holder string) (located, question) {
+	switch {
+	case holder != "":
+		return located{w.holder(), unseen}, question{id: holder, expr: w.holder()}
+	case s.facts == nil, w.facts == nil:
+		return located{}, question{}
+	case s.facts.server != w.facts.server:
+		return located{finding: elsewhere}, question{}
+	case w.born+2*time.Second < s.started: // it counts in whole seconds
+		return located{finding: gone}, question{}
+	}
+	absent, q := unproved, question{id: w.facts.connectionID, user: w.facts.user}
+	if s.isShown(w.facts.user) {
+		absent = gone
+	}
+	if w.beacon == "" {
+		if !s.direct || !samePath(s.l.wire, w) || !w.facts.isOwnID(w) {
+			return located{}, question{}
+		}
+		q.host, q.expr = s.seen.host+":"+port(w), q.id
+	}
+	return located{finding: absent}, q
 }
 
 // isShown says whether the processlist shows this connection the threads of a
@@ -213,20 +212,3 @@ func (s *side) beforeLooking(w *wire) (_ finding, settled bool) {
 // threads of a proxy user, of an anonymous account, of a user whose name has
 // changed since.
 func (s *side) isShown(user string) bool { return s.seen.user != "" && s.seen.user == user }
-
-// command looks at one thread in the processlist. One that waits for its client is
-// shown as Killed where something has ended its transaction, such as a Galera
-// node in favour of another node's.
-func (s *side) command(ctx context.Context, where string) (finding, error) {
-	row, err := s.l.inner.askRow(ctx, "SELECT IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
-		" FROM information_schema.PROCESSLIST WHERE "+where)
-	switch {
-	case errors.Is(err, io.EOF):
-		return gone, nil
-	case err != nil:
-		return unproved, err
-	case row[0] == "Sleep":
-		return resting, nil
-	}
-	return working, nil
-}

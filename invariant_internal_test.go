@@ -4,11 +4,11 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,47 +55,49 @@ func (c *clerk) ExecContext(_ context.Context, query string, _ []driver.NamedVal
 }
 
 var (
-	asksForLock = regexp.MustCompile(`^SELECT IS_USED_LOCK\('(.*)'\)$`)
-	asksForID   = regexp.MustCompile(`ID = (\d+)`)
+	asksForLock = regexp.MustCompile(`IS_USED_LOCK\('(.*?)'\)`)
+	asksForIDs  = regexp.MustCompile(`ID IN \((.*)\)`)
 )
 
 func (c *clerk) QueryContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Rows, error) {
-	if m := asksForLock.FindStringSubmatch(query); m != nil {
-		if holder := c.locks[m[1]]; holder != "" {
-			return &answer{rows: [][]byte{[]byte(holder)}}, nil
+	a := &answer{}
+	if locks := asksForLock.FindAllStringSubmatch(query, -1); locks != nil {
+		row := make([]driver.Value, len(locks))
+		for i, m := range locks {
+			if holder := c.locks[m[1]]; holder != "" {
+				row[i] = []byte(holder)
+			}
 		}
-		return &answer{rows: [][]byte{nil}}, nil
+		a.rows = append(a.rows, row)
+		return a, nil
 	}
-	id := asksForID.FindStringSubmatch(query)
-	if id == nil {
+	ids := asksForIDs.FindStringSubmatch(query)
+	if ids == nil {
 		return nil, &mysql.MySQLError{Number: 1064, Message: "it does not say who it is"}
 	}
 	for _, t := range c.threads {
-		if t.id == id[1] && agrees(query, "USER", t.user) && agrees(query, "HOST", t.host) {
-			return &answer{rows: [][]byte{[]byte(c.command)}}, nil
+		if slices.Contains(strings.Split(ids[1], ", "), t.id) {
+			a.rows = append(a.rows, []driver.Value{[]byte(t.id), []byte(t.user), []byte(t.host), []byte(c.command)})
 		}
 	}
-	return &answer{}, nil
+	return a, nil
 }
 
-// agrees says whether a condition on a column, if there is one, asks for value.
-func agrees(query, column, value string) bool {
-	return !strings.Contains(query, column+" = ") || strings.Contains(query, fmt.Sprintf("%s = x'%x'", column, value))
+// answer is a result.
+type answer struct{ rows [][]driver.Value }
+
+func (a *answer) Columns() []string {
+	if len(a.rows) == 0 {
+		return nil
+	}
+	return make([]string, len(a.rows[0]))
 }
-
-// answer is a result of one column.
-type answer struct{ rows [][]byte }
-
-func (a *answer) Columns() []string { return []string{"v"} }
-func (a *answer) Close() error      { return nil }
+func (a *answer) Close() error { return nil }
 func (a *answer) Next(dest []driver.Value) error {
 	if len(a.rows) == 0 {
 		return io.EOF
 	}
-	dest[0] = nil
-	if a.rows[0] != nil {
-		dest[0] = a.rows[0]
-	}
+	copy(dest, a.rows[0])
 	a.rows = a.rows[1:]
 	return nil
 }
@@ -125,16 +127,17 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 	server := tcp("10.0.0.1", 3306)
 	ours := thread{"7", "app", "10.0.0.2:5001"}
 	for _, tt := range []struct {
-		name     string
-		threads  []thread
-		indirect bool // the server sees other ports than ours
-		to       net.Addr
-		beacon   string // "" for none
-		holder   string // of the beacon
-		on       string // which server, "" for the one that is asked
-		user     string // as whom it logged in, "" for the one who asks
-		hidden   bool   // the one who asks is not even shown itself
-		want     finding
+		name      string
+		threads   []thread
+		indirect  bool // the server sees other ports than ours
+		to        net.Addr
+		beacon    string // "" for none
+		holder    string // of the beacon
+		on        string // which server, "" for the one that is asked
+		user      string // as whom it logged in, "" for the one who asks
+		restarted bool   // the server was, since the connection was opened
+		hidden    bool   // the one who asks is not even shown itself
+		want      finding
 	}{
 		{name: "ours", threads: []thread{ours}, want: working},
 		{name: "there is none", want: gone},
@@ -147,6 +150,8 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 		{name: "its beacon, and another of its number", threads: []thread{{"7", "root", "x:1"}}, beacon: "b", holder: "21", want: unseen},
 		{name: "its beacon was taken on another server", threads: []thread{}, beacon: "b", on: "away", want: elsewhere},
 		{name: "its beacon is out", threads: []thread{ours}, beacon: "b", want: unproved},
+		{name: "the server was restarted, and another has its number", threads: []thread{ours}, restarted: true, want: gone},
+		{name: "the server was restarted, and another has the number of its beacon's", threads: []thread{ours}, restarted: true, beacon: "b", want: gone},
 		{name: "another server", threads: []thread{ours}, on: "away", want: elsewhere},
 		{name: "another user's, who is not shown to this one", user: "renamed", want: unproved},
 		{name: "another user's, who is", threads: []thread{{"7", "renamed", "10.0.0.2:5001"}}, user: "renamed", want: working},
@@ -167,7 +172,7 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 			if tt.to == nil {
 				tt.to = server
 			}
-			s := &side{ctr: ctr, direct: !tt.indirect, uptime: time.Hour}
+			s := &side{ctr: ctr, direct: !tt.indirect, started: -time.Hour}
 			s.facts, s.seen = &serverFacts{server: "home"}, seen{user: "app", host: "10.0.0.2"}
 			if tt.hidden {
 				s.seen = seen{}
@@ -175,11 +180,17 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 			there := &town{threads: tt.threads, locks: map[string]string{"b": tt.holder}}
 			s.l.inner = newInner(&clerk{there, "Query"})
 			s.l.wire = &wire{Conn: route{from: tcp("10.0.0.2", 6000), to: tt.to}}
-			if _, got, err := s.find(t.Context(), w); err != nil || got != tt.want {
-				t.Errorf("found %d, %v, want %d", got, err, tt.want)
+			if tt.restarted {
+				s.started = time.Hour
 			}
-			if _, err := s.lay(&ghost{w: w, tries: maxReapTries}); err != nil || len(there.sent) > 0 != (tt.want == working || tt.want == unseen) {
-				t.Errorf("sent %q, %v", there.sent, err)
+			if got, err := s.findAll(t.Context(), []*wire{w}); err != nil || got[0].finding != tt.want {
+				t.Errorf("found %v, %v, want %d", got, err, tt.want)
+			}
+			var tally [fates]int
+			g := &ghost{w: w, tries: maxReapTries, done: make(chan struct{})}
+			left, _, err := s.deal([]*ghost{g}, &tally)
+			if err != nil || left != nil || len(there.sent) > 0 != (tt.want == working || tt.want == unseen) || (tally[fateGone] == 1) != (tt.want == gone) {
+				t.Errorf("sent %q, %v, left %v: %v", there.sent, err, left, tally)
 			}
 		})
 	}

@@ -5,8 +5,11 @@
 package livepool
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +19,16 @@ import (
 type ghost struct {
 	w     *wire
 	since time.Duration
-	tries int           // that met another server
+	inTx  bool          // a transaction was open: it holds locks, and a unit may wait for its end
 	done  chan struct{} // closed when there is nothing more to be done about it
+
+	// Only the reaper's goroutine touches what follows, but for due, which is zero
+	// until then.
+	due    time.Duration // when to ask the server
+	pause  time.Duration // since it could not be asked, to the next time
+	tries  int           // that met another server
+	sent   bool          // a KILL was sent
+	missed int           // how often that was together with others, and one of them was gone already
 }
 
 // settle waits until the ghost that a unit has left, if it has, is dealt with,
@@ -34,16 +45,27 @@ func (ctr *connector) settle(ctx context.Context, g *ghost) {
 // reaper deals with the ghosts, in a goroutine that is there only as long as
 // there are any.
 type reaper struct {
-	mu     sync.Mutex // guards what follows
-	ghosts []*ghost
-	idle   chan struct{} // closed when it has nothing to do, nil at first
+	mu      sync.Mutex    // guards what follows
+	ghosts  []*ghost      // less those that are being dealt with
+	running bool          // the goroutine is there
+	idle    chan struct{} // closed when nothing is left to do; nil at first
+	wake    chan struct{} // there are more
 
-	warned atomic.Bool // of what cannot be proved
+	unproved seldom // that nothing can be proved is said
+	blind    seldom // that statements without a reply cannot be looked up is said
+}
+
+// seldom lets a warning through once a minute.
+type seldom struct{ last atomic.Int64 }
+
+func (s *seldom) may(now time.Duration) bool {
+	last := s.last.Load()
+	return (last == 0 || int64(now)-last > int64(time.Minute)) && s.last.CompareAndSwap(last, max(int64(now), 1))
 }
 
 // abandoned is for a connection whose server may still be working for it.
 func (c *conn) abandoned() {
-	g := c.ctr.abandon(&c.link)
+	g := c.ctr.abandon(&c.link, c.transaction.open)
 	if unit := c.transaction.unit; unit != nil && g != nil {
 		unit.ghost.Store(g)
 	}
@@ -52,44 +74,47 @@ func (c *conn) abandoned() {
 // abandon has the server's side of a link that was given up ended, in the
 // background. Nothing can be done, and nil is returned, for one that livepool
 // has not dialled.
-func (ctr *connector) abandon(l *link) *ghost {
+func (ctr *connector) abandon(l *link, inTx bool) *ghost {
 	if !ctr.cfg.KillAbandoned || !ctr.mysql || l.threadID() == 0 || l.wire.forsaken.Swap(true) {
 		return nil
 	}
-	g := &ghost{w: l.wire, since: ctr.clock.now(), done: make(chan struct{})}
+	g := &ghost{w: l.wire, since: ctr.clock.now(), inTx: inTx, done: make(chan struct{})}
 	if !ctr.reaper.takes(g, func() bool { return ctr.spawn(ctr.reap) }) {
 		ctr.giveUpGhosts([]*ghost{g})
 	}
 	return g
 }
 
-// takes has the goroutine see to a ghost, and starts it if it is not there.
+// takes has the goroutine see to a ghost at once, and starts it if it is not
+// there.
 func (r *reaper) takes(g *ghost, start func() bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.idle == nil || isClosed(r.idle) {
+		r.idle = make(chan struct{})
+	}
 	r.ghosts = append(r.ghosts, g)
-	if r.busy() {
+	if r.running {
+		select {
+		case r.wake <- struct{}{}:
+		default: // it has been told already
+		}
 		return true
 	}
-	r.idle = make(chan struct{})
-	if start() {
-		return true
+	r.wake = make(chan struct{}, 1)
+	if r.running = start(); !r.running {
+		r.ghosts = nil
+		close(r.idle)
 	}
-	r.ghosts = nil
-	close(r.idle)
-	return false
+	return r.running
 }
 
-// busy says whether the goroutine is there. r.mu is held.
-func (r *reaper) busy() bool {
-	if r.idle == nil {
-		return false
-	}
+func isClosed(c chan struct{}) bool {
 	select {
-	case <-r.idle:
-		return false
-	default:
+	case <-c:
 		return true
+	default:
+		return false
 	}
 }
 
@@ -103,155 +128,303 @@ func (r *reaper) finish(patience time.Duration) {
 	}
 }
 
+// next takes out those that are due, as many as are dealt with at a time: first
+// those with a transaction, and the newest, who are the likeliest to be waited
+// for. If none is due it returns how long not; never if there are none.
+func (r *reaper) next(now time.Duration) (batch []*ghost, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slices.SortStableFunc(r.ghosts, func(a, b *ghost) int {
+		if a.inTx != b.inTx {
+			return map[bool]int{true: -1, false: 1}[a.inTx]
+		}
+		return cmp.Compare(b.since, a.since)
+	})
+	wait = never
+	left := r.ghosts[:0]
+	for _, g := range r.ghosts {
+		if g.due <= now && len(batch) < maxReapBatch {
+			batch = append(batch, g)
+			continue
+		}
+		left = append(left, g)
+		wait = min(wait, max(g.due-now, 0))
+	}
+	clear(r.ghosts[len(left):])
+	r.ghosts = left
+	return batch, wait
+}
+
+// returns puts back those that are left of a batch, and tells those who wait for
+// the end of all work if nothing is.
+func (r *reaper) returns(left []*ghost) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ghosts = append(r.ghosts, left...)
+	if len(r.ghosts) == 0 && !isClosed(r.idle) {
+		close(r.idle)
+	}
+}
+
+// retryNow makes all due, since the server can be asked again.
+func (r *reaper) retryNow() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, g := range r.ghosts {
+		if g.pause > 0 {
+			g.due, g.pause = 0, 0
+		}
+	}
+}
+
+// leaves ends the goroutine, unless there are more by now.
+func (r *reaper) leaves() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = len(r.ghosts) > 0
+	return !r.running
+}
+
 // How soon the server is asked again, and for how long, about ghosts that it
 // could not be asked about.
 const (
-	maxReapTries = 6 // of servers behind one address
+	maxReapTries = 6  // of servers behind one address
+	maxReapBatch = 64 // that are dealt with at a time
+	maxBorrowed  = 8  // with a connection of the pool's, which somebody may wait for
 	reapSpacing  = 20 * time.Millisecond
 	reapAtFirst  = 50 * time.Millisecond
-	reapLongest  = 10 * time.Second
+	reapLongest  = 2 * time.Second
+	outagePause  = time.Second
 	reapPatience = time.Hour
 )
 
-// reap ends the ghosts, as soon as the server can be reached.
+// reap ends the ghosts, as soon as the server can be reached. The connection for
+// it is kept as long as there is work, and a little longer: where callers give up
+// all the time it is not opened for each.
 func (ctr *connector) reap() {
 	r := &ctr.reaper
-	for pause := reapAtFirst; ; {
-		r.mu.Lock()
-		batch := r.ghosts
-		r.ghosts = nil
-		if len(batch) == 0 {
-			close(r.idle)
-			r.mu.Unlock()
+	var s *side
+	failed, lingered := -never, false // failed: when the server could last not be asked
+	for ctr.life.Err() == nil {
+		now := ctr.clock.now()
+		if pause := failed + outagePause - now; failed > 0 && pause > 0 && ctr.outage.isDown() {
+			ctr.awaitGhost(pause)
+			continue
+		}
+		batch, wait := r.next(now)
+		switch {
+		case len(batch) > 0:
+			var err error
+			if s, err = ctr.reapBatch(s, batch); err != nil {
+				failed = ctr.clock.now()
+				waitFor(ctr.life, nil, reapAtFirst)
+			}
+			lingered = false
+		case s != nil && !lingered:
+			lingered = true
+			waitFor(ctr.life, r.wake, min(wait, reapSpacing))
+		case s != nil:
+			s.close(nil)
+			s = nil
+		case wait < never:
+			ctr.awaitGhost(wait)
+		case r.leaves():
 			return
 		}
-		r.mu.Unlock()
-		if ctr.life.Err() != nil {
-			ctr.giveUpGhosts(batch)
-			continue
-		}
-		left, err := ctr.reapBatch(batch)
-		if len(left) == 0 {
-			pause = reapAtFirst
-			ctr.rest()
-			continue
-		}
-		ctr.cfg.logger().Debug("livepool: what abandoned connections left on the server cannot be ended yet",
-			slog.String("addr", ctr.addr), slog.Int("connections", len(left)), slog.Any("cause", err))
-		r.mu.Lock()
-		r.ghosts = append(left, r.ghosts...)
-		r.mu.Unlock()
-		ctr.awaitReach(pause)
-		pause = min(2*pause, reapLongest)
+	}
+	s.close(nil)
+	for batch, wait := r.next(never); wait < never || len(batch) > 0; batch, wait = r.next(never) {
+		ctr.giveUpGhosts(batch)
+		r.returns(nil)
 	}
 }
 
-// rest lets more ghosts gather for the next side connection, if there are any:
-// a service whose callers give up all the time does not connect for each.
-func (ctr *connector) rest() {
-	r := &ctr.reaper
-	r.mu.Lock()
-	more := len(r.ghosts) > 0
-	r.mu.Unlock()
-	if more {
-		ctr.awaitReach(reapSpacing)
-	}
-}
-
-// awaitReach waits for d; in an outage, for its end if that comes first.
-func (ctr *connector) awaitReach(d time.Duration) {
+// awaitGhost waits for d, for another ghost, or for the end of an outage, after
+// which all are tried at once.
+func (ctr *connector) awaitGhost(d time.Duration) {
 	var over chan struct{}
 	if o := &ctr.outage; o.isDown() {
 		o.mu.Lock()
 		over = o.server.over
 		o.mu.Unlock()
-		d = max(d, time.Second)
 	}
-	waitFor(ctr.life, over, d)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctr.reaper.wake:
+	case <-over:
+		ctr.reaper.retryNow()
+	case <-timer.C:
+	case <-ctr.life.Done():
+	}
 }
 
-// reapBatch deals with some ghosts on one side connection, and returns those
-// that are left because the server could not be asked.
-func (ctr *connector) reapBatch(batch []*ghost) (left []*ghost, err error) {
-	s, err := ctr.openSide(ctr.life)
-	if err == nil {
-		defer s.l.close()
+// reapBatch deals with some ghosts, and puts back those that are left. It returns
+// the connection to go on with, nil if there had better be another, and why the
+// server could not be asked.
+func (ctr *connector) reapBatch(s *side, batch []*ghost) (_ *side, err error) {
+	r := &ctr.reaper
+	if s == nil {
+		if s, err = ctr.reachServer(ctr.life); err == nil {
+			r.retryNow()
+		}
 	}
+	var later []*ghost
+	if err == nil && s.giveBack != nil && len(batch) > maxBorrowed {
+		batch, later = batch[:maxBorrowed], batch[maxBorrowed:]
+	}
+	left, another := batch, false
 	var tally [fates]int
-	for _, g := range batch {
-		fate := fateOpen
-		if err == nil {
-			fate, err = s.lay(g)
-		}
-		if fate == fateOpen && ctr.clock.now()-g.since > reapPatience {
-			fate = fateFailed
-		}
-		if fate == fateOpen {
-			left = append(left, g)
+	if err == nil {
+		left, another, err = s.deal(batch, &tally)
+	}
+	if err != nil {
+		left = ctr.postpone(left, &tally)
+		ctr.cfg.logger().Debug("livepool: what abandoned connections left on the server cannot be ended yet",
+			slog.String("addr", ctr.addr), slog.Int("connections", len(left)), slog.Any("cause", err))
+	}
+	r.returns(append(later, left...))
+	ctr.tellOfGhosts(tally)
+	if err != nil || another || s.giveBack != nil {
+		s.close(err)
+		s = nil
+	}
+	return s, err
+}
+
+// postpone is for ghosts about which the server could not be asked: each has a
+// pause of its own, which grows.
+func (ctr *connector) postpone(ghosts []*ghost, tally *[fates]int) (left []*ghost) {
+	now := ctr.clock.now()
+	for _, g := range ghosts {
+		if now-g.since > reapPatience {
+			g.ends(fateFailed, tally)
 			continue
 		}
-		tally[fate]++
-		close(g.done)
+		g.pause = min(max(2*g.pause, reapAtFirst), reapLongest)
+		g.due = now + g.pause
+		left = append(left, g)
 	}
-	ctr.tellOfGhosts(tally)
-	return left, err
+	return left
 }
 
 // fate is what becomes of a ghost.
 type fate int
 
 const (
-	fateOpen fate = iota // the server could not be asked
-	fateKilled
+	fateKilled fate = iota
 	fateGone
 	fateUnproved
 	fateFailed
 	fates // how many there are
 )
 
-// giveUpGhosts is for those that are left behind.
-func (ctr *connector) giveUpGhosts(ghosts []*ghost) {
-	for _, g := range ghosts {
-		close(g.done)
+// ends notes what has become of a ghost. Of one to which a KILL was sent that may
+// have been it.
+func (g *ghost) ends(f fate, tally *[fates]int) {
+	if f == fateGone && g.sent {
+		f = fateKilled
 	}
-	ctr.tellOfGhosts([fates]int{fateFailed: len(ghosts)})
+	tally[f]++
+	close(g.done)
 }
 
-// lay ends one ghost. An error is that the server could not be asked. The kill
-// itself names the beacon, where there is one, and not whom it was seen to lead
-// to.
-func (s *side) lay(g *ghost) (fate, error) {
-	ctr := s.ctr
-	id, f, err := s.find(ctr.life, g.w)
-	switch {
-	case err != nil && errorNumber(err) == 0:
-		return fateOpen, err
-	case err != nil, f == unproved: // or it does not answer such questions
-		return fateUnproved, nil
-	case f == elsewhere && g.tries < maxReapTries:
-		g.tries++ // the next connection may meet another server of the same address
-		return fateOpen, nil
-	case f == elsewhere:
-		return fateUnproved, nil
-	case f == gone:
-		return fateGone, nil
+// giveUpGhosts is for those that are left behind.
+func (ctr *connector) giveUpGhosts(ghosts []*ghost) {
+	var tally [fates]int
+	for _, g := range ghosts {
+		g.ends(fateFailed, &tally)
 	}
+	ctr.tellOfGhosts(tally)
+}
+
+// deal looks for the threads of some ghosts, and kills those that are there. It
+// returns those that are left, whether because another server is to be asked, and
+// why this one could not be.
+func (s *side) deal(batch []*ghost, tally *[fates]int) (left []*ghost, another bool, err error) {
+	ws := make([]*wire, len(batch))
+	for i, g := range batch {
+		ws[i] = g.w
+	}
+	found, err := s.findAll(s.ctr.life, ws)
+	if err != nil && errorNumber(err) == 0 {
+		return batch, false, err
+	}
+	var there []*ghost
+	var ids []string
+	for i, g := range batch {
+		f := unproved
+		if err == nil { // it may be a server that does not answer such questions
+			f = found[i].finding
+		}
+		switch {
+		case f == elsewhere && g.tries < maxReapTries:
+			g.tries++ // the next connection may meet another server of the same address
+			g.due = s.ctr.clock.now() + reapAtFirst
+			left, another = append(left, g), true
+		case f == elsewhere, f == unproved:
+			g.ends(fateUnproved, tally)
+		case f == gone:
+			g.ends(fateGone, tally)
+		default:
+			there, ids = append(there, g), append(ids, found[i].id)
+		}
+	}
+	survivors, err := s.kill(there, ids, tally)
+	return append(left, survivors...), another, err
+}
+
+// kill kills the threads of some ghosts, together if it can: what answers late
+// would else be given up faster than it is killed. The KILL itself names the
+// beacon, where there is one, and not whom it was seen to lead to.
+func (s *side) kill(ghosts []*ghost, ids []string, tally *[fates]int) (left []*ghost, err error) {
+	if len(ghosts) > 1 && s.takesSeveral() && !slices.ContainsFunc(ghosts, func(g *ghost) bool { return g.missed > 1 }) {
+		err := s.send(ghosts, "KILL "+strings.Join(ids, "; KILL "))
+		switch number := errorNumber(err); {
+		case err == nil:
+			for _, g := range ghosts {
+				g.ends(fateKilled, tally)
+			}
+			return nil, nil
+		case number == 0:
+			return ghosts, err
+		case number == noSuchThread: // one was gone, and those after it were not tried
+			for _, g := range ghosts {
+				g.missed++
+				g.sent = true
+			}
+			return ghosts, nil
+		}
+	}
+	for i, g := range ghosts {
+		err := s.send(ghosts[i:i+1], "KILL "+ids[i])
+		switch number := errorNumber(err); {
+		case err == nil:
+			g.ends(fateKilled, tally)
+		case number == noSuchThread:
+			g.ends(fateGone, tally)
+		case number != 0:
+			g.ends(fateFailed, tally)
+		default:
+			return ghosts[i:], err
+		}
+	}
+	return nil, nil
+}
+
+// send sends a KILL of some ghosts.
+func (s *side) send(ghosts []*ghost, query string) error {
+	ctr := s.ctr
 	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
 	defer cancel()
-	_, err = s.l.inner.ExecContext(ctx, "KILL "+id, nil)
+	_, err := s.l.inner.ExecContext(ctx, query, nil)
 	now := ctr.clock.now()
-	ctr.cfg.logger().Debug("livepool: killing what an abandoned connection left on the server",
-		slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(g.w.hello.threadID)), slog.String("id_on_server", id),
-		slog.Duration("age", now-g.w.born), slog.Duration("abandoned", now-g.since), slog.Any("error", err))
-	switch number := errorNumber(err); {
-	case err == nil:
-		return fateKilled, nil
-	case number == noSuchThread:
-		return fateGone, nil
-	case number != 0:
-		return fateFailed, nil
+	for _, g := range ghosts {
+		ctr.cfg.logger().Debug("livepool: killing what an abandoned connection left on the server",
+			slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(g.w.hello.threadID)), slog.String("query", query),
+			slog.Duration("age", now-g.w.born), slog.Duration("abandoned", now-g.since), slog.Any("error", err))
 	}
-	return fateOpen, err
+	return err
 }
 
 // noSuchThread is ER_NO_SUCH_THREAD.
@@ -268,9 +441,9 @@ func (ctr *connector) tellOfGhosts(tally [fates]int) {
 		log.Info("livepool: killed what abandoned connections left on the server", slog.String("addr", ctr.addr), slog.Int("connections", n))
 	}
 	if n := tally[fateUnproved]; n > 0 {
-		level := slog.LevelWarn
-		if ctr.reaper.warned.Swap(true) {
-			level = slog.LevelDebug
+		level := slog.LevelDebug
+		if ctr.reaper.unproved.may(ctr.clock.now()) {
+			level = slog.LevelWarn
 		}
 		log.Log(context.Background(), level, "livepool: abandoned connections are not killed, because no thread of the server can be proved to be theirs; "+
 			"they may hold their locks until wait_timeout: see Beacon (pool_beacon)", slog.String("addr", ctr.addr), slog.Int("connections", n))

@@ -172,6 +172,13 @@ func (o *outage) held() error {
 	return &heldError{lack: o.server.lack, cause: o.last}
 }
 
+// keepsBack is held for those who need no turn.
+func (o *outage) keepsBack() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.held()
+}
+
 // latest is what is known of an outage, for a caller who has waited in vain and
 // whose own err is old by now.
 func (o *outage) latest(err error, waited time.Duration) error {

@@ -102,6 +102,7 @@ func (p *Pool) Close() error { return p.DB.Close() }
 // connector opens the connections of one pool and holds what they share.
 type connector struct {
 	inner driver.Connector
+	side  driver.Connector // for connections beside the pool: they may send several statements at a time
 	cfg   *Config
 	addr  string // for errors and logs, without user and password
 	// schema is the DSN's, "" for none or where it is not known. newConnector sets it.
@@ -145,7 +146,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	ctr := &connector{inner: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
+	ctr := &connector{inner: c, side: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
 	ctr.news.init()
 	ctr.shortest.Store(int64(ctr.cfg.KeepAlive))
 	ctr.servers = servers{asking: make(chan struct{}, 1), known: map[string]*knownServer{}}
@@ -182,6 +183,11 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	}
 	inner, err := mysql.NewConnector(my)
 	if err != nil {
+		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
+	}
+	several := my.Clone()
+	several.MultiStatements = true
+	if ctr.side, err = mysql.NewConnector(several); err != nil {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
 	ctr.inner = inner

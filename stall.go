@@ -92,14 +92,20 @@ func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 func (m *maintainer) lookUp(late []*wire) {
 	ctr := m.ctr
 	ctr.stats.stallChecks.Add(int64(len(late)))
-	s, err := ctr.openSide(ctr.life)
+	var all []located
+	s, err := ctr.reachServer(ctr.life)
 	if err == nil {
-		defer s.l.close()
+		if all, err = s.findAll(ctr.life, late); isAnswer(err) {
+			s.close(nil)
+		} else {
+			s.close(err)
+		}
 	}
-	for _, w := range late {
-		found := working
+	ctr.tellOfBlindness(late, all, err)
+	for i, w := range late {
+		found := unproved
 		if err == nil {
-			_, found, err = s.find(ctr.life, w)
+			found = all[i].finding
 		}
 		v, now := &w.vigil, ctr.clock.now()
 		switch {
@@ -124,6 +130,26 @@ func (m *maintainer) lookUp(late []*wire) {
 		}
 	}
 }
+
+// tellOfBlindness tells the operator that statements could not be looked up though
+// the server is there: it takes no connection more and none of the pool's is idle,
+// or none of its threads can be proved to be ours.
+func (ctr *connector) tellOfBlindness(late []*wire, all []located, err error) {
+	why := err
+	for i, f := range all {
+		if f.finding == unproved && late[i].beacon == "" {
+			why = errNoBeacon
+		}
+	}
+	if why == nil || why == err && errorNumber(err) == 0 || !ctr.reaper.blind.may(ctr.clock.now()) {
+		return
+	}
+	ctr.cfg.logger().Warn("livepool: statements that have had no reply for StallAfter (pool_stall_after) cannot be looked up on the server, "+
+		"so that it is not noticed if the connection of one is dead",
+		slog.String("addr", ctr.addr), slog.Int("statements", len(late)), slog.Any("cause", why))
+}
+
+var errNoBeacon = errors.New("no thread of the server can be proved to be the connection's: see Beacon (pool_beacon)")
 
 // isDeadBy says whether what was found proves that the reply of a connection will
 // not come. A proxy that speaks SQL may have sent the statement to another server

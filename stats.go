@@ -153,7 +153,7 @@ func (ctr *connector) died(l *link, how loss, since time.Duration, cause error) 
 	l.mourned = true
 	ctr.outage.trouble()
 	if how == wentSilent {
-		ctr.abandon(l)
+		ctr.abandon(l, false)
 	}
 	defer ctr.maintainer.nudge()
 	ctr.stats.deaths.Add(1)

@@ -50,8 +50,8 @@ var errConnectPanicked = errors.New("the driver, or the DialFunc or BeforeConnec
 
 // connectDriver has the driver open a connection, by the user's dialer and with
 // the user's BeforeConnect if there are such.
-func (ctr *connector) connectDriver(ctx context.Context) (dc driver.Conn, err error) {
-	if !ctr.cfg.contain("opening a connection (DialFunc, BeforeConnect or the driver)", func() { dc, err = ctr.inner.Connect(ctx) }) {
+func (ctr *connector) connectDriver(ctx context.Context, by driver.Connector) (dc driver.Conn, err error) {
+	if !ctr.cfg.contain("opening a connection (DialFunc, BeforeConnect or the driver)", func() { dc, err = by.Connect(ctx) }) {
 		return nil, errConnectPanicked
 	}
 	return dc, err
