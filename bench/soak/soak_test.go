@@ -405,7 +405,7 @@ func testSoak(t *testing.T, on, duration string) {
 	if err := o.save(report); err != nil {
 		t.Error(err)
 	}
-	if !o.kept() || len(o.events) < 8 || o.live.Applied < 50 {
+	if !o.kept() || len(o.events) < 8 || o.live.Applied < 50 || o.lists.Reads < 10 || o.lists.Appends < 10 || len(o.plain) < 20 || o.looks < 10 {
 		t.Error(text.String())
 	}
 }
