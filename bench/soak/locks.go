@@ -89,8 +89,40 @@ const commitTimeout = 2 * time.Second
 
 // flushLock holds up every COMMIT, as some backups do.
 func flushLock(ctx context.Context, n *nemesis, f fault) (string, error) {
-	granted, err := n.demand(ctx, f, "FLUSH TABLES WITH READ LOCK", func(context.Context) error { return nil })
+	commit := n.run.plain.openTx(ctx)
+	defer commit.Wait()
+	granted, err := n.demand(ctx, f, "FLUSH TABLES WITH READ LOCK", commit.begin, func(context.Context) error { return nil })
+	commit.begin()
 	return f.labelIf(granted, "flush lock", commitTimeout), err
+}
+
+// heldCommit is a transaction that wants to be committed while nobody may.
+type heldCommit struct {
+	sync.WaitGroup
+	begin func()
+}
+
+// openTx begins one, whose COMMIT is sent with begin.
+func (w *plainWork) openTx(ctx context.Context) *heldCommit {
+	c := &heldCommit{begin: func() {}}
+	e := w.entry("sql.Tx whose COMMIT a flush lock holds up", 2)
+	e.tx = true
+	tx, err := w.pool.Begin()
+	if err != nil {
+		return c
+	}
+	if err = w.twoRows(ctx, tx, e, func() {}); err != nil {
+		tx.Rollback()
+		w.end(e, err)
+		return c
+	}
+	c.begin = sync.OnceFunc(func() {
+		c.Go(func() {
+			e.atCommit = true
+			w.end(e, tx.Commit())
+		})
+	})
+	return c
 }
 
 // alter changes a table under those who use it: it gets a column or loses it, or

@@ -129,10 +129,11 @@ func (n *nemesis) readOnlyVariables() (on, off string) {
 	return "read_only", "read_only"
 }
 
-// demand has root ask for what nobody else can have then, hold it, and undo it. A
+// demand has root ask for what nobody else can have then, hold it while others
+// meet it, and undo it. A
 // server that waits for it waits on when nobody is left who wants it: so the
 // connection is ended there, lest it is granted after the healing.
-func (n *nemesis) demand(ctx context.Context, f fault, statement string, undo func(ctx context.Context) error) (granted bool, err error) {
+func (n *nemesis) demand(ctx context.Context, f fault, statement string, meet func(), undo func(ctx context.Context) error) (granted bool, err error) {
 	victim := n.ground.truth()
 	conn, err := victim.admin.Conn(ctx)
 	if err != nil {
@@ -148,6 +149,7 @@ func (n *nemesis) demand(ctx context.Context, f fault, statement string, undo fu
 	defer cancel()
 	_, refused := conn.ExecContext(asking, statement)
 	if refused == nil {
+		meet()
 		pause(ctx, f.hold)
 	}
 	return refused == nil, errors.Join(refused, n.heal("undoing "+statement, func(ctx context.Context) error {
@@ -161,7 +163,7 @@ func (n *nemesis) demand(ctx context.Context, f fault, statement string, undo fu
 // forbidWrites makes the server read-only.
 func forbidWrites(ctx context.Context, n *nemesis, f fault) (label string, err error) {
 	on, off := n.readOnlyVariables()
-	granted, err := n.demand(ctx, f, "SET GLOBAL "+on+" = 1", func(ctx context.Context) error { return n.set(ctx, off, 0) })
+	granted, err := n.demand(ctx, f, "SET GLOBAL "+on+" = 1", func() {}, func(ctx context.Context) error { return n.set(ctx, off, 0) })
 	return f.labelIf(granted, "read-only", time.Second), err
 }
 
