@@ -45,7 +45,9 @@ func (ctr *connector) openSide(ctx context.Context) (*side, error) {
 		switch {
 		case errors.As(err, new(*heldError)):
 			ctr.outage.inquire(ctr)
-		case errors.Is(err, os.ErrDeadlineExceeded): // a server that is silent may only be busy
+		case errors.Is(err, os.ErrDeadlineExceeded), isFull(err):
+			// A server that is silent may only be busy, and one that is full has no room
+			// for one beside the pool: neither is an outage of the pool's.
 		default:
 			ctr.failedToConnect(err)
 		}
