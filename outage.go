@@ -123,6 +123,7 @@ type outage struct {
 	// offered has a token for each connection that was given up to those who wait
 	// because the server is full.
 	offered chan struct{}
+	tries   chan struct{} // lets one of those who wait for writes try by himself
 
 	probed     time.Duration // when the prober last tried to connect; its own
 	unanswered atomic.Bool   // and had no answer yet
@@ -133,6 +134,7 @@ func (o *outage) init(limit int) {
 	o.news = make(chan struct{})
 	o.goneOn = map[*opening]struct{}{}
 	o.offered = make(chan struct{}, 64)
+	o.tries = make(chan struct{})
 }
 
 func (o *outage) isDown() bool { return o.down.Load() }
@@ -468,6 +470,7 @@ type prober struct {
 	ctr    *connector
 	link   link // on which it asks for writes
 	opened time.Duration
+	tried  time.Duration // when somebody was last let try by himself
 }
 
 func (p *prober) close() { p.link.close() }

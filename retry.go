@@ -4,6 +4,7 @@
 package livepool
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -45,6 +46,7 @@ type course struct {
 	started  time.Time
 	asked    time.Time // from when MaxElapsed counts, zero until a connection was asked for
 	attempts int
+	free     int             // of those, the ones of which nothing ran, or is left, for want of a server that takes it
 	began    time.Time       // the attempt, if it is not the first
 	waits    backoff.BackOff // made at the first retry
 }
@@ -86,12 +88,17 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	}
 	cfg := c.pool.ctr.cfg
 	class := c.pool.ctr.classify(cause)
-	wait := time.Duration(0)
-	if c.attempts > 1 || class&BackOff != 0 { // a stale connection is replaced at once, the first time
+	level, wait := slog.LevelInfo, time.Duration(0)
+	outwaited := c.outwaits(ctx, cause)
+	switch {
+	case outwaited && c.free <= freeAtOnce:
+		level = slog.LevelDebug // the outage is told once for all
+	case c.attempts > 1, class&BackOff != 0: // a stale connection is replaced at once, the first time
 		wait = c.nextWait()
 	}
 	switch {
-	case c.attempts >= c.options.maxAttempts:
+	case outwaited && ctx.Err() != nil:
+	case c.attempts-c.free >= c.options.maxAttempts:
 		return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
 	case wait == backoff.Stop:
 		return c.failed(err, "where BackOff stops")
@@ -99,7 +106,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 		return c.failed(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
 	c.pool.ctr.stats.retried.Add(1)
-	c.pool.ctr.cfg.logger().Log(ctx, slog.LevelInfo, "livepool: a unit of work is run again",
+	c.pool.ctr.cfg.logger().Log(ctx, level, "livepool: a unit of work is run again",
 		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
 	if wait > 0 {
 		waitFor(ctx, nil, wait)
@@ -109,6 +116,40 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	}
 	c.began = time.Now()
 	return nil
+}
+
+// freeAtOnce is how many attempts that cost none follow each other without a
+// pause, when the prober has found that the server takes what they need.
+const freeAtOnce = 2
+
+// outwaits waits for a server that cannot be reached, or takes no writes, if that
+// is why the attempt failed: nothing of it ran, or is left, so that it counts
+// against MaxElapsed alone. It is not for a unit that is never to be run again.
+func (c *course) outwaits(ctx context.Context, cause error) bool {
+	ctr := c.pool.ctr
+	unreachable := ctr.lackOf(cause) != nothing
+	if c.options.maxAttempts == 1 || !unreachable && !refusesWrites(cause) {
+		return false
+	}
+	c.free++
+	deadline := time.Now().Add(ctr.cfg.MaxElapsed - c.elapsed())
+	if ctr.cfg.MaxElapsed == 0 {
+		deadline = time.Now().Add(time.Hour) // and then it tries by itself
+	}
+	if unreachable {
+		ctr.awaitServer(ctx, deadline)
+	} else {
+		ctr.awaitWrites(ctx, deadline, cause)
+	}
+	return true
+}
+
+// tellWrites lets in those who wait for writes, if one that was refused before
+// has been done.
+func (c *course) tellWrites() {
+	if c.free > 0 {
+		c.pool.ctr.writable()
+	}
 }
 
 // cutShort is the error of a unit that would be run again, had its context not
@@ -125,15 +166,32 @@ func (c *course) failed(cause error, why string) error {
 // Retry runs fn, which must bear to be run twice, until it succeeds or fails
 // with an error that will not pass: lost connections, deadlocks, servers that
 // refuse or cannot be reached, commits of unknown outcome are tried again,
-// within MaxAttempts, MaxElapsed and ctx. There is no transaction, and the context that fn gets is Idempotent.
-// It is safe for concurrent use.
-func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error) error {
-	c := p.newCourse(&sessionOptions{name: "a retried function", maxAttempts: p.ctr.cfg.MaxAttempts})
+// within MaxAttempts, MaxElapsed and ctx; while the server cannot be reached or
+// takes no writes it waits as a unit does. There is no transaction, and the
+// context that fn gets is Idempotent. Of the options it takes Name and
+// MaxAttempts. It is safe for concurrent use.
+func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts ...SessionOption) error {
+	var o sessionOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if rest := (sessionOptions{name: o.name, maxAttempts: o.maxAttempts}); o != rest {
+		return errors.New("livepool: Retry takes the options Name and MaxAttempts; the others are about a transaction, which it has not: see WithSession")
+	}
+	o.name = cmp.Or(o.name, "a retried function")
+	if err := o.check(p); err != nil {
+		return err
+	}
+	c := p.newCourse(&o)
 	c.asked = c.started
 	for {
 		c.attempts++
 		err := fn(Idempotent(ctx))
-		if err == nil || ctx.Err() != nil || p.ctr.classify(err)&Retry == 0 && !errors.Is(err, ErrCommitUnknown) {
+		switch {
+		case err == nil:
+			c.tellWrites()
+			return nil
+		case ctx.Err() != nil, p.ctr.classify(err)&Retry == 0 && !errors.Is(err, ErrCommitUnknown):
 			return err
 		}
 		if err := c.again(ctx, err, err); err != nil {
@@ -155,6 +213,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 		cause := s.cause(err)
 		switch {
 		case err == nil:
+			c.tellWrites()
 			s.committed()
 			return nil
 		case errors.Is(err, errKeyTaken):

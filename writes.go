@@ -40,13 +40,18 @@ func (ctr *connector) awaitWrites(ctx context.Context, deadline time.Time, cause
 		ctr.stats.outages.Add(1)
 		ctr.tellBeginning(noWrites, cause)
 	}
-	return ctr.awaitGate(ctx, &o.writes, deadline, nil)
+	return ctr.awaitGate(ctx, &o.writes, deadline, o.tries)
 }
 
 // freshLook is how often the prober asks on a new connection: the one it has may
 // have stayed with a server that will never take writes again, while the address
 // leads to another.
-const freshLook = time.Second
+// Once in a while one of those who wait tries by himself: a proxy may have the
+// prober's questions answered by another server than takes the writes.
+const (
+	freshLook = time.Second
+	ownTry    = 2 * time.Second
+)
 
 // askForWrites asks once whether writes are taken, and waits until it is time to
 // ask again.
@@ -75,6 +80,13 @@ func (p *prober) askForWrites(g *gate) {
 		ctr.writable()
 		return
 	}
+	if p.tried = max(p.tried, g.began); now-p.tried > ownTry {
+		p.tried = now
+		select {
+		case ctr.outage.tries <- struct{}{}:
+		default:
+		}
+	}
 	p.pause(g)
 }
 
@@ -100,8 +112,7 @@ func (ctr *connector) writable() {
 const askReadOnly = "SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only /*!50708 , @@GLOBAL.super_read_only */"
 
 // takesWrites asks the link's server whether it takes writes, of which one was
-// refused with cause. A server that cannot be asked is tried by those who wait,
-// once in a while.
+// refused with cause. A server that cannot be asked is only tried by those who wait.
 func (l *link) takesWrites(ctr *connector, cause error) (bool, error) {
 	if !ctr.mysql {
 		return true, nil
@@ -109,11 +120,10 @@ func (l *link) takesWrites(ctr *connector, cause error) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
 	defer cancel()
 	row, err := l.inner.askRow(ctx, askReadOnly)
-	if isAnswer(err) {
-		waitFor(ctr.life, nil, freshLook)
-		return true, nil
-	}
 	if err != nil {
+		if isAnswer(err) {
+			err = nil
+		}
 		return false, err
 	}
 	var my *mysql.MySQLError
