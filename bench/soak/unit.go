@@ -179,9 +179,27 @@ func (b *body) same(ctx context.Context, query string, first **int64) error {
 	case *first == nil:
 		*first = &n
 	case **first != n:
-		b.d.sees("attempt %d: %s was %d and is %d in the same transaction", b.attempt, query, **first, n)
+		b.d.sees("attempt %d: %s was %d and is %d in the same transaction%s", b.attempt, query, **first, n, b.transaction(ctx))
 	}
 	return nil
+}
+
+// transaction is what the servers say of the transaction that this is in: whether
+// there is one, since when, and of which isolation.
+func (b *body) transaction(ctx context.Context) string {
+	if b.w == nil {
+		return ""
+	}
+	id, err := b.number(ctx, b.db, "SELECT CONNECTION_ID()")
+	if err != nil {
+		return fmt.Sprintf("; its thread does not say which it is: %v", err)
+	}
+	text := fmt.Sprintf("; of thread %d", id)
+	for _, v := range b.w.run.ground.nodes {
+		found, err := v.list(ctx, fmt.Sprintf("SELECT CONCAT_WS(' ', trx_state, trx_started, trx_isolation_level, trx_is_read_only) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = %d", id))
+		text += fmt.Sprintf(" %s says %q (%v)", v.name, found, err)
+	}
+	return text
 }
 
 // change runs a statement that must change one row.
