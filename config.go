@@ -182,7 +182,7 @@ type Config struct {
 	// exponential from 20ms to 2s with full jitter. Nil means the default.
 	BackOff func() backoff.BackOff
 	// CommitTable (pool_commit_table) is the table of committed keys, default
-	// livepool_commits; a name or schema.name.
+	// livepool_commits; a name in the DSN's schema, or schema.name.
 	CommitTable string
 
 	// Classify overrides what an error means, for a server or proxy that

@@ -79,6 +79,7 @@ type link struct {
 	mourned    bool          // its death has been told
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never
 	facts      *serverFacts  // of its server, nil if it does not say
+	keepsKeys  bool          // its server's commit table was checked, see checkCommitTable
 	keepAlive  time.Duration // how often it is pinged while it is idle, 0 for never
 	trust      time.Duration // how long a completed round trip stands for a ping
 }
@@ -277,10 +278,15 @@ func (c *conn) hesitate(ctx context.Context, query string, seen sqltext.Effects)
 	if t.rows.Rows != nil && c.ctr.mysql {
 		return errResultOpen
 	}
-	if t.unit != nil {
-		return c.screen(query, seen)
+	if t.unit == nil {
+		return nil
 	}
-	return nil
+	if t.unit.keyed.Load() && !c.keepsKeys && c.ctr.mysql {
+		if err := c.checkCommitTable(ctx); err != nil {
+			return err
+		}
+	}
+	return c.screen(query, seen)
 }
 
 func (c *conn) written() uint64 {

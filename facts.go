@@ -139,6 +139,8 @@ type servers struct {
 type knownServer struct {
 	direct bool   // it sees the connections as they see themselves
 	warned string // what was last said of its wait_timeout; guarded by servers.mu
+	// keepsKeys: its commit table was seen to keep the promise of Once; guarded by servers.mu.
+	keepsKeys bool
 }
 
 // maxKnown bounds the memory of servers whose names change for ever. Forgotten,

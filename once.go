@@ -44,61 +44,20 @@ func VerifyCommit() SessionOption {
 	return func(o *sessionOptions) { o.verify = true }
 }
 
-// CreateCommitTable creates the table that Once and VerifyCommit need
-// (Config.CommitTable), if it does not exist.
-func (p *Pool) CreateCommitTable(ctx context.Context) error {
-	_, err := p.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS "+p.ctr.cfg.CommitTable+` (
-	unit VARBINARY(255) NOT NULL PRIMARY KEY,
-	committed_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
-	KEY (committed_at)
-) ENGINE=InnoDB`)
-	if err != nil {
-		return fmt.Errorf("livepool: creating the commit table %s: %w", p.ctr.cfg.CommitTable, err)
-	}
-	return nil
-}
-
-// purgeBatch bounds the locks that PurgeCommits holds at a time.
-const purgeBatch = 1000
-
-// PurgeCommits removes the keys of committed units that are older than olderThan
-// and returns how many. A key's age is counted from its insert, at the beginning
-// of its unit (the server's clock). Once it is removed such a unit would be
-// applied again: choose a time beyond the longest unit and any redelivery.
-func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (int64, error) {
-	if olderThan < 0 {
-		return 0, fmt.Errorf("livepool: PurgeCommits(%s): takes a duration of 0 or more", olderThan)
-	}
-	// The first condition has the index, the second is right when the clocks change.
-	query := fmt.Sprintf("DELETE FROM %s WHERE committed_at <= NOW() - INTERVAL %d MICROSECOND AND UNIX_TIMESTAMP(committed_at) <= UNIX_TIMESTAMP() - %.6f LIMIT %d",
-		p.ctr.cfg.CommitTable, olderThan.Microseconds(), olderThan.Seconds(), purgeBatch)
-	for total := int64(0); ; {
-		res, err := p.ExecContext(Idempotent(ctx), query)
-		if err != nil {
-			return total, fmt.Errorf("livepool: purging %s: %w", p.ctr.cfg.CommitTable, err)
-		}
-		n, err := res.RowsAffected()
-		total += n
-		if err != nil || n < purgeBatch {
-			return total, err
-		}
-	}
-}
-
 // errKeyTaken: a unit with this key has been committed.
 var errKeyTaken = errors.New("livepool: a unit with this key has been committed")
 
 // takeKey inserts the key, as the transaction's first statement.
 func (s *Session) takeKey(ctx context.Context, key string) error {
-	table := s.pool.ctr.cfg.CommitTable
-	_, err := s.ExecContext(ctx, "INSERT INTO "+table+" (unit) VALUES ("+keyLiteral(key)+")")
-	switch errorNumber(err) {
-	case 1062:
-		return errKeyTaken
-	case 1146:
-		return fmt.Errorf("livepool: the commit table %s, which Once and VerifyCommit need, does not exist: call CreateCommitTable once: %w", table, err)
+	ct := &s.pool.ctr.commits
+	if ct.wrong != nil {
+		return ct.wrong
 	}
-	return err
+	_, err := s.ExecContext(ctx, "INSERT INTO "+ct.name+" (unit) VALUES ("+keyLiteral(key)+")")
+	if errorNumber(err) == 1062 {
+		return errKeyTaken
+	}
+	return ct.explain(err)
 }
 
 // keyLiteral is the key in a statement's text, because a statement with arguments
@@ -171,7 +130,7 @@ func (c *course) look(ctx context.Context, s *Session) error {
 	if err := s.takeKey(ctx, c.key); err != nil {
 		return err
 	}
-	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.cfg.CommitTable+" WHERE unit = "+keyLiteral(c.key))
+	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.commits.name+" WHERE unit = "+keyLiteral(c.key))
 	if errorNumber(err) == 1142 && !c.pool.ctr.inCluster.Load() {
 		return errKeyFree // it may not delete; on a single server the insert has told
 	}

@@ -160,7 +160,7 @@ func TestUnitKeyInsertLost(t *testing.T) {
 			s, _ := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
 			via := front(t, s)
 			p := open(t, s.DSNVia(via.Addr()), "pool_size=1&pool_max_overflow=0&readTimeout=1s")
-			m := proxy.QueryPrefix("INSERT INTO livepool_commits")
+			m := proxy.QueryPrefix("INSERT INTO `test`.`livepool_commits`")
 			if after {
 				via.CutAfter(m, how)
 			} else {

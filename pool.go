@@ -106,8 +106,9 @@ type connector struct {
 	cfg   *Config
 	addr  string // for errors and logs, without user and password
 	// schema is the DSN's, "" for none or where it is not known. newConnector sets it.
-	schema string
-	clock  *clock
+	schema  string
+	commits commitTable
+	clock   *clock
 
 	tapped bool // livepool's dialer is in use
 	peeks  bool // livepool looks at the socket itself
@@ -154,6 +155,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	ctr.life, ctr.end = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)
+		ctr.commits = newCommitTable(ctr.cfg.CommitTable, "", false)
 		return ctr, nil
 	}
 	if ctr.cfg.MySQL == nil {
@@ -163,6 +165,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	if err := ctr.useDriver(ctr.cfg.MySQL); err != nil {
 		return nil, err
 	}
+	ctr.commits = newCommitTable(ctr.cfg.CommitTable, ctr.schema, true)
 	return ctr, nil
 }
 
