@@ -144,7 +144,8 @@ const (
 	reapAtFirst  = 50 * time.Millisecond
 	reapLongest  = 2 * time.Second
 	outagePause  = time.Second
-	reapPatience = time.Hour
+	poolPatience = time.Hour   // of a Pool, which its owner closes
+	barePatience = time.Minute // of a connector that may be wrapped by one that hides its Close
 )
 
 // reap ends the ghosts, as soon as the server can be reached. The connection for
@@ -241,12 +242,20 @@ func (ctr *connector) reapBatch(s *side, batch []*ghost) (_ *side, err error) {
 	return s, err
 }
 
+// reapPatience is for how long a server is asked that cannot be.
+func (ctr *connector) reapPatience() time.Duration {
+	if ctr.maintainer == nil {
+		return barePatience
+	}
+	return poolPatience
+}
+
 // postpone is for ghosts about which the server could not be asked: each has a
 // pause of its own, which grows.
 func (ctr *connector) postpone(ghosts []*ghost, tally *[fates]int) (left []*ghost) {
 	now := ctr.clock.now()
 	for _, g := range ghosts {
-		if now-g.since > reapPatience {
+		if now-g.since > ctr.reapPatience() {
 			g.ends(fateFailed, tally)
 			continue
 		}

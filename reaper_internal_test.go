@@ -1,0 +1,45 @@
+package livepool
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// A connector without a Pool may be below one that hides its Close: what it has
+// abandoned on a server that is gone for good keeps no goroutine for ever.
+func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := NewConfig()
+		cfg.MySQL, cfg.Logger = mysql.NewConfig(), slog.New(slog.DiscardHandler)
+		dials := 0
+		cfg.MySQL.DialFunc = func(context.Context, string, string) (net.Conn, error) {
+			dials++
+			return nil, errors.New("gone")
+		}
+		ctr, err := newConnector(nil, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := link{wire: newWire(route{})}
+		l.wire.hello.threadID = 7
+		orphan := ctr.abandon(&l, true)
+		time.Sleep(barePatience / 2)
+		if isClosed(orphan.done) || dials == 0 {
+			t.Fatalf("given up after half a minute and %d attempts", dials)
+		}
+		time.Sleep(barePatience)
+		synctest.Wait()
+		ctr.reaper.mu.Lock()
+		defer ctr.reaper.mu.Unlock()
+		if !isClosed(orphan.done) || ctr.reaper.running {
+			t.Errorf("after more than a minute: given up is %v, the goroutine is there is %v", isClosed(orphan.done), ctr.reaper.running)
+		}
+	})
+}
