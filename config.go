@@ -151,7 +151,10 @@ type Config struct {
 	// MaxElapsed; a ping does not wait.
 	OutageWait time.Duration
 	// CommitTimeout (pool_commit_timeout) bounds COMMIT and ROLLBACK, default
-	// 10s.
+	// 10s. One that the server is seen to work on, as under FLUSH TABLES WITH READ
+	// LOCK or until a replica has acknowledged it, is waited for: until the server
+	// ends it (lock_wait_timeout), it cannot be asked any more, or the pool is
+	// closed. That needs what StallAfter needs.
 	CommitTimeout time.Duration
 
 	// KillAbandoned (pool_kill_abandoned) ends what a connection that was given

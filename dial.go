@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -107,7 +108,11 @@ type wire struct {
 	written uint64 // bytes, ever
 	broken  error  // the first I/O error: what ended the connection
 	closed  atomic.Bool
-	until   time.Time // no deadline is later, unless it is zero
+	until   time.Time     // no deadline is later, unless it is zero
+	bound   time.Duration // from which that was counted
+	// worksOn says, when that has come, whether the server is seen to work on what it
+	// was sent. nil where it cannot be asked. getAcquainted sets it.
+	worksOn func() bool
 }
 
 func newWire(nc net.Conn) *wire {
@@ -143,6 +148,9 @@ func (w *wire) SyscallConn() (syscall.RawConn, error) {
 func (w *wire) Read(b []byte) (int, error) {
 	w.reads.Add(1)
 	n, err := w.Conn.Read(b)
+	if err != nil && w.limitReached(err) {
+		n, err = w.readOn(b)
+	}
 	if w.reads.Add(1)&isCondemned != 0 {
 		n, err = 0, w.sentence()
 	}
@@ -208,13 +216,40 @@ func (w *wire) Close() error {
 	return w.Conn.Close()
 }
 
+// limitReached says whether an error is the end of the limit, and not of another
+// deadline, and the server can be asked what it does.
+func (w *wire) limitReached(err error) bool {
+	return w.worksOn != nil && !w.until.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(w.until)
+}
+
+// lastChance is for what has come while the server was asked.
+const lastChance = 10 * time.Millisecond
+
+// readOn goes on with a read whose limit is reached, as long as the server is seen
+// to work on what it was sent: it may be kept from finishing a COMMIT by a backup,
+// or by a replica that does not acknowledge.
+func (w *wire) readOn(b []byte) (n int, err error) {
+	for works := true; works; {
+		more := lastChance
+		if works = w.worksOn(); works {
+			more = w.bound
+		}
+		w.until = time.Now().Add(more)
+		_ = w.Conn.SetReadDeadline(w.until)
+		if n, err = w.Conn.Read(b); err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+	}
+	return n, err
+}
+
 // limit bounds all that is read and written until unlimit, whatever deadlines
 // the driver sets meanwhile.
 func (w *wire) limit(d time.Duration) {
 	if w == nil {
 		return
 	}
-	w.until = time.Now().Add(d)
+	w.until, w.bound = time.Now().Add(d), d
 	_ = w.Conn.SetDeadline(w.until)
 }
 

@@ -164,6 +164,9 @@ func (ctr *connector) getAcquainted(ctx context.Context, l *link) error {
 		return err
 	}
 	w.born, w.facts = ctr.clock.now(), l.facts
+	if ctr.maintainer != nil && ctr.cfg.StallAfter > 0 {
+		w.worksOn = func() bool { return ctr.worksOn(w) }
+	}
 	switch {
 	case taken:
 		w.beacon = beacon

@@ -135,6 +135,7 @@ type connector struct {
 	shortest  atomic.Int64 // keep-alive of the links so far, in ns
 	servers   servers
 	reaper    reaper
+	heldUp    heldUp
 	outage    outage
 
 	stats counters

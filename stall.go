@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -91,17 +92,7 @@ func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 // that is decided where the reply is waited for.
 func (m *maintainer) lookUp(late []*wire) {
 	ctr := m.ctr
-	ctr.stats.stallChecks.Add(int64(len(late)))
-	var all []located
-	s, err := ctr.reachServer(ctr.life)
-	if err == nil {
-		if all, err = s.findAll(ctr.life, late); isAnswer(err) {
-			s.close(nil)
-		} else {
-			s.close(err)
-		}
-	}
-	ctr.tellOfBlindness(late, all, err)
+	all, err := ctr.locate(late)
 	for i, w := range late {
 		found := unproved
 		if err == nil {
@@ -150,6 +141,95 @@ func (ctr *connector) tellOfBlindness(late []*wire, all []located, err error) {
 }
 
 var errNoBeacon = errors.New("no thread of the server can be proved to be the connection's: see Beacon (pool_beacon)")
+
+// locate asks the server what it does for connections that wait.
+func (ctr *connector) locate(late []*wire) (all []located, err error) {
+	ctr.stats.stallChecks.Add(int64(len(late)))
+	s, err := ctr.reachServer(ctr.life)
+	if err == nil {
+		if all, err = s.findAll(ctr.life, late); isAnswer(err) {
+			s.close(nil)
+		} else {
+			s.close(err)
+		}
+	}
+	ctr.tellOfBlindness(late, all, err)
+	return all, err
+}
+
+// heldUp are the connections whose COMMIT or ROLLBACK has reached CommitTimeout.
+// One goroutine asks about all that come meanwhile at a time, by one connection:
+// what keeps one from finishing keeps all.
+type heldUp struct {
+	mu      sync.Mutex // guards what follows
+	waiting []*inquiry
+	asking  bool
+
+	told seldom
+}
+
+// inquiry is one of them.
+type inquiry struct {
+	w     *wire
+	works chan bool
+	tries int // that met another server
+}
+
+// worksOn says whether the server is seen to work on what a connection has sent.
+func (ctr *connector) worksOn(w *wire) bool {
+	h, q := &ctr.heldUp, &inquiry{w: w, works: make(chan bool, 1)}
+	h.mu.Lock()
+	h.waiting = append(h.waiting, q)
+	if !h.asking {
+		h.asking = ctr.spawn(ctr.inquire)
+	}
+	asking := h.asking
+	h.mu.Unlock()
+	if !asking {
+		return false
+	}
+	select {
+	case works := <-q.works:
+		if works && h.told.may(ctr.clock.now()) {
+			ctr.cfg.logger().Warn("livepool: a COMMIT or ROLLBACK has had no reply for CommitTimeout (pool_commit_timeout); "+
+				"it is waited for, since the server is seen to work on it, as under FLUSH TABLES WITH READ LOCK",
+				slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
+		}
+		return works
+	case <-ctr.life.Done():
+		return false
+	}
+}
+
+// inquire answers those who wait, until none does.
+func (ctr *connector) inquire() {
+	h := &ctr.heldUp
+	for {
+		h.mu.Lock()
+		batch := h.waiting
+		h.waiting = nil
+		h.asking = len(batch) > 0
+		h.mu.Unlock()
+		if len(batch) == 0 {
+			return
+		}
+		ws := make([]*wire, len(batch))
+		for i, q := range batch {
+			ws[i] = q.w
+		}
+		all, err := ctr.locate(ws)
+		for i, q := range batch {
+			if err == nil && all[i].finding == elsewhere && q.tries < maxReapTries {
+				q.tries++ // the next connection may meet another server of the same address
+				h.mu.Lock()
+				h.waiting = append(h.waiting, q)
+				h.mu.Unlock()
+				continue
+			}
+			q.works <- err == nil && all[i].finding == working
+		}
+	}
+}
 
 // isDeadBy says whether what was found proves that the reply of a connection will
 // not come. A proxy that speaks SQL may have sent the statement to another server
