@@ -146,6 +146,9 @@ func does(tokens []string) Effects {
 		if at(1) == "PREPARE" || at(1) == "TEMPORARY" && (at(2) == "TABLE" || at(2) == "TABLES") {
 			return 0
 		}
+		if at(1) == "DATABASE" || at(1) == "SCHEMA" {
+			return all
+		}
 		return Implicit
 	case "ANALYZE":
 		switch at(1) {

@@ -86,7 +86,7 @@ func TestScan(t *testing.T) {
 		{"SET PASSWORD = 'x'", Implicit}, {"SET PASSWORD FOR u = 'x'", Implicit},
 		{"SET @x = 1, PASSWORD = ''", Implicit | State}, // MariaDB
 		{"ALTER TABLE a ADD c INT", Implicit},
-		{"DROP TABLE a", Implicit},
+		{"DROP TABLE a", Implicit}, {"DROP DATABASE a", Implicit | State}, {"DROP SCHEMA IF EXISTS a", Implicit | State},
 		{"TRUNCATE t", Implicit},
 		{"LOCK TABLES t WRITE", Implicit | State},
 		{"UNLOCK TABLES", Implicit},

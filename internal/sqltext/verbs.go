@@ -131,10 +131,13 @@ func (l *lexer) create() Effects {
 	return Implicit | State
 }
 
+// drop: with the schema in use the connection has none any more.
 func (l *lexer) drop() Effects {
 	switch t := l.next(); {
 	case t.is("PREPARE"):
 		return 0
+	case t.isOneOf("DATABASE", "SCHEMA"):
+		return Implicit | State
 	case t.is("TEMPORARY"):
 		if l.next().isOneOf("TABLE", "TABLES") {
 			return 0
