@@ -30,6 +30,7 @@ type observed struct {
 	failure  error  // for which it may be
 	cured    error  // such a failure, which a rollback to a savepoint has undone
 	implicit string // the first statement that commits implicitly, or may, "" for none
+	lostOver string // the statement over which the connection was lost, "" for none
 }
 
 // fails notes a failure for which the unit may be run again.
@@ -37,6 +38,13 @@ func (a *attempt) fails(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.observed.failure = err
+}
+
+// lostOver notes the statement that was under way when the connection was lost.
+func (a *attempt) lostOver(query string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.observed.lostOver = query
 }
 
 // recovers notes that a rollback to a savepoint has undone the failure.

@@ -106,6 +106,7 @@ type wire struct {
 	forsaken  atomic.Bool                // it was abandoned
 
 	written uint64 // bytes, ever
+	unsent  uint64 // bytes of the write that failed
 	broken  error  // the first I/O error: what ended the connection
 	closed  atomic.Bool
 	until   time.Time     // no deadline is later, unless it is zero
@@ -189,6 +190,7 @@ func (w *wire) Write(b []byte) (int, error) {
 	w.written += uint64(n)
 	w.asked.Add(uint64(n))
 	if err != nil {
+		w.unsent = uint64(len(b) - n)
 		w.breaks(err)
 	}
 	return n, err

@@ -34,9 +34,13 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if err == driver.ErrSkip {
 		return err
 	}
-	err = c.unasked(err)
+	err = c.explained(c.unasked(err), query, mark)
 	if c.transaction.open {
 		c.suffers(err, query, c.ran(query, has, c.wire == nil || c.written() != mark))
+	}
+	if errorNumber(err) == packetTooLarge {
+		c.dead, c.mourned = true, true // of this alone; the others are as well as before
+		return err
 	}
 	if c.isGone() && (c.transaction.open || c.written() != mark) {
 		c.abandoned()
@@ -51,26 +55,18 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	}
 	c.mourn(err)
 	switch {
-	case c.transaction.open:
-		return c.withStall(err)
-	case c.nothingSent(badConn, mark), has == effectNone, isIdempotent(ctx):
+	case (c.nothingSent(badConn, mark) || has == effectNone) && !c.transaction.open:
 		return c.lost(err, "before the statement ran")
-	case badConn:
-		err = mysql.ErrInvalidConn // the driver is mistaken, see nothingSent
-	}
-	return c.withStall(err)
-}
-
-// withStall adds the story of a stall to what the driver says of it, which is
-// only that the connection is bad.
-func (c *conn) withStall(err error) error {
-	if c.wire == nil {
+	case c.repeated(ctx, err, query, mark):
+		return &repeatedLossError{query, c.explained(mysql.ErrInvalidConn, query, mark)}
+	case c.transaction.open:
 		return err
+	case isIdempotent(ctx):
+		return c.lost(err, "before the statement ran")
+	case badConn: // the driver is mistaken, see nothingSent
+		return c.explained(mysql.ErrInvalidConn, query, mark)
 	}
-	if _, stalled := stalledFor(c.wire.broken); !stalled || errors.Is(err, c.wire.broken) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", err, c.wire.broken)
+	return err
 }
 
 // nothingSent says whether the request cannot have reached the server. Where

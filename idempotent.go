@@ -4,6 +4,8 @@ package livepool
 
 import "context"
 
+// idempotentKey is under what a context vouches: true, or the losses of a
+// Pool.Retry.
 type idempotentKey struct{}
 
 // Idempotent returns a context under which a statement outside a transaction

@@ -197,23 +197,6 @@ func TestLostCommitOfEachKindOfUnit(t *testing.T) {
 	}
 }
 
-// A connection that is gone before COMMIT is sent leaves no doubt, although the
-// driver has the same error for it as for one that is lost afterwards.
-func TestLossBeforeCommitIsNoUnknownOutcome(t *testing.T) {
-	b := &book{}
-	p := b.pool(t)
-	ran := 0
-	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-		ran++
-		_, err := s.ExecContext(ctx, "INSERT")
-		b.conns[0].gone.Store(true)
-		return err
-	})
-	if err != nil || ran != 2 || b.rows != 1 {
-		t.Errorf("fn ran %d times, %d rows, %v: want it run again, and one row", ran, b.rows, err)
-	}
-}
-
 // The key of a unit that was not committed is free: it goes with the transaction.
 func TestKeyOfAUnitThatFailedIsFree(t *testing.T) {
 	refused := errors.New("refused by the job")

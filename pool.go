@@ -181,6 +181,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	// The driver would say of a refused statement that it was not sent, though a
 	// part of it may have run; what is sent elsewhere is decided in failure.go.
 	my.RejectReadOnly = false
+	ctr.cfg.warnOfTimeouts()
 	ctr.asksForToken = hasBeforeConnect(my)
 	if my.Logger != nil {
 		my.Logger = &hushed{my.Logger, &ctr.outage, ctr.cfg}

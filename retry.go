@@ -49,10 +49,11 @@ type course struct {
 	free     int             // of those, the ones of which nothing ran, or is left, for want of a server that takes it
 	began    time.Time       // the attempt, if it is not the first
 	waits    backoff.BackOff // made at the first retry
+	losses   losses
 }
 
-func (p *Pool) newCourse(o *sessionOptions) course {
-	c := course{pool: p, options: o, started: time.Now()}
+func (p *Pool) newCourse(o *sessionOptions) *course {
+	c := &course{pool: p, options: o, started: time.Now()}
 	switch {
 	case o.hasOnce:
 		c.key = o.once
@@ -186,7 +187,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 	c.asked = c.started
 	for {
 		c.attempts++
-		err := fn(Idempotent(ctx))
+		err := fn(context.WithValue(ctx, idempotentKey{}, &c.losses))
 		switch {
 		case err == nil:
 			c.tellWrites()
@@ -208,7 +209,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 	}
 	for {
 		c.attempts++
-		s := p.newSession(ctx, o, &c)
+		s := p.newSession(ctx, o, c)
 		err := s.run(fn)
 		cause := s.cause(err)
 		switch {
@@ -230,7 +231,9 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 			err = &notAppliedError{err}
 			cause = err
 		case !s.mayRunAgain(err):
-			return s.explain(err, &c)
+			return s.explain(err, c)
+		case s.tx != nil && c.losses.add(s.observed.lostOver):
+			return c.failed(err, notAThirdTime(s.observed.lostOver))
 		}
 		if err := c.again(ctx, cause, err); err != nil {
 			return err

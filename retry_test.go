@@ -79,7 +79,7 @@ func TestBoundsOfRetrying(t *testing.T) {
 				start := time.Now()
 				err := p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
 					attempts++
-					_, err := s.ExecContext(ctx, "UPDATE t SET a = 1")
+					_, err := s.ExecContext(ctx, fmt.Sprintf("UPDATE t SET a = %d", attempts))
 					return err
 				})
 				if took := time.Since(start); attempts != tt.attempts || took != tt.took {

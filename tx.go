@@ -136,6 +136,9 @@ func (c *conn) suffers(err error, query string, ran extent) {
 	if t.poison != nil {
 		c.ctr.stats.poisoned.Add(1)
 	}
+	if t.unit != nil && gone && ran != ranNothing && c.blames(err) {
+		t.unit.lostOver(query)
+	}
 	if t.unit == nil || class&Retry == 0 {
 		return
 	}

@@ -1,0 +1,167 @@
+// fatal.go is about statements that are the cause of their connection's end:
+// larger than the server takes, longer than the driver's readTimeout lets them
+// be, or such that the server dies of them. That is no accident, and no news of
+// the other connections.
+
+package livepool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// packetTooLarge is ER_NET_PACKET_TOO_LARGE. The server reads no further and
+// closes the connection, so that the error often is lost, and there is a reset.
+const packetTooLarge = 1153
+
+// tooLargeError is 1153 with its story, whatever has come of it.
+type tooLargeError struct {
+	addr  string
+	size  uint64 // of the request, at the least
+	limit int    // of the server, 0 if it is not known
+	cause error
+}
+
+func (e *tooLargeError) Error() string {
+	limit := "larger than its max_allowed_packet"
+	if e.limit > 0 {
+		limit = fmt.Sprintf("above its max_allowed_packet of %d bytes", e.limit)
+	}
+	return fmt.Sprintf("livepool: %s has closed the connection because of a statement of %d bytes, %s; nothing of it ran: "+
+		"send less at a time, or raise max_allowed_packet on the server: %v", e.addr, e.size, limit, e.cause)
+}
+
+func (e *tooLargeError) Unwrap() []error {
+	if errorNumber(e.cause) != 0 {
+		return []error{e.cause}
+	}
+	return []error{&mysql.MySQLError{Number: packetTooLarge, SQLState: [5]byte([]byte("08S01")),
+		Message: "Got a packet bigger than 'max_allowed_packet' bytes"}, e.cause}
+}
+
+// driversTimeoutError is a connection that was ended by a timeout of the driver's.
+type driversTimeoutError struct {
+	text  string
+	cause error
+}
+
+func (e *driversTimeoutError) Error() string { return e.text }
+func (e *driversTimeoutError) Unwrap() error { return e.cause }
+
+// explained adds to what the driver says of a connection that was lost over a
+// request, which is only that it is bad, what is known of why.
+func (c *conn) explained(err error, query string, mark uint64) error {
+	w := c.wire
+	if w == nil {
+		return err
+	}
+	size := max(w.written-mark+w.unsent, uint64(len(query))+1)
+	switch number := errorNumber(err); {
+	case number == packetTooLarge:
+		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
+	case number != 0, w.broken == nil, w.written == mark:
+		return err
+	case c.maxPacket() > 0 && size > uint64(c.maxPacket()):
+		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
+	}
+	_, stalled := stalledFor(w.broken)
+	switch why := c.driversTimeout(query); {
+	case why != nil:
+		return fmt.Errorf("%w: %w", err, why)
+	case stalled && !errors.Is(err, w.broken):
+		return fmt.Errorf("%w: %w", err, w.broken)
+	}
+	return err
+}
+
+// maxPacket is the server's max_allowed_packet, 0 if it is not known.
+func (l *link) maxPacket() int {
+	if l.facts == nil {
+		return 0
+	}
+	return l.facts.maxAllowedPacket
+}
+
+// driversTimeout is not nil if it was a timeout of the driver's that has ended
+// the connection. COMMIT and ROLLBACK have one of livepool's.
+func (c *conn) driversTimeout(query string) error {
+	var op *net.OpError
+	if !c.ctr.tapped || query == "COMMIT" || query == "ROLLBACK" || !errors.As(c.wire.broken, &op) || !errors.Is(op, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	name, limit := "readTimeout", c.ctr.cfg.MySQL.ReadTimeout
+	if op.Op == "write" {
+		name, limit = "writeTimeout", c.ctr.cfg.MySQL.WriteTimeout
+	}
+	if limit == 0 {
+		return nil
+	}
+	return &driversTimeoutError{fmt.Sprintf("it took longer than %s of the DSN, %s, which cuts honest statements too: %s", name, limit, insteadOfTimeouts), op}
+}
+
+const insteadOfTimeouts = "leave it out, for livepool asks the server about statements without a reply (StallAfter, pool_stall_after), " +
+	"and bound statements by their contexts"
+
+// warnOfTimeouts is said at Open.
+func (c *Config) warnOfTimeouts() {
+	if c.MySQL.ReadTimeout > 0 || c.MySQL.WriteTimeout > 0 {
+		c.logger().Warn(fmt.Sprintf("livepool: readTimeout and writeTimeout of the DSN (%s, %s; 0 is none) cut honest statements that take longer: %s",
+			c.MySQL.ReadTimeout, c.MySQL.WriteTimeout, insteadOfTimeouts))
+	}
+}
+
+// losses remembers the last statement over which a connection was lost, of one
+// unit or one Pool.Retry.
+type losses struct {
+	mu    sync.Mutex // a function may use several goroutines
+	query string
+	times int
+}
+
+// add counts one more, and says whether it is one too many: what has just ended
+// two connections in a row is not sent a third time. An empty query is the end of
+// the row.
+func (l *losses) add(query string) (tooMany bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if query != l.query {
+		l.query, l.times = query, 0
+	}
+	l.times++
+	return query != "" && l.times >= 2
+}
+
+// notAThirdTime is why a unit is not run again.
+func notAThirdTime(query string) string {
+	return fmt.Sprintf("and is not run again, because its connection was lost twice in a row while the server worked on %.60q", query)
+}
+
+// blames says whether the loss of a connection may be the doing of the statement
+// that was under way, and not of the network or of a server that shuts down: it
+// was sent, and there is no other word on what happened.
+func (c *conn) blames(err error) bool {
+	return errorNumber(err) == 0 && !errors.As(err, new(*unaskedError)) && (c.wire == nil || howLost(c.wire.broken) == hungUp)
+}
+
+// repeatedLossError ends a Pool.Retry.
+type repeatedLossError struct {
+	query string
+	cause error
+}
+
+func (e *repeatedLossError) Error() string { return e.cause.Error() + ", " + notAThirdTime(e.query) }
+func (e *repeatedLossError) Unwrap() error { return e.cause }
+
+// repeated counts the loss of a connection over a statement in a Pool.Retry. A
+// context of Idempotent's own does not count: database/sql sends a statement
+// thrice at the most. What is in a unit is counted there.
+func (c *conn) repeated(ctx context.Context, err error, query string, mark uint64) bool {
+	counted, ok := ctx.Value(idempotentKey{}).(*losses)
+	return ok && c.transaction.unit == nil && (c.wire == nil || c.wire.written != mark) && c.blames(err) && counted.add(query)
+}
