@@ -24,7 +24,7 @@ type PrePing int
 const (
 	// PrePingOff sends no ping at checkout. A connection is still looked at
 	// without a round trip, and one that a timeout elsewhere has made suspect
-	// is still discarded.
+	// is not handed out.
 	PrePingOff PrePing = iota
 	// PrePingIdle, the default, pings a connection that has not completed a
 	// round trip within PingAfter, or since the pool last saw a connection die.
@@ -127,9 +127,14 @@ type Config struct {
 	PrePing PrePing
 	// PingAfter (pool_ping_after) is how long PrePingIdle trusts a completed
 	// round trip, default 500ms, and at most half of the server's wait_timeout.
+	// Where answers take longer than half of PingTimeout it grows with them, up
+	// to ten times and KeepAlive.
 	PingAfter time.Duration
-	// PingTimeout (pool_ping_timeout) is when a ping without an answer counts as
-	// a death, default 1s.
+	// PingTimeout (pool_ping_timeout) is how long a caller waits for the answer to
+	// a ping, default 1s. After that the connection, and others that have not
+	// answered since, are suspect: they are dead if they stay silent while the
+	// server speaks on another connection, or for ten times as long. Where answers
+	// are slow it grows with them, up to five times.
 	PingTimeout time.Duration
 	// KeepAlive (pool_keepalive) is how often idle connections are pinged in the
 	// background, default 30s, and not less often than three times within the

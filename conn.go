@@ -33,6 +33,8 @@ type conn struct {
 	used bool
 	// spoke: a statement was answered since the last checkout.
 	spoke bool
+	// hurried: it was not pinged for want of the caller's time.
+	hurried bool
 	// entered is when the last request was begun, or a little earlier.
 	entered time.Duration
 	// dead: its server has given it up, or is no good; it is closed when it is
@@ -54,10 +56,13 @@ type conn struct {
 	since time.Duration // it is idle
 
 	// What others may know while somebody uses it.
-	linked  atomic.Bool             // it has a link
-	watched atomic.Pointer[wire]    // the link's
-	held    atomic.Pointer[holding] // by whom, if LeakAfter asks for it
-	reused  atomic.Int64            // checkouts after the first
+	linked atomic.Bool // it has a link
+	// suspected: it is idle and being asked whether it is alive; until then it is
+	// not ready for anybody.
+	suspected atomic.Bool
+	watched   atomic.Pointer[wire]    // the link's
+	held      atomic.Pointer[holding] // by whom, if LeakAfter asks for it
+	reused    atomic.Int64            // checkouts after the first
 
 	transaction transaction
 
@@ -74,6 +79,7 @@ type link struct {
 	expires    time.Duration
 	proved     time.Duration // when the last round trip completed
 	generation uint64
+	prepared   int           // statements that are open on it
 	remote     bool          // there is a network between it and its server, or may be
 	worked     bool          // a statement was answered on it
 	mourned    bool          // its death has been told
@@ -135,7 +141,7 @@ func (c *conn) Raw() driver.Conn {
 func (c *conn) ResetSession(ctx context.Context) error {
 	session := servesSession(ctx)
 	c.claim(ctx)
-	c.used, c.spoke, c.unchecked = false, false, false
+	c.used, c.spoke, c.unchecked, c.hurried = false, false, false, false
 	if !c.shell {
 		v := c.check(ctx, c.ctr.cfg.PrePing)
 		if v == keep {
@@ -143,14 +149,23 @@ func (c *conn) ResetSession(ctx context.Context) error {
 			c.holds("")
 			return nil
 		}
-		c.ctr.discarded(&c.link, v)
+		c.giveUp(v)
 	}
 	if !session {
 		return driver.ErrBadConn
 	}
-	old := c.detach()
-	old.close()
 	return nil
+}
+
+// giveUp takes the link away from a connection that is not handed out. A suspect
+// one is asked in the background, and kept if it answers.
+func (c *conn) giveUp(v verdict) {
+	l := c.detach()
+	if v == bySilence && c.ctr.ask(l) {
+		return
+	}
+	c.ctr.discarded(&l, v)
+	l.close()
 }
 
 // IsValid is a return: false closes the connection. The time of the last round
@@ -229,9 +244,6 @@ func (c *conn) Close() error {
 func (ctr *connector) discarded(l *link, v verdict) {
 	if l.inner.Conn == nil {
 		return
-	}
-	if v == bySilence {
-		ctr.abandon(l, false)
 	}
 	ctr.stats.discards[v].Add(1)
 	if ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {
@@ -324,7 +336,6 @@ func (c *conn) firstUse(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err() // and the check is still owed
 	default:
-		c.ctr.discarded(&c.link, v)
 		return c.renew(ctx, v)
 	}
 }
@@ -346,21 +357,18 @@ func (ctr *connector) wrappedSetup() bool {
 func (c *conn) renew(ctx context.Context, v verdict) error {
 	if c.ctr.maintainer == nil && c.opened {
 		err := c.lost(errors.New(v.String()), "before anything was sent")
-		old := c.detach()
-		old.close()
+		c.giveUp(v)
 		return err
 	}
-	old := c.detach()
-	old.close()
-	if l, ok := c.ctr.takeSpare(ctx); ok {
-		c.fill(l)
-		return c.firstUse(ctx)
-	}
-	l, err := c.ctr.dial(ctx)
+	c.giveUp(v)
+	l, checked, err := c.ctr.obtain(ctx)
 	if err != nil {
 		return err
 	}
 	c.fill(l)
+	if !checked {
+		return c.firstUse(ctx)
+	}
 	return nil
 }
 
@@ -568,7 +576,6 @@ func (c *conn) Ping(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
-		c.ctr.discarded(&c.link, v)
 		return c.renew(ctx, v) // whose login is an answer of the server
 	}
 }
@@ -589,9 +596,7 @@ func (c *conn) pingOther(ctx context.Context, mayRenew bool) error {
 	case !mayRenew, !lost, ctx.Err() != nil:
 		return c.failed(ctx, err, "ping", mark, effectNone)
 	}
-	v := c.ctr.pinged(&c.link, sent, err)
-	c.ctr.discarded(&c.link, v)
-	if err := c.renew(ctx, v); err != nil {
+	if err := c.renew(ctx, c.ctr.pinged(&c.link, sent, err)); err != nil {
 		return err
 	}
 	return c.pingOther(ctx, false)

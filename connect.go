@@ -201,6 +201,10 @@ func (ctr *connector) settleIn(ctx context.Context, l *link, began time.Duration
 	if l.expires < never-now {
 		l.expires += now
 	}
+	raise(&ctr.news.heard, now)
+	if l.wire != nil {
+		ctr.roundTrip.saw(l.wire.quickest)
+	}
 	l.remote = l.wire != nil || ctr.mysql || now-began >= localConnect
 	l.serial = ctr.stats.opened.Add(1)
 	return nil

@@ -92,6 +92,11 @@ type wire struct {
 	hello   handshake
 	// greeting is how much of hello has come, for those who do not read it.
 	greeting atomic.Int32
+	made     time.Time
+	login    time.Time // when the client began to log in, until that is answered
+	// quickest is the shorter of what its greeting and the first answer of the
+	// login took: either may be slow for reasons of its own.
+	quickest time.Duration
 	several  bool // the client may send several statements at a time
 
 	// By which the server's side of it can be told from others; see identity.go.
@@ -117,7 +122,7 @@ type wire struct {
 }
 
 func newWire(nc net.Conn) *wire {
-	w := &wire{Conn: nc}
+	w := &wire{Conn: nc, made: time.Now()}
 	if sc, ok := nc.(syscall.Conn); ok && canPeek {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw = raw
@@ -156,7 +161,7 @@ func (w *wire) Read(b []byte) (int, error) {
 		n, err = 0, w.sentence()
 	}
 	w.asked.Store(0)
-	if !w.hello.done {
+	if !w.hello.done || !w.login.IsZero() {
 		w.hears(b[:n])
 	}
 	if err != nil {
@@ -172,8 +177,15 @@ const (
 	greeted
 )
 
+// hears reads the beginning of what the server says, and how quick it is.
 func (w *wire) hears(b []byte) {
+	if w.hello.done {
+		w.quickest = min(w.quickest, time.Since(w.login))
+		w.login = time.Time{}
+		return
+	}
 	w.hello.read(b)
+	w.quickest = time.Since(w.made)
 	switch {
 	case w.hello.done:
 		w.greeting.Store(greeted)
@@ -184,7 +196,7 @@ func (w *wire) hears(b []byte) {
 
 func (w *wire) Write(b []byte) (int, error) {
 	if w.written == 0 {
-		w.several = asksForSeveral(b)
+		w.several, w.login = asksForSeveral(b), time.Now()
 	}
 	n, err := w.Conn.Write(b)
 	w.written += uint64(n)

@@ -20,8 +20,8 @@
 // connection has not completed a round trip for PingAfter or since the pool
 // last saw a connection die, a ping bounded by PingTimeout. One death is news
 // for all: after a timeout every connection that has not completed a round
-// trip since is discarded without a ping, after a closed connection the others
-// are pinged before they are trusted.
+// trip since is asked in the background before anyone gets it, after a closed
+// connection the others are pinged before they are trusted.
 //
 // # A unit of work
 //

@@ -50,6 +50,9 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 		return c.refused(err, query, has, isIdempotent(ctx))
 	}
 	badConn := errors.Is(err, driver.ErrBadConn)
+	if c.hurried && ctx.Err() != nil {
+		c.ctr.askOne(c.entered)
+	}
 	if !badConn && (ctx.Err() != nil || c.classify(err)&ConnDead == 0) {
 		return err // the caller's own context, or an error that the connection survives
 	}

@@ -38,11 +38,13 @@ type occupancy struct {
 // visit is one during which a connection waits for its server.
 type visit struct {
 	over chan struct{}
+	asks *pinging
 	owed []driver.Stmt // what was to be closed meanwhile
 }
 
 // claim makes the connection the caller's. It waits for a visit to end; a
-// caller whose context ends first leaves the link to the visitor, who closes it.
+// caller whose context ends first leaves the link to the visitor, and so does
+// one who is not to wait because the answer is late.
 func (c *conn) claim(ctx context.Context) {
 	if c.state.CompareAndSwap(idle, inUse) {
 		return
@@ -51,15 +53,25 @@ func (c *conn) claim(ctx context.Context) {
 	defer c.mu.Unlock()
 	for v := c.visit; v != nil; v = c.visit {
 		c.mu.Unlock()
+		why := bySilence
 		select {
 		case <-v.over:
+		case <-v.asks.late:
 		case <-ctx.Done():
+			why = byCaller
 		}
 		c.mu.Lock()
-		if c.visit == v {
+		if c.visit != v {
+			continue
+		}
+		if _, left := v.asks.leave(why); left {
 			c.visit = nil
 			c.detach()
+			continue
 		}
+		c.mu.Unlock()
+		<-v.over // the answer has come
+		c.mu.Lock()
 	}
 	c.state.Store(inUse)
 }
@@ -79,14 +91,14 @@ func (c *conn) visitIdle(f func()) bool {
 	return true
 }
 
-// endVisit ends a visit whose connection another one's silence condemns: who
-// waits for it is not to wait for another ping's timeout.
-func (c *conn) endVisit() {
+// doubtVisit is for a visit to a connection that another one's silence has made
+// suspect: who waits for it is not to wait for another ping's timeout.
+func (c *conn) doubtVisit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.visit != nil && c.unprovedSince(&c.ctr.news.silent) {
-		c.detach()
-		c.visitIsOver()
+	if c.visit != nil && c.isSuspect(c.ctr) {
+		c.suspected.Store(true)
+		c.visit.asks.nobodyWaits()
 	}
 }
 
@@ -94,6 +106,7 @@ func (c *conn) endVisit() {
 func (c *conn) visitIsOver() {
 	close(c.visit.over)
 	c.visit = nil
+	c.suspected.Store(false)
 	c.state.Store(idle)
 }
 
@@ -115,6 +128,7 @@ func (c *conn) leave(v *visit, l link, good bool) bool {
 		return false
 	}
 	if good {
+		l.prepared = c.prepared
 		c.link = l
 	} else {
 		c.detach()
@@ -131,6 +145,8 @@ type maintainer struct {
 	wake  chan struct{}
 	done  chan struct{}
 	hands chan struct{} // one for each thing that is being done
+
+	suspects atomic.Int32 // suspect connections that are being asked
 
 	looking atomic.Bool  // stalled statements are being looked up
 	opening atomic.Int32 // connections that are being opened to keep MinIdle
@@ -179,15 +195,24 @@ func (m *maintainer) run() {
 // hand does f in the background. It returns false if enough is being done; the
 // maintainer then looks again when something is finished.
 func (m *maintainer) hand(f func()) bool {
+	return m.handUntil(func(func()) { f() })
+}
+
+// handUntil is hand for what may be left to itself: others get its hand when it
+// calls free.
+func (m *maintainer) handUntil(f func(free func())) bool {
 	select {
 	case m.hands <- struct{}{}:
 	default:
 		return false
 	}
-	if m.ctr.spawn(func() {
-		f()
+	free := sync.OnceFunc(func() {
 		<-m.hands
 		m.nudge()
+	})
+	if m.ctr.spawn(func() {
+		defer free()
+		f(free)
 	}) {
 		return true
 	}
@@ -235,7 +260,7 @@ func (m *maintainer) soon() time.Duration {
 func (m *maintainer) look(c *conn) (due time.Duration) {
 	due = m.soon()
 	if !c.visitIdle(func() { due = m.tend(c) }) {
-		c.endVisit()
+		c.doubtVisit()
 	}
 	return due
 }
@@ -255,8 +280,8 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 		}
 		return never
 	}
-	if v, err := c.looksDead(); v != keep {
-		m.giveUp(c.detach(), v, err)
+	if err := c.peek(); err != nil {
+		m.giveUp(c.detach(), byPeek, err)
 		return never
 	}
 	due = c.expires - now
@@ -269,7 +294,7 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	}
 	keepAlive := c.keepAlive
 	switch next := c.proved + keepAlive - now; {
-	case c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= 0:
+	case c.isSuspect(m.ctr), c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= 0:
 		m.ping(c)
 	case keepAlive > 0:
 		due = min(due, next)
@@ -286,7 +311,7 @@ func (m *maintainer) lead() time.Duration {
 // giveUp closes a link that was taken from an idle connection, and tells of its
 // death. Both may take their time, and are no part of the visit.
 func (m *maintainer) giveUp(l link, v verdict, cause error) {
-	if v == bySilence || v == byPeek {
+	if v == byPeek {
 		m.ctr.stats.swept.Add(1)
 	}
 	done := func() {
@@ -370,25 +395,59 @@ func (m *maintainer) pausing() time.Duration {
 }
 
 // ping pings an idle connection. It is called during a visit, which it prolongs.
+// Those that are suspect are asked many at a time: nobody gets one before.
 func (m *maintainer) ping(c *conn) {
-	l, v := c.link, &visit{over: make(chan struct{})}
-	if !m.hand(func() {
-		m.ctr.stats.pings.Add(1)
+	q := m.ctr.newPinging(c.link)
+	v := &visit{over: make(chan struct{}), asks: q}
+	ask := func(late func()) {
+		q.whenLate(late)
 		m.ctr.stats.keptAlive.Add(1)
-		sent := m.ctr.clock.now()
-		verdict := m.ctr.pinged(&l, sent, m.ctr.ping(&l.inner))
-		kept := c.leave(v, l, verdict == keep)
+		verdict := q.run()
 		if verdict != keep {
 			m.ctr.stats.swept.Add(1)
-			m.ctr.discarded(&l, verdict)
+		}
+		if q.owner.Load() == alone {
+			return // a caller did not wait
+		}
+		kept := c.leave(v, q.l, verdict == keep)
+		if verdict != keep {
+			m.ctr.discarded(&q.l, verdict)
 		}
 		if !kept {
-			l.close()
+			q.l.close()
 		}
-	}) {
+	}
+	hand := m.handUntil
+	if c.isSuspect(m.ctr) {
+		q.nobodyWaits()
+		c.suspected.Store(true)
+		hand = m.handSuspect
+	}
+	if !hand(ask) {
+		c.suspected.Store(false)
+		q.end()
 		return
 	}
 	c.visit = v
+}
+
+// handSuspect is hand for connections that are suspect.
+func (m *maintainer) handSuspect(f func(free func())) bool {
+	const most = 100
+	if m.suspects.Add(1) > most {
+		m.suspects.Add(-1)
+		return false
+	}
+	if m.ctr.spawn(func() {
+		f(func() {})
+		if left := m.suspects.Add(-1); left == 0 || left == most/2 { // and not for each, which would look at all of them
+			m.nudge()
+		}
+	}) {
+		return true
+	}
+	m.suspects.Add(-1)
+	return false
 }
 
 // residents are the connections that exist.

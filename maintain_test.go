@@ -233,7 +233,7 @@ func TestOneCallerPaysForAMassDeath(t *testing.T) {
 					paid := p.Stats().Pinged
 					start = time.Now()
 					giveBack(concurrently(t, p, 20))
-					if took := time.Since(start); took > tt.cost/2+dial {
+					if took := time.Since(start); took > tt.cost/2+5*dial { // a few at a time, more where they are quick
 						t.Errorf("callers after that waited for %s", took)
 					}
 					if n := p.Stats().Pinged - paid; n > 1 { // the first one's connection is a second old

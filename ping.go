@@ -48,26 +48,33 @@ type news struct {
 	// connection that has completed no round trip since is pinged before it is
 	// trusted.
 	hungUp atomic.Int64
-	// silent is when the last request was sent that never got its answer. A
-	// connection that has completed no round trip since is discarded without a
-	// ping, which would cost another caller a PingTimeout.
+	// silent is when the last request was sent whose answer was late. A connection
+	// that has completed no round trip since is suspect: nobody gets it unasked, or
+	// waits for its answer, which would cost another caller a PingTimeout.
 	silent atomic.Int64
+	// heard is when the server was last known to speak: it answered a ping, or let
+	// a connection in.
+	heard atomic.Int64
+	told  atomic.Int64 // when there was the last news
 }
 
 func (n *news) init() {
 	n.hungUp.Store(-1)
 	n.silent.Store(-1)
+	n.heard.Store(-1)
+	n.told.Store(-1)
 }
 
-// spread notes a death, and says whether it is the first in a while. since is,
-// of a silence, when it had begun at the latest; now is when it was found.
+// spread notes a death or a silence, and says whether it is the first news in a
+// while. since is, of a silence, when it had begun at the latest; now is when it
+// was found.
 func (n *news) spread(how loss, since, now time.Duration) (first bool) {
-	latest := max(n.hungUp.Load(), n.silent.Load())
 	if how == wentSilent {
 		raise(&n.silent, since)
 	} else {
 		raise(&n.hungUp, since)
 	}
+	latest := n.told.Swap(int64(now))
 	return latest < 0 || int64(now)-latest > int64(time.Second)
 }
 
@@ -77,59 +84,64 @@ func raise(at *atomic.Int64, t time.Duration) {
 	}
 }
 
-// check looks at a connection that nobody uses, cheapest look first. Whether it
-// is trusted depends on the time: a reading from before the process was stopped
-// (a suspended VM) would trust what has been cut meanwhile. Only where there is
-// no network to be cut does a reading serve that may be old.
+// check looks at a connection that nobody uses, cheapest look first.
 func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	_, now := c.ctr.clock.bounds()
-	if c.remote || now >= c.expires || now-c.proved > c.trust {
+	if now >= c.expires {
 		now = c.ctr.clock.now()
 	}
 	if v := c.retired(c.ctr, now); v != keep {
 		return v
 	}
-	if v, err := c.looksDead(); v != keep {
+	if c.isSuspect(c.ctr) {
+		return bySilence
+	}
+	if err := c.peek(); err != nil {
 		c.ctr.mournIdle(&c.link, err)
-		return v
+		return byPeek
 	}
 	if err := c.inner.ResetSession(ctx); err != nil {
 		return byDriver
 	}
-	if !c.needsPing(mode, now) {
+	if mode == PrePingIdle && c.needsNoPing(ctx, now) {
+		mode = PrePingOff
+	}
+	if mode == PrePingOff {
 		return keep
 	}
 	return c.prePing(ctx)
 }
 
-// looksDead is what can be told of an idle connection without asking it, and
-// what its socket says of that.
-func (c *conn) looksDead() (verdict, error) {
-	if c.unprovedSince(&c.ctr.news.silent) {
-		return bySilence, nil
+// peek is what the socket says of an idle connection, if it can be looked at.
+func (c *conn) peek() error {
+	if c.wire == nil || !c.ctr.peeks {
+		return nil
 	}
-	if c.wire != nil && c.ctr.peeks {
-		if err := c.wire.peek(); err != nil {
-			return byPeek, err
-		}
-	}
-	return keep, nil
+	return c.wire.peek()
 }
 
 // unprovedSince says whether no round trip has completed since some news.
 func (l *link) unprovedSince(at *atomic.Int64) bool { return int64(l.proved) <= at.Load() }
 
-func (c *conn) needsPing(mode PrePing, now time.Duration) bool {
-	switch mode {
-	case PrePingOff:
-		return false
-	case PrePingAlways:
-		return true
-	default:
-		return now-c.proved > c.trust ||
-			c.unprovedSince(&c.ctr.news.hungUp) ||
-			c.wire != nil && c.wire.raw == nil && c.ctr.peeks
+// needsNoPing says whether a connection that looks well is handed out without a
+// ping: it has answered of late, or the caller has no time for one. Since a
+// reading from before the process was stopped (a suspended VM) would trust what
+// has been cut meanwhile, the clock is read now, when all looks are over. Only
+// where there is no network to be cut does an older reading serve, at latest by
+// which it is by.
+func (c *conn) needsNoPing(ctx context.Context, latest time.Duration) bool {
+	now := latest
+	if c.remote || now-c.proved > c.trust {
+		now = c.ctr.clock.now()
 	}
+	switch {
+	case c.unprovedSince(&c.ctr.news.hungUp), c.wire != nil && c.wire.raw == nil && c.ctr.peeks:
+		return false
+	case c.isTrusted(now - c.proved):
+		return true
+	}
+	c.hurried = c.bearsNoPing(ctx)
+	return c.hurried
 }
 
 // mournIdle spreads the news of a loss that a look at the socket found. If the
@@ -145,54 +157,34 @@ func (ctr *connector) mournIdle(l *link, err error) {
 }
 
 // prePing pings within PingTimeout. A caller whose context has ended already
-// leaves the check to the first use. One whose context ends meanwhile is no
-// evidence against the connection, and need not wait for any: the ping goes on
-// without him, so that the others learn what becomes of it.
+// leaves the check to the first use. Neither the end of his patience nor of his
+// context is evidence against the connection: the ping goes on without him, and
+// the others learn what becomes of it.
 func (c *conn) prePing(ctx context.Context) verdict {
 	if ctx.Err() != nil {
 		c.unchecked = true
 		return keep
 	}
-	c.ctr.stats.pings.Add(1)
-	if ctx.Done() != nil {
-		return c.pingFor(ctx)
-	}
-	sent := c.ctr.clock.now()
-	return c.ctr.pinged(&c.link, sent, c.ctr.ping(&c.inner))
-}
-
-// pingFor pings for a caller who may give up meanwhile.
-func (c *conn) pingFor(ctx context.Context) verdict {
-	sent := c.ctr.clock.now()
-	l := c.link
-	answer := make(chan error, 1)
-	asked := make(chan bool, 1) // whether the caller still asks when the answer is there
-	if !c.ctr.spawn(func() {
-		err := c.ctr.ping(&l.inner)
-		answer <- err
-		if !<-asked {
-			c.ctr.pinged(&l, sent, err)
-			l.close()
-		}
-	}) {
+	q := c.ctr.newPinging(c.link)
+	if !c.ctr.spawn(func() { q.run() }) {
+		q.end()
 		return byDriver // the pool is closed
 	}
+	var v verdict
+	left := false
 	select {
-	case err := <-answer:
-		asked <- true
-		return c.ctr.pinged(&c.link, sent, err)
+	case v = <-q.answer:
+	case <-q.late:
+		v, left = q.leave(byTimeout)
 	case <-ctx.Done():
-		c.ctr.discarded(&l, byCaller)
-		c.detach()
-		asked <- false
-		return byCaller
+		v, left = q.leave(byCaller)
 	}
-}
-
-func (ctr *connector) ping(in *inner) error {
-	ctx, cancel := context.WithTimeout(ctr.life, ctr.cfg.PingTimeout)
-	defer cancel()
-	return ctr.pingUnder(ctx, in)
+	if left {
+		c.detach()
+	} else {
+		c.link = q.l
+	}
+	return v
 }
 
 // pinged judges a ping that was sent at sent by what came of it.

@@ -123,12 +123,15 @@ type connector struct {
 	mu         sync.Mutex // guards what follows
 	conns      map[*conn]struct{}
 	spares     []*conn
-	background sync.WaitGroup // what outlives its caller
-	attempts   sync.WaitGroup // to connect
+	ready      chan struct{}         // a spare has come, for those who open a connection meanwhile
+	aside      map[*pinging]struct{} // links that database/sql does not have, and that are being asked
+	background sync.WaitGroup        // what outlives its caller
+	attempts   sync.WaitGroup        // to connect
 	closed     bool
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
+	roundTrip  roundTrip
 	// inCluster: a server that it has met is a node of a Galera cluster. One may
 	// answer and do no work; and what it neither has nor locks, another may.
 	inCluster atomic.Bool
@@ -148,7 +151,8 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	ctr := &connector{inner: c, side: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{}}
+	ctr := &connector{inner: c, side: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{},
+		aside: map[*pinging]struct{}{}, ready: make(chan struct{}, 1)}
 	ctr.news.init()
 	ctr.shortest.Store(int64(ctr.cfg.KeepAlive))
 	ctr.servers = servers{asking: make(chan struct{}, 1), known: map[string]*knownServer{}}
@@ -273,13 +277,10 @@ func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if callerInSQL() == sqlOpener {
 		return c, nil
 	}
-	l, ok := ctr.takeSpare(ctx)
-	if !ok {
-		var err error
-		if l, err = ctr.dial(ctx); err != nil {
-			ctr.forget(c)
-			return nil, err
-		}
+	l, _, err := ctr.obtain(ctx)
+	if err != nil {
+		ctr.forget(c)
+		return nil, err
 	}
 	c.fill(l)
 	c.unchecked = true
@@ -329,6 +330,7 @@ func (ctr *connector) register(c *conn) *conn {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	ctr.conns[c] = struct{}{}
+	ctr.makeRoom()
 	return c
 }
 

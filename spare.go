@@ -7,6 +7,7 @@ package livepool
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,11 +21,87 @@ func (ctr *connector) addSpare(l link) {
 	if !closed {
 		ctr.conns[c] = struct{}{}
 		ctr.spares = append(ctr.spares, c)
+		ctr.makeRoom()
+		ctr.tellReady()
 	}
 	ctr.mu.Unlock()
 	if closed {
 		l.close()
 	}
+}
+
+// tellReady tells one of those who open a connection, if there is any spare.
+// ctr.mu is held.
+func (ctr *connector) tellReady() {
+	if len(ctr.spares) == 0 {
+		return
+	}
+	select {
+	case ctr.ready <- struct{}{}:
+	default:
+	}
+}
+
+// obtain returns a connection that is ready, which may have died meanwhile, or
+// opens one. While there are connections that are asked whether they are alive
+// the first of both is taken: where it was the server that stood still, they
+// answer before a new one is there.
+func (ctr *connector) obtain(ctx context.Context) (l link, isNew bool, err error) {
+	if l, ok := ctr.takeSpare(ctx); ok {
+		return l, false, nil
+	}
+	ctr.mu.Lock()
+	doubts := len(ctr.aside) > 0
+	ctr.mu.Unlock()
+	if doubts {
+		return ctr.dialOrSpare(ctx)
+	}
+	l, err = ctr.dial(ctx)
+	return l, true, err
+}
+
+// dialOrSpare is what obtain does then. An attempt that its caller leaves goes on
+// for the pool.
+func (ctr *connector) dialOrSpare(caller context.Context) (l link, isNew bool, err error) {
+	ctx, cancel := context.WithCancel(caller)
+	defer cancel()
+	spare := make(chan link, 1)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			select {
+			case <-ctr.ready:
+			case <-ctx.Done():
+				return
+			}
+			if l, ok := ctr.takeSpare(ctx); ok {
+				spare <- l
+				cancel()
+				return
+			}
+		}
+	})
+	l, err = ctr.dial(ctx)
+	cancel()
+	watch.Wait()
+	select {
+	case ready := <-spare:
+		if err == nil { // at the same moment
+			ctr.keepOrClose(l)
+		}
+		return ready, false, nil
+	default:
+		return l, true, err
+	}
+}
+
+// keepOrClose keeps a new link for the next who would open one, within PoolSize.
+func (ctr *connector) keepOrClose(l link) {
+	if ready, busy := ctr.count(); ready+busy >= ctr.cfg.PoolSize {
+		l.close()
+		return
+	}
+	ctr.addSpare(l)
 }
 
 // takeSpare returns a connection that is ready, if there is one. It may have
@@ -53,6 +130,7 @@ func (ctr *connector) nextSpare() *conn {
 	}
 	c := ctr.spares[last]
 	ctr.spares = ctr.spares[:last]
+	ctr.tellReady() // another waits, perhaps
 	return c
 }
 
@@ -82,7 +160,7 @@ func (ctr *connector) count() (ready, busy int) {
 		switch {
 		case c.state.Load() == inUse:
 			busy++
-		case c.linked.Load():
+		case c.linked.Load() && !c.suspected.Load():
 			ready++
 		}
 	}
@@ -130,11 +208,7 @@ func (m *maintainer) openReady() {
 	if err != nil {
 		return
 	}
-	if ready, busy := m.ctr.count(); ready+busy >= m.ctr.cfg.PoolSize {
-		l.close() // others were faster
-		return
-	}
-	m.ctr.addSpare(l)
+	m.ctr.keepOrClose(l) // others may have been faster
 }
 
 // replacements are the connections that are on their way to an idle shell.

@@ -40,7 +40,7 @@ type Stats struct {
 
 	ClosedByRecycle int64 // Recycle was called
 	ClosedByAge     int64 // the age limit of Recycle and RecycleJitter
-	ClosedBySilence int64 // unproved when another connection fell silent: not pinged
+	ClosedBySilence int64 // suspect since another connection fell silent, and not kept
 	ClosedByPeek    int64 // the socket showed that the server had hung up
 	ClosedByPing    int64 // the ping failed or was not answered in time
 	ClosedByDriver  int64 // the driver said that it is closed, or refused to reset it
@@ -152,16 +152,17 @@ func (ctr *connector) died(l *link, how loss, since time.Duration, cause error) 
 	}
 	l.mourned = true
 	ctr.outage.trouble()
-	if how == wentSilent {
-		ctr.abandon(l, false)
-	}
 	defer ctr.maintainer.nudge()
 	ctr.stats.deaths.Add(1)
+	ctr.tell(l, ctr.news.spread(how, since, ctr.clock.now()),
+		"livepool: a connection was found dead; the others are checked before they are handed out", cause)
+}
+
+// tell tells the operator of news. The first of a series tells the story.
+func (ctr *connector) tell(l *link, first bool, what string, cause error) {
 	level := slog.LevelDebug
-	if ctr.news.spread(how, since, ctr.clock.now()) {
-		level = slog.LevelWarn // the first of a series tells the story
+	if first {
+		level = slog.LevelWarn
 	}
-	ctr.cfg.logger().Log(context.Background(), level,
-		"livepool: a connection was found dead; the others are checked before they are handed out",
-		append(ctr.describe(l), slog.Any("cause", cause))...)
+	ctr.cfg.logger().Log(context.Background(), level, what, append(ctr.describe(l), slog.Any("cause", cause))...)
 }

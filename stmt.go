@@ -28,6 +28,7 @@ func (c *conn) wrapStmt(s driver.Stmt, query string, seen sqltext.Effects) *stmt
 		wrapped = new(stmt)
 	}
 	*wrapped = stmt{c: c, inner: s, query: query, seen: seen, on: c.serial}
+	c.prepared++
 	return wrapped
 }
 
@@ -46,8 +47,10 @@ func (s *stmt) Close() error {
 	switch {
 	case s.on != c.serial: // with another link the server's statement is gone, or going
 	case c.visit != nil:
+		c.prepared--
 		c.visit.owed = append(c.visit.owed, s.inner)
 	default:
+		c.prepared--
 		err = s.inner.Close()
 	}
 	if s == &c.slot {
@@ -72,6 +75,7 @@ func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
 			return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
 		}
 		s.inner, s.on = inner, s.c.serial
+		s.c.prepared++
 		if mark, err = s.c.enter(ctx, s.query, seen); err != nil {
 			return mark, err
 		}

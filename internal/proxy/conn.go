@@ -184,6 +184,7 @@ func (c *conn) pass(r *bufio.Reader, w *bufio.Writer, toServer bool) error {
 			return err
 		}
 		if r.Buffered() == 0 {
+			c.p.delay(toServer)
 			if err := w.Flush(); err != nil {
 				return err
 			}

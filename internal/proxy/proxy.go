@@ -42,6 +42,7 @@ type Proxy struct {
 	hangNew   bool
 	toServer  bool // bytes to the server are dropped
 	toClient  bool // bytes to the client are dropped
+	late      time.Duration
 	conns     map[*conn]bool
 	cuts      []*Cut
 	counts    Counts
@@ -212,6 +213,29 @@ func (p *Proxy) DropToClient(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.toClient = on
+}
+
+// Delay lets each reply come so much later, the greeting too, as from a server that is slow or
+// far away. The kernel below is as quick as ever.
+func (p *Proxy) Delay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.late = d
+}
+
+func (p *Proxy) delay(toServer bool) {
+	p.mu.Lock()
+	late := p.late
+	p.mu.Unlock()
+	if late == 0 || toServer {
+		return
+	}
+	timer := time.NewTimer(late)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.ctx.Done():
+	}
 }
 
 // Heal ends Stall, HangNew and the drops. Stalled connections go on with every byte that was
