@@ -190,3 +190,28 @@ func TestFailureThatComesWhileTheUnitIsJudged(t *testing.T) {
 		})
 	}
 }
+
+// Both are told: that the context ended, and why, and what the unit waited for.
+func TestContextThatEndsInAnOutage(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		p := open(t, s.DSN(), "pool_min_idle=0")
+		warmReal(t, p.DB, 1)
+		if err := s.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		for _, opts := range [][]livepool.SessionOption{nil, {livepool.Once("k")}} {
+			deploy := errors.New("a new version is deployed")
+			ctx, cancel := context.WithCancelCause(t.Context())
+			go func() {
+				for p.Stats().Outages == 0 {
+					time.Sleep(10 * time.Millisecond)
+				}
+				cancel(deploy)
+			}()
+			err := p.WithSession(ctx, work, opts...)
+			if !errors.Is(err, context.Canceled) || !errors.Is(err, livepool.ErrSessionDone) || !errors.Is(err, deploy) || !strings.Contains(err.Error(), "connection refused") {
+				t.Errorf("got %v", err)
+			}
+		}
+	})
+}

@@ -90,7 +90,7 @@ func (ps *places) init(limit int, closed <-chan struct{}) {
 func (ps *places) acquire(ctx context.Context, pl *place, name string, deadline time.Time) error {
 	pl.name = name
 	ps.mu.Lock()
-	if ps.limit == 0 || ps.held < ps.limit && ps.queue.Len() == 0 {
+	if ps.limit == 0 || ps.held < ps.limit { // then nobody waits
 		ps.take(pl)
 		ps.mu.Unlock()
 		return nil
@@ -165,7 +165,7 @@ func (ps *places) drop(pl *place) {
 	pl.prev.next, pl.next.prev = pl.next, pl.prev
 	pl.next, pl.prev = nil, nil
 	ps.held--
-	if first := ps.queue.Front(); first != nil && (ps.limit == 0 || ps.held < ps.limit) {
+	if first := ps.queue.Front(); first != nil {
 		w := ps.queue.Remove(first).(waiter)
 		ps.take(w.place)
 		close(w.turn)

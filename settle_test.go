@@ -166,3 +166,43 @@ func TestLostCommitOfAUserWhoMayOnlyInsert(t *testing.T) {
 		}
 	})
 }
+
+// On real servers: longer than MaxElapsed elsewhere before the first statement, on a
+// pool that has to dial, and before a COMMIT whose answer is lost.
+func TestLongUnitsOnRealServers(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		if err := s.Exec("CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)"); err != nil {
+			t.Fatal(err)
+		}
+		if err := open(t, s.DSN(), "").CreateCommitTable(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		via := front(t, s)
+		p := open(t, s.DSNVia(via.Addr()), "pool_size=0&pool_max_elapsed=500ms")
+		long := func(before, after time.Duration) fn {
+			return func(ctx context.Context, u *livepool.Session) error {
+				time.Sleep(before)
+				err := insert(1)(ctx, u)
+				time.Sleep(after)
+				return err
+			}
+		}
+		const long1 = 700 * time.Millisecond
+		if err := p.WithSession(t.Context(), long(long1, 0)); err != nil {
+			t.Errorf("long before the first statement: %v", err)
+		}
+		cut := via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
+		if err := p.WithSession(t.Context(), long(0, long1), livepool.Once("k")); err != nil {
+			t.Errorf("long before a COMMIT that is lost: %v", err)
+		}
+		<-cut.Done()
+		if n := count(t, s, "t"); n != 2 {
+			t.Errorf("%d rows, want 2", n)
+		}
+		via.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.FIN)
+		err := p.WithSession(t.Context(), long(0, long1), livepool.Once("l"))
+		if n := count(t, s, "t"); err == nil || errors.Is(err, livepool.ErrCommitUnknown) || n != 2 {
+			t.Errorf("long before a COMMIT that does not arrive: %d rows, %v; want to be told that it was not applied", n, err)
+		}
+	})
+}
