@@ -8,7 +8,7 @@ var (
 	// awaitedKinds strike only where -only names them.
 	awaitedKinds = []string{}
 	// awaitedRules are told of, and fail no run.
-	awaitedRules = []string{rulePlainWaits, ruleWaits, ruleThink, ruleTooLarge, ruleCause}
+	awaitedRules = []string{rulePlainWaits, ruleThink, ruleTooLarge}
 )
 
 func awaited(v violation) bool { return slices.Contains(awaitedRules, v.Rule) }
