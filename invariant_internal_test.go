@@ -23,6 +23,7 @@ type town struct {
 	locks   map[string]string // who holds them
 	looks   []string          // the commands of all threads, look by look; "" is no answer
 	sent    []string          // what else was sent
+	refuses []error           // what comes of that, in turn; nil and the end of it are success
 }
 
 type thread struct{ id, user, host string }
@@ -51,6 +52,11 @@ func (c *clerk) Close() error                        { return nil }
 
 func (c *clerk) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
 	c.sent = append(c.sent, query)
+	if len(c.refuses) > 0 {
+		err := c.refuses[0]
+		c.refuses = c.refuses[1:]
+		return driver.ResultNoRows, err
+	}
 	return driver.ResultNoRows, nil
 }
 
@@ -234,3 +240,5 @@ func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
 		})
 	}
 }
+
+func serverErrorNumber(number uint16) error { return &mysql.MySQLError{Number: number} }
