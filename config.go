@@ -140,6 +140,13 @@ type Config struct {
 	// background, default 30s, and not less often than three times within the
 	// server's wait_timeout. 0: never.
 	KeepAlive time.Duration
+	// HoldLimit (pool_hold_limit) is how long a connection whose holder sends
+	// nothing, a unit's function that calls a slow service, say, is kept alive as
+	// an idle one is, default 1h. After that it is reported, and left to the
+	// server's wait_timeout. It needs a Pool, livepool's dialer and KeepAlive; a
+	// result that is being read is not kept alive, and neither is a connection
+	// after sql.Conn.Raw has taken the driver's own from it. 0: never.
+	HoldLimit time.Duration
 
 	// ConnectTimeout (pool_connect_timeout) bounds the opening of a connection:
 	// dial, handshake and login together, default 5s, or the driver's own timeout
@@ -219,6 +226,7 @@ func NewConfig() *Config {
 		PingAfter:      500 * time.Millisecond,
 		PingTimeout:    time.Second,
 		KeepAlive:      30 * time.Second,
+		HoldLimit:      time.Hour,
 		ConnectTimeout: defaultConnectTimeout,
 		ConnectLimit:   16,
 		OutageWait:     10 * time.Second,
@@ -272,6 +280,7 @@ var params = []param{
 	durationParam("pool_ping_after", "PingAfter", false, func(c *Config) *time.Duration { return &c.PingAfter }),
 	durationParam("pool_ping_timeout", "PingTimeout", true, func(c *Config) *time.Duration { return &c.PingTimeout }),
 	durationParam("pool_keepalive", "KeepAlive", false, func(c *Config) *time.Duration { return &c.KeepAlive }),
+	durationParam("pool_hold_limit", "HoldLimit", false, func(c *Config) *time.Duration { return &c.HoldLimit }),
 	durationParam("pool_connect_timeout", "ConnectTimeout", true, func(c *Config) *time.Duration { return &c.ConnectTimeout }),
 	intParam("pool_connect_limit", "ConnectLimit", 1, maxConns, func(c *Config) *int { return &c.ConnectLimit }),
 	durationParam("pool_outage_wait", "OutageWait", false, func(c *Config) *time.Duration { return &c.OutageWait }),

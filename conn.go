@@ -35,6 +35,12 @@ type conn struct {
 	spoke bool
 	// hurried: it was not pinged for want of the caller's time.
 	hurried bool
+	// lent: the driver's own connection was given to its owner, who may be using
+	// it at any time until he returns it.
+	lent bool
+	// results is how many are open; on a driver's connection that livepool cannot
+	// ping, only those inside transactions are counted.
+	results int
 	// entered is when the last request was begun, or a little earlier.
 	entered time.Duration
 	// dead: its server has given it up, or is no good; it is closed when it is
@@ -66,8 +72,9 @@ type conn struct {
 
 	transaction transaction
 
-	tx   tx
-	slot stmt // the one open statement that most callers have at a time
+	tx     tx
+	slot   stmt        // the one open statement that most callers have at a time
+	result watchedRows // and the one open result
 }
 
 // link is one connection to the server.
@@ -130,6 +137,7 @@ func (c *conn) Raw() driver.Conn {
 		return nil
 	}
 	c.stained = c.stained || c.ctr.mysql
+	c.lent = true
 	return c.inner.Conn
 }
 
@@ -141,12 +149,13 @@ func (c *conn) Raw() driver.Conn {
 func (c *conn) ResetSession(ctx context.Context) error {
 	session := servesSession(ctx)
 	c.claim(ctx)
-	c.used, c.spoke, c.unchecked, c.hurried = false, false, false, false
+	c.used, c.spoke, c.unchecked, c.hurried, c.lent = false, false, false, false, false
 	if !c.shell {
 		v := c.check(ctx, c.ctr.cfg.PrePing)
 		if v == keep {
 			c.reused.Add(1)
 			c.holds("")
+			c.rest()
 			return nil
 		}
 		c.giveUp(v)
@@ -171,9 +180,10 @@ func (c *conn) giveUp(v verdict) {
 // IsValid is a return: false closes the connection. The time of the last round
 // trip serves as now, which spares reading the clock.
 func (c *conn) IsValid() bool {
-	if c.state.Load() != inUse {
+	if !held(c.state.Load()) {
 		return true // returned by a waiter who had got it but gave up before the checkout
 	}
+	_ = c.resumeToEnd() // what fails here makes it a dead one
 	c.lets()
 	switch {
 	case c.dead, c.shell:
@@ -263,13 +273,23 @@ func (ctr *connector) describe(l *link) []any {
 // enter comes before anything that is sent. It returns how many bytes had been
 // written by then, by which a failure tells whether anything was sent.
 func (c *conn) enter(ctx context.Context, query string, seen sqltext.Effects) (mark uint64, err error) {
-	if c.unchecked || c.transaction.open {
-		if err := c.hesitate(ctx, query, seen); err != nil {
+	if c.ctr.keepsHeld {
+		if err := c.resume(ctx, query); err != nil {
 			return 0, err
 		}
 	}
-	c.used = true
 	c.entered, _ = c.ctr.clock.bounds()
+	if c.entered-c.proved > lookAfter && c.wire != nil {
+		if err := c.lookBack(ctx, query); err != nil {
+			return 0, c.restWith(err)
+		}
+	}
+	if c.unchecked || c.transaction.open {
+		if err := c.hesitate(ctx, query, seen); err != nil {
+			return 0, c.restWith(err)
+		}
+	}
+	c.used = true
 	return c.written(), nil
 }
 
@@ -287,7 +307,7 @@ func (c *conn) hesitate(ctx context.Context, query string, seen sqltext.Effects)
 			return err
 		}
 	}
-	if t.rows.Rows != nil && c.ctr.mysql {
+	if c.results > 0 && c.ctr.mysql {
 		return errResultOpen
 	}
 	if t.unit == nil {
@@ -450,7 +470,7 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	}
 	if c.unconverted || !c.inner.execs {
 		if args, err = c.convert(args, c.inner.execs); err != nil {
-			return nil, err
+			return nil, c.restWith(err)
 		}
 	}
 	if c.wire != nil && c.wire.limited && sqltext.LoadsData(query) {
@@ -458,18 +478,18 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	}
 	if seen != 0 {
 		if mark, err = c.runs(ctx, query, seen); err != nil {
-			return nil, err
+			return nil, c.restWith(err)
 		}
 	}
 	res, err := c.inner.ExecContext(ctx, query, args)
 	if err != nil {
-		return nil, c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown))
+		return nil, c.restWith(c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown)))
 	}
 	c.answered()
 	if c.transaction.curable {
 		c.cured()
 	}
-	return res, c.answeredMarked(ctx, nil)
+	return res, c.restWith(c.answeredMarked(ctx, nil))
 }
 
 // QueryContext forwards to the driver.
@@ -481,17 +501,17 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 	}
 	if c.unconverted || !c.inner.queries {
 		if args, err = c.convert(args, c.inner.queries); err != nil {
-			return nil, err
+			return nil, c.restWith(err)
 		}
 	}
 	if seen != 0 {
 		if mark, err = c.runs(ctx, query, seen); err != nil {
-			return nil, err
+			return nil, c.restWith(err)
 		}
 	}
 	rows, err := c.inner.QueryContext(ctx, query, args)
 	if err != nil {
-		return nil, c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown))
+		return nil, c.restWith(c.answeredMarked(ctx, c.failed(ctx, err, query, mark, effectUnknown)))
 	}
 	c.answered()
 	return c.wrapRows(ctx, rows, query), nil
@@ -511,9 +531,10 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	}
 	s, err := c.inner.PrepareContext(ctx, query)
 	if err != nil {
-		return nil, c.failed(ctx, err, query, mark, effectNone)
+		return nil, c.restWith(c.failed(ctx, err, query, mark, effectNone))
 	}
 	c.prove()
+	c.rest()
 	return c.wrapStmt(s, query, seen), nil
 }
 
@@ -531,7 +552,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	}
 	inner, err := c.inner.BeginTx(ctx, opts)
 	if err != nil {
-		return nil, c.failed(ctx, err, "BEGIN", mark, effectNone)
+		return nil, c.restWith(c.failed(ctx, err, "BEGIN", mark, effectNone))
 	}
 	c.prove()
 	t := &c.tx
@@ -543,6 +564,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 		c.holds(unit.name)
 	}
 	*t = tx{c: c, inner: inner}
+	c.rest()
 	return t, nil
 }
 
@@ -555,6 +577,7 @@ func (c *conn) Ping(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer c.rest()
 	if !fresh {
 		if err := c.inner.Ping(ctx); err != nil {
 			return c.failed(ctx, err, "ping", mark, effectNone)

@@ -45,6 +45,11 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if c.isGone() && (c.transaction.open || c.written() != mark) {
 		c.abandoned()
 	}
+	if errors.As(err, new(*idleLossError)) {
+		c.mourn(err)
+		c.dead = true
+		return err // which has its story
+	}
 	if errorNumber(err) != 0 {
 		c.prove() // an answer is a proof of life, whatever it says
 		return c.refused(err, query, has, isIdempotent(ctx))
@@ -103,7 +108,7 @@ func (c *conn) classify(err error) Class {
 // that the program has left open.
 func (c *conn) heardGoodbye() bool {
 	if c.transaction.open {
-		return c.transaction.rows.Rows == nil
+		return c.results == 0
 	}
 	return c.wire != nil && errors.Is(c.wire.peek(), io.EOF)
 }
@@ -187,20 +192,22 @@ func (c *conn) believes() bool {
 
 // mourn spreads the news of a loss, if it was one. err is what the driver says
 // of it, nil if it has not said anything.
-func (c *conn) mourn(err error) {
-	if c.wire != nil {
-		err = c.wire.broken
+func (c *conn) mourn(err error) { c.ctr.mourn(&c.link, err) }
+
+func (ctr *connector) mourn(l *link, err error) {
+	if l.wire != nil {
+		err = l.wire.broken
 	}
-	now := c.ctr.clock.now()
+	now := ctr.clock.now()
 	switch howLost(err) {
 	case hungUp:
-		c.ctr.died(&c.link, hungUp, now, err)
+		ctr.died(l, hungUp, now, err)
 	case wentSilent:
 		waited, ok := stalledFor(err)
 		if !ok {
 			waited = tcpUserTimeout // the kernel's patience
 		}
-		c.ctr.died(&c.link, wentSilent, now-waited, err)
+		ctr.died(l, wentSilent, now-waited, err)
 	}
 }
 

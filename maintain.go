@@ -1,7 +1,8 @@
-// maintain.go looks after idle connections in the background, so that no caller
-// pays for it: the maintainer, one goroutine per Pool. It never touches a
-// connection in use and never takes one from the pool: it visits them where
-// they lie, and a checkout that meets a visit waits for its end.
+// maintain.go looks after connections in the background, so that no caller pays
+// for it: the maintainer, one goroutine per Pool. It never touches a connection
+// on which a request is under way and never takes one from the pool: it visits
+// them where they lie, and a checkout that meets a visit waits for its end. What
+// it does for those whose owners are elsewhere is in hold.go.
 
 package livepool
 
@@ -13,11 +14,14 @@ import (
 	"time"
 )
 
-// Who has a connection. Whoever changes it from idle owns the link until he
-// changes it back. A connection is born in use.
+// Who has a connection. Whoever changes it from idle, or from atRest, owns the
+// link until he changes it back. A connection is born in use.
 const (
-	inUse int32 = iota
-	idle        // returned to the pool
+	inUse         int32 = iota // a request is under way, or a result is open
+	atRest                     // its owner is elsewhere
+	visitedAtRest              // by the maintainer
+	endedAtRest                // which found that it, or its transaction, is gone
+	idle                       // returned to the pool
 	visited
 )
 
@@ -29,10 +33,12 @@ type occupancy struct {
 	// connections, and the statements of a sql.Stmt on them, the latter under the
 	// lock of the whole pool. So nobody waits for an answer while he holds it.
 	mu        sync.Mutex
-	visit     *visit // one that takes its time, nil if there is none
-	vacant    bool   // its time was up, and another link is to be opened for it
-	replacing bool   // which is being done
-	gone      bool   // closed for good
+	visit     *visit   // one that takes its time, nil if there is none
+	vacant    bool     // its time was up, and another link is to be opened for it
+	replacing bool     // which is being done
+	gone      bool     // closed for good
+	pause     pause    // since the owner's last request; the maintainer's own
+	restEnd   *restEnd // what the owner is to be told, from endedAtRest until he takes it
 }
 
 // visit is one during which a connection waits for its server.
@@ -96,7 +102,7 @@ func (c *conn) visitIdle(f func()) bool {
 func (c *conn) doubtVisit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.visit != nil && c.isSuspect(c.ctr) {
+	if c.visit != nil && c.state.Load() == visited && c.isSuspect(c.ctr) {
 		c.suspected.Store(true)
 		c.visit.asks.nobodyWaits()
 	}
@@ -115,15 +121,7 @@ func (c *conn) visitIsOver() {
 func (c *conn) leave(v *visit, l link, good bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.visit == v && good && v.owed != nil {
-		owed := v.owed
-		v.owed = nil
-		c.mu.Unlock()
-		for _, s := range owed {
-			s.Close()
-		}
-		c.mu.Lock()
-	}
+	c.payOwed(v, good)
 	if c.visit != v {
 		return false
 	}
@@ -135,6 +133,20 @@ func (c *conn) leave(v *visit, l link, good bool) bool {
 	}
 	c.visitIsOver()
 	return good
+}
+
+// payOwed closes what was to be closed during a visit. c.mu is held, but for as
+// long as that takes.
+func (c *conn) payOwed(v *visit, good bool) {
+	for c.visit == v && good && v.owed != nil {
+		owed := v.owed
+		v.owed = nil
+		c.mu.Unlock()
+		for _, s := range owed {
+			s.Close()
+		}
+		c.mu.Lock()
+	}
 }
 
 // maintainer is the goroutine behind a Pool.
@@ -158,6 +170,7 @@ type maintainer struct {
 const maxHands = 4
 
 func (ctr *connector) startMaintainer() {
+	ctr.keepsHeld = ctr.tapped && ctr.cfg.KeepAlive > 0 && ctr.cfg.HoldLimit > 0
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{
 		ctr: ctr, ctx: ctx, stop: cancel,
@@ -259,9 +272,11 @@ func (m *maintainer) soon() time.Duration {
 // died. A checkout that comes before a replacement is there discards the shell.
 func (m *maintainer) look(c *conn) (due time.Duration) {
 	due = m.soon()
-	if !c.visitIdle(func() { due = m.tend(c) }) {
-		c.doubtVisit()
+	if c.visitIdle(func() { due = m.tend(c) }) {
+		return due
 	}
+	c.visitAtRest(func() { due = m.tendHeld(c) })
+	c.doubtVisit()
 	return due
 }
 

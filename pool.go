@@ -115,6 +115,9 @@ type connector struct {
 	mysql  bool // the driver is the MySQL driver
 	// asksForToken: each attempt to connect calls the user's BeforeConnect.
 	asksForToken bool
+	// keepsHeld: connections whose owners are elsewhere are kept alive. It is set
+	// before the first is opened.
+	keepsHeld bool
 
 	maintainer *maintainer // nil for a connector without a Pool
 	life       context.Context
@@ -285,6 +288,7 @@ func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	c.fill(l)
 	c.unchecked = true
 	c.holds("")
+	c.rest()
 	return c, nil
 }
 

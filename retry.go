@@ -48,6 +48,7 @@ type course struct {
 	attempts int
 	free     int             // of those, the ones of which nothing ran, or is left, for want of a server that takes it
 	began    time.Time       // the attempt, if it is not the first
+	paused   bool            // it was run again because its connection died while fn was elsewhere
 	waits    backoff.BackOff // made at the first retry
 	losses   losses
 }
@@ -97,7 +98,10 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	case c.attempts > 1, class&BackOff != 0: // a stale connection is replaced at once, the first time
 		wait = c.nextWait()
 	}
+	tooLong := diedOfPause(cause)
 	switch {
+	case tooLong && c.paused:
+		return c.failed(err, "because its connection died twice while its function sent nothing for too long")
 	case outwaited && ctx.Err() != nil:
 	case c.attempts-c.free >= c.options.maxAttempts:
 		return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
@@ -106,6 +110,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
 		return c.failed(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
+	c.paused = c.paused || tooLong
 	c.pool.ctr.stats.retried.Add(1)
 	c.pool.ctr.cfg.logger().Log(ctx, level, "livepool: a unit of work is run again",
 		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))

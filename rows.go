@@ -1,5 +1,6 @@
 // rows.go sees the errors that arrive while a result is read inside a
-// transaction. Outside of one a result is the driver's own.
+// transaction, and the end of any result, until which its connection is busy.
+// Where neither matters a result is the driver's own.
 
 package livepool
 
@@ -10,11 +11,11 @@ import (
 	"reflect"
 )
 
-// txRows wraps an open result inside a transaction, because an error may arrive
-// while rows are read: a streamed SELECT ... FOR UPDATE meets its deadlock after
-// some of its rows. It has every optional interface of driver.Rows, and answers
-// for a driver that lacks one as database/sql does.
-type txRows struct {
+// watchedRows wraps an open result. Inside a transaction an error may arrive while
+// rows are read: a streamed SELECT ... FOR UPDATE meets its deadlock after some of
+// its rows. It has every optional interface of driver.Rows, and answers for a
+// driver that lacks one as database/sql does.
+type watchedRows struct {
 	driver.Rows
 	c         *conn
 	query     string
@@ -22,23 +23,23 @@ type txRows struct {
 	delivered bool          // the program has got a row of it
 }
 
-// wrapRows uses the transaction's own slot for the first open result: a
-// connection has one at a time. database/sql does not touch a result after it
-// has closed it.
+// wrapRows uses the conn's own slot for the first open result: a connection has
+// one at a time. database/sql does not touch a result after it has closed it.
 func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) driver.Rows {
-	if !c.transaction.open {
+	if !c.transaction.open && !c.ctr.keepsHeld {
 		return rows
 	}
-	wrapped := &c.transaction.rows
+	wrapped := &c.result
 	if wrapped.Rows != nil {
-		wrapped = new(txRows)
+		wrapped = new(watchedRows)
 	}
 	bound, _ := ctx.(*boundContext)
-	*wrapped = txRows{Rows: rows, c: c, query: query, bound: bound}
+	*wrapped = watchedRows{Rows: rows, c: c, query: query, bound: bound}
+	c.results++
 	return wrapped
 }
 
-func (r *txRows) saw(err error) error {
+func (r *watchedRows) saw(err error) error {
 	if err != nil && err != io.EOF {
 		ran := ranInPart // as far as the program has seen
 		if !r.delivered {
@@ -49,15 +50,19 @@ func (r *txRows) saw(err error) error {
 	return err
 }
 
-func (r *txRows) Next(dest []driver.Value) error {
+func (r *watchedRows) Next(dest []driver.Value) error {
 	err := r.saw(r.Rows.Next(dest))
 	r.delivered = r.delivered || err == nil
 	return err
 }
 
-func (r *txRows) Close() error {
+func (r *watchedRows) Close() error {
+	if r.Rows == nil {
+		return nil
+	}
 	err := r.saw(r.Rows.Close())
 	r.Rows = nil
+	r.c.results--
 	if r.bound != nil {
 		r.bound.release()
 	}
@@ -66,15 +71,16 @@ func (r *txRows) Close() error {
 		defer cancel()
 		err = r.c.answeredMarked(ctx, err)
 	}
+	r.c.rest()
 	return err
 }
 
-func (r *txRows) HasNextResultSet() bool {
+func (r *watchedRows) HasNextResultSet() bool {
 	next, ok := r.Rows.(driver.RowsNextResultSet)
 	return ok && next.HasNextResultSet()
 }
 
-func (r *txRows) NextResultSet() error {
+func (r *watchedRows) NextResultSet() error {
 	next, ok := r.Rows.(driver.RowsNextResultSet)
 	if !ok {
 		return io.EOF
@@ -82,35 +88,35 @@ func (r *txRows) NextResultSet() error {
 	return r.saw(next.NextResultSet())
 }
 
-func (r *txRows) ColumnTypeScanType(i int) reflect.Type {
+func (r *watchedRows) ColumnTypeScanType(i int) reflect.Type {
 	if typed, ok := r.Rows.(driver.RowsColumnTypeScanType); ok {
 		return typed.ColumnTypeScanType(i)
 	}
 	return reflect.TypeFor[any]()
 }
 
-func (r *txRows) ColumnTypeDatabaseTypeName(i int) string {
+func (r *watchedRows) ColumnTypeDatabaseTypeName(i int) string {
 	if typed, ok := r.Rows.(driver.RowsColumnTypeDatabaseTypeName); ok {
 		return typed.ColumnTypeDatabaseTypeName(i)
 	}
 	return ""
 }
 
-func (r *txRows) ColumnTypeLength(i int) (length int64, ok bool) {
+func (r *watchedRows) ColumnTypeLength(i int) (length int64, ok bool) {
 	if typed, has := r.Rows.(driver.RowsColumnTypeLength); has {
 		return typed.ColumnTypeLength(i)
 	}
 	return 0, false
 }
 
-func (r *txRows) ColumnTypeNullable(i int) (nullable, ok bool) {
+func (r *watchedRows) ColumnTypeNullable(i int) (nullable, ok bool) {
 	if typed, has := r.Rows.(driver.RowsColumnTypeNullable); has {
 		return typed.ColumnTypeNullable(i)
 	}
 	return false, false
 }
 
-func (r *txRows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool) {
+func (r *watchedRows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool) {
 	if typed, has := r.Rows.(driver.RowsColumnTypePrecisionScale); has {
 		return typed.ColumnTypePrecisionScale(i)
 	}

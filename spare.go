@@ -158,7 +158,7 @@ func (ctr *connector) count() (ready, busy int) {
 	defer ctr.mu.Unlock()
 	for c := range ctr.conns {
 		switch {
-		case c.state.Load() == inUse:
+		case held(c.state.Load()):
 			busy++
 		case c.linked.Load() && !c.suspected.Load():
 			ready++

@@ -132,7 +132,7 @@ func (ctr *connector) correct(stats *Stats) {
 	defer ctr.mu.Unlock()
 	for c := range ctr.conns {
 		stats.Reused += c.reused.Load()
-		idle := c.state.Load() != inUse
+		idle := !held(c.state.Load())
 		switch {
 		case idle && c.spare && c.linked.Load():
 			stats.Idle++

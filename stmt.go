@@ -72,7 +72,7 @@ func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
 	if s.on != s.c.serial {
 		inner, err := s.c.inner.PrepareContext(ctx, s.query)
 		if err != nil {
-			return mark, s.c.failed(ctx, err, s.query, mark, effectNone)
+			return mark, s.c.restWith(s.c.failed(ctx, err, s.query, mark, effectNone))
 		}
 		s.inner, s.on = inner, s.c.serial
 		s.c.prepared++
@@ -107,10 +107,10 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (drive
 	}
 	res, err := s.exec(ctx, args)
 	if err != nil {
-		return nil, s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown))
+		return nil, s.c.restWith(s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown)))
 	}
 	s.c.answered()
-	return res, s.c.answeredMarked(ctx, nil)
+	return res, s.c.restWith(s.c.answeredMarked(ctx, nil))
 }
 
 func (s *stmt) exec(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
@@ -133,7 +133,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driv
 	}
 	rows, err := s.querying(ctx, args)
 	if err != nil {
-		return nil, s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown))
+		return nil, s.c.restWith(s.c.answeredMarked(ctx, s.c.failed(ctx, err, s.query, mark, effectUnknown)))
 	}
 	s.c.answered()
 	return s.c.wrapRows(ctx, rows, s.query), nil

@@ -101,8 +101,6 @@ type transaction struct {
 	// marked is the statement after which it must be asked whether there still is
 	// this transaction.
 	marked marked
-	// rows is the one open result that most callers have at a time.
-	rows txRows
 }
 
 // begins notes a transaction that was begun under ctx, which database/sql hands
@@ -181,6 +179,9 @@ const lockWaitTimeout = 1205
 func (t *tx) Commit() error {
 	c := t.c
 	defer c.ends()
+	if err := c.resumeToEnd(); err != nil {
+		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+	}
 	if unit := c.transaction.unit; unit != nil && !unit.ending.CompareAndSwap(mayCommit, committing) {
 		unit.usurped.Store(true)
 		_ = t.rollback()
@@ -235,7 +236,8 @@ func (c *conn) lostBeforeCommit() error {
 		return mysql.ErrInvalidConn
 	case c.wire != nil && c.ctr.peeks:
 		if err := c.wire.peek(); err != nil {
-			return err
+			c.entered, _ = c.ctr.clock.bounds()
+			return c.lostAtRest(err)
 		}
 	case c.ctr.mysql: // whose ResetSession only looks
 		if c.inner.ResetSession(context.Background()) != nil {
@@ -249,6 +251,9 @@ func (c *conn) lostBeforeCommit() error {
 // is closed, by which the server rolls back.
 func (t *tx) Rollback() error {
 	defer t.c.ends()
+	if err := t.c.resumeToEnd(); err != nil {
+		return err // and the server rolls back, when the connection is closed
+	}
 	return t.rollback()
 }
 
@@ -271,7 +276,8 @@ func (t *tx) rollback() error {
 func (c *conn) ends() {
 	t := &c.transaction
 	t.open, t.unit = false, nil
-	if t.poison != nil || t.rows.Rows != nil || t.marked.query != "" {
+	if t.poison != nil || t.marked.query != "" {
 		*t = transaction{}
 	}
+	c.rest()
 }

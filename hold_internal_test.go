@@ -1,0 +1,385 @@
+package livepool
+
+// Pings of a connection whose owner is elsewhere, against what the owner does at
+// the same time.
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// lone is a database whose connections do not bear two calls at a time, nor any
+// beside an open result. Its zero value works.
+type lone struct {
+	pings, calls, overlaps atomic.Int64
+	takes                  func(call string) time.Duration       // how long a call takes
+	pinging                func(ctx context.Context) error       // in place of that
+	ran                    func(c *loneConn, query string) error // what a statement says
+}
+
+type loneConn struct {
+	db     *lone
+	busy   atomic.Int32
+	closed atomic.Bool
+}
+
+func (l *lone) Connect(context.Context) (driver.Conn, error) { return &loneConn{db: l}, nil }
+func (l *lone) Driver() driver.Driver                        { return nil }
+
+func (l *lone) pool(t *testing.T, change func(*Config)) *Pool {
+	t.Helper()
+	cfg := NewConfig()
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg.KeepAlive = time.Second
+	if change != nil {
+		change(cfg)
+	}
+	p, err := OpenConnector(l, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ctr.keepsHeld = true // as with livepool's dialer
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func (c *loneConn) begin(call string) {
+	c.db.calls.Add(1)
+	if c.busy.Add(1) != 1 {
+		c.db.overlaps.Add(1)
+	}
+	if c.db.takes != nil && call != "CLOSE" {
+		time.Sleep(c.db.takes(call))
+	}
+}
+func (c *loneConn) end() { c.busy.Add(-1) }
+
+func (c *loneConn) Close() error              { c.closed.Store(true); return nil }
+func (c *loneConn) Begin() (driver.Tx, error) { c.begin("BEGIN"); c.end(); return c, nil }
+func (c *loneConn) Commit() error             { c.begin("COMMIT"); c.end(); return nil }
+func (c *loneConn) Rollback() error           { c.begin("ROLLBACK"); c.end(); return nil }
+func (c *loneConn) IsValid() bool             { return !c.closed.Load() }
+func (c *loneConn) ResetSession(context.Context) error {
+	c.begin("")
+	c.end()
+	return nil
+}
+func (c *loneConn) Prepare(string) (driver.Stmt, error) {
+	c.begin("PREPARE")
+	c.end()
+	return loneStmt{c}, nil
+}
+func (c *loneConn) Ping(ctx context.Context) error {
+	c.db.pings.Add(1)
+	if c.db.pinging == nil {
+		c.begin("ping")
+		c.end()
+		return nil
+	}
+	if c.busy.Add(1) != 1 {
+		c.db.overlaps.Add(1)
+	}
+	defer c.end()
+	return c.db.pinging(ctx)
+}
+func (c *loneConn) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+	c.begin(query)
+	defer c.end()
+	if c.db.ran != nil {
+		if err := c.db.ran(c, query); err != nil {
+			return nil, err
+		}
+	}
+	return driver.ResultNoRows, nil
+}
+func (c *loneConn) QueryContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Rows, error) {
+	c.begin(query)
+	return &loneRows{c: c}, nil
+}
+
+type loneRows struct {
+	c    *loneConn
+	read int
+}
+
+func (r *loneRows) Columns() []string { return []string{"n"} }
+func (r *loneRows) Close() error      { r.c.end(); return nil }
+func (r *loneRows) Next(dest []driver.Value) error {
+	if r.read++; r.read > 3 {
+		return io.EOF
+	}
+	dest[0] = int64(r.read)
+	return nil
+}
+
+type loneStmt struct{ c *loneConn }
+
+func (s loneStmt) Close() error  { s.c.begin("CLOSE"); s.c.end(); return nil } // waits for nobody
+func (s loneStmt) NumInput() int { return -1 }
+func (s loneStmt) Exec([]driver.Value) (driver.Result, error) {
+	s.c.begin("EXECUTE")
+	s.c.end()
+	return driver.ResultNoRows, nil
+}
+func (s loneStmt) Query([]driver.Value) (driver.Rows, error) {
+	s.c.begin("EXECUTE")
+	return &loneRows{c: s.c}, nil
+}
+
+// Whatever the owner does, and however long he is elsewhere before, no ping gets
+// between, and none that he can do without is left out.
+func TestNoPingBesideItsOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lone{takes: func(string) time.Duration { return rand.N(3 * time.Millisecond) }}
+		p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize = 5*time.Millisecond, 12 })
+		ctx := t.Context()
+		pause := func() { time.Sleep(rand.N(20 * time.Millisecond)) }
+		check := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		read := func(rows *sql.Rows, err error) {
+			check(err)
+			for rows.Next() {
+				pause()
+			}
+			check(rows.Err())
+			check(rows.Close())
+		}
+		inTx := func(tx *sql.Tx, err error) {
+			check(err)
+			pause()
+			_, err = tx.ExecContext(ctx, "DO 1")
+			check(err)
+			pause()
+			read(tx.QueryContext(ctx, "SELECT 1"))
+			pause()
+			if rand.N(2) == 0 {
+				check(tx.Commit())
+			} else {
+				check(tx.Rollback())
+			}
+		}
+		prepared := func(s *sql.Stmt, err error) {
+			check(err)
+			pause()
+			_, err = s.ExecContext(ctx)
+			check(err)
+			pause()
+			read(s.QueryContext(ctx))
+			pause()
+			check(s.Close())
+		}
+		done := make(chan struct{})
+		for range 6 {
+			go func() {
+				defer func() { done <- struct{}{} }()
+				for range 150 {
+					c, err := p.Conn(ctx)
+					check(err)
+					for range rand.N(4) {
+						pause()
+						switch rand.N(6) {
+						case 0:
+							_, err := c.ExecContext(ctx, "DO 1")
+							check(err)
+						case 1:
+							read(c.QueryContext(ctx, "SELECT 1"))
+						case 2:
+							inTx(c.BeginTx(ctx, nil))
+						case 3:
+							prepared(c.PrepareContext(ctx, "DO 1"))
+						case 4:
+							check(c.PingContext(ctx))
+						case 5:
+							inTx(p.BeginTx(ctx, nil))
+						}
+					}
+					pause()
+					check(c.Close())
+				}
+			}()
+		}
+		for range 6 {
+			<-done
+		}
+		if n := l.overlaps.Load(); n > 0 {
+			t.Errorf("%d of %d calls overlapped another one", n, l.calls.Load())
+		}
+		if n := l.pings.Load(); n < 2000 {
+			t.Errorf("%d pings in the owners' absence and between", n)
+		}
+		if st := p.Stats(); st.Deaths > 0 || st.Opened > 12 {
+			t.Errorf("%d deaths, %d opened", st.Deaths, st.Opened)
+		}
+	})
+}
+
+// silent makes the pings of a database wait until they are let go.
+func (l *lone) silent() (answer chan error) {
+	answer = make(chan error)
+	l.pinging = func(context.Context) error { return <-answer }
+	return answer
+}
+
+// underPing is an owner in whose absence a ping is under way.
+func underPing(t *testing.T, begin bool) (l *lone, answer chan error, c *sql.Conn, tx *sql.Tx, p *Pool) {
+	l = &lone{}
+	answer = l.silent()
+	p = l.pool(t, func(c *Config) { c.CommitTimeout = 10 * time.Second })
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ExecContext(t.Context(), "DO 1"); err != nil {
+		t.Fatal(err)
+	}
+	if begin {
+		if tx, err = c.BeginTx(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(3 * time.Second)
+	if n := l.pings.Load(); n != 1 {
+		t.Fatalf("%d pings", n)
+	}
+	return l, answer, c, tx, p
+}
+
+// An owner who comes back waits for the ping, and within his own context; he has
+// the connection all the same, and a slow server costs nobody a transaction.
+func TestOwnerComesBackDuringAPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, answer, c, _, p := underPing(t, false)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.ExecContext(ctx, "DO 2"); err != context.DeadlineExceeded {
+			t.Errorf("his context ended: %v", err)
+		}
+		time.AfterFunc(20*time.Second, func() { answer <- nil })
+		start := time.Now()
+		if _, err := c.ExecContext(t.Context(), "DO 3"); err != nil || time.Since(start) != 20*time.Second {
+			t.Errorf("after %s: %v", time.Since(start), err)
+		}
+		close(answer)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if l.overlaps.Load() > 0 || p.Stats().Opened != 1 || p.Stats().Deaths != 0 {
+			t.Errorf("%d overlaps, %d opened, %d deaths", l.overlaps.Load(), p.Stats().Opened, p.Stats().Deaths)
+		}
+	})
+}
+
+// What has no context of its own waits for CommitTimeout.
+func TestCommitDuringAPing(t *testing.T) {
+	for name, end := range map[string]func(*sql.Tx) error{"commit": (*sql.Tx).Commit, "rollback": (*sql.Tx).Rollback} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, answer, c, tx, _ := underPing(t, true)
+				time.AfterFunc(5*time.Second, func() { answer <- nil })
+				if err := end(tx); err != nil {
+					t.Error(err)
+				}
+				close(answer)
+				c.Close()
+
+				l, answer, c, tx, _ = underPing(t, true)
+				start := time.Now()
+				err := end(tx)
+				if err == nil || time.Since(start) != 10*time.Second || !strings.Contains(err.Error(), "CommitTimeout") || errors.Is(err, ErrCommitUnknown) {
+					t.Errorf("after %s: %v", time.Since(start), err)
+				}
+				c.Close()
+				close(answer)
+				synctest.Wait()
+				if n := l.overlaps.Load(); n > 0 {
+					t.Errorf("%d overlaps", n)
+				}
+			})
+		})
+	}
+}
+
+// What a ping finds is told at the next statement, which is not sent.
+func TestWhatAPingFindsIsTold(t *testing.T) {
+	deadlock := &mysql.MySQLError{Number: 1213, Message: "Deadlock found"}
+	for name, tt := range map[string]struct {
+		err  error
+		inTx bool
+		want error // nil: the statement runs
+	}{
+		"lost, in a transaction":                 {errors.New("cut"), true, driver.ErrBadConn},
+		"lost":                                   {errors.New("cut"), false, driver.ErrBadConn},
+		"the transaction is gone":                {deadlock, true, deadlock},
+		"a refusal that is no statement's":       {deadlock, false, nil},
+		"the server is going, in a transaction":  {&mysql.MySQLError{Number: 1053}, true, driver.ErrBadConn},
+		"the server is going, and ends the idle": {&mysql.MySQLError{Number: 4031}, false, driver.ErrBadConn},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, answer, c, tx, p := underPing(t, tt.inTx)
+				answer <- tt.err
+				synctest.Wait()
+				close(answer)
+				time.Sleep(10 * time.Second)
+				sent := l.calls.Load()
+				exec := c.ExecContext
+				if tx != nil {
+					exec = tx.ExecContext
+				}
+				_, err := exec(t.Context(), "DO 2")
+				if !errors.Is(err, tt.want) || tt.want != nil && l.calls.Load() != sent {
+					t.Errorf("%v, %d calls, want %v", err, l.calls.Load()-sent, tt.want)
+				}
+				if tx != nil {
+					if _, err := exec(t.Context(), "DO 3"); !errors.Is(err, ErrPoisoned) {
+						t.Errorf("the next statement: %v", err)
+					}
+					if err := tx.Commit(); err == nil || errors.Is(err, ErrCommitUnknown) {
+						t.Errorf("commit: %v", err)
+					}
+				}
+				c.Close()
+				if tt.want == driver.ErrBadConn && (!strings.Contains(err.Error(), "before the statement was sent") || p.Stats().Deaths != 1) {
+					t.Errorf("%d deaths: %v", p.Stats().Deaths, err)
+				}
+				if _, err := p.Exec("DO 4"); err != nil || l.overlaps.Load() > 0 {
+					t.Errorf("afterwards: %v, %d overlaps", err, l.overlaps.Load())
+				}
+			})
+		})
+	}
+}
+
+// A pool is closed while a connection is pinged in its owner's absence.
+func TestCloseDuringAPingOfAHeldConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, answer, c, _, p := underPing(t, false)
+		time.AfterFunc(500*time.Millisecond, func() { close(answer) })
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.ExecContext(t.Context(), "DO 2"); err != nil {
+			t.Errorf("what is in use is closed when it is returned: %v", err)
+		}
+		c.Close()
+		if n := l.overlaps.Load(); n > 0 {
+			t.Errorf("%d overlaps", n)
+		}
+	})
+}
