@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	if want := (livepool.Config{
 		PoolSize: 10, MaxOverflow: 10, PoolTimeout: 30 * time.Second, IdleTimeout: 30 * time.Minute,
 		Recycle: time.Hour, RecycleJitter: 0.2,
-		PrePing: livepool.PrePingIdle, PingAfter: 500 * time.Millisecond, PingTimeout: time.Second, KeepAlive: 30 * time.Second,
+		PrePing: livepool.PrePingIdle, PingAfter: 500 * time.Millisecond, PingTimeout: time.Second, KeepAlive: 30 * time.Second, HoldLimit: time.Hour,
 		ConnectTimeout: 5 * time.Second, CommitTimeout: 10 * time.Second,
 		KillAbandoned: true, Beacon: livepool.BeaconAuto, StallAfter: 5 * time.Second,
 		MaxAttempts: 10, MaxElapsed: 30 * time.Second, CommitTable: "livepool_commits",
@@ -57,6 +57,7 @@ func TestDSNParameters(t *testing.T) {
 		{"pool_size=0", func(c *livepool.Config) any { return c.PoolSize }, 0},
 		{"pool_max_overflow=-1", func(c *livepool.Config) any { return c.MaxOverflow }, -1},
 		{"pool_timeout=1m", func(c *livepool.Config) any { return c.PoolTimeout }, time.Minute},
+		{"pool_hold_limit=2h", func(c *livepool.Config) any { return c.HoldLimit }, 2 * time.Hour},
 		{"pool_min_idle=2", func(c *livepool.Config) any { return c.MinIdle }, 2},
 		{"pool_idle_timeout=0", func(c *livepool.Config) any { return c.IdleTimeout }, time.Duration(0)},
 		{"pool_recycle=3600", func(c *livepool.Config) any { return c.Recycle }, time.Hour},

@@ -351,6 +351,7 @@ func TestHeldConnectionThatIsBusy(t *testing.T) {
 		if c, err = p.Conn(ctx); err != nil {
 			t.Fatal(err)
 		}
+		defer c.Close()
 		pinged("after the next checkout")
 	})
 }
