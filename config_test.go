@@ -39,7 +39,7 @@ func TestDefaults(t *testing.T) {
 		PoolSize: 10, MaxOverflow: 10, PoolTimeout: 30 * time.Second, IdleTimeout: 30 * time.Minute,
 		Recycle: time.Hour, RecycleJitter: 0.2,
 		PrePing: livepool.PrePingIdle, PingAfter: 500 * time.Millisecond, PingTimeout: time.Second, KeepAlive: 30 * time.Second, HoldLimit: time.Hour,
-		ConnectTimeout: 5 * time.Second, CommitTimeout: 10 * time.Second,
+		ConnectTimeout: 5 * time.Second, ConnectLimit: 16, OutageWait: 10 * time.Second, CommitTimeout: 10 * time.Second,
 		KillAbandoned: true, Beacon: livepool.BeaconAuto, StallAfter: 5 * time.Second,
 		MaxAttempts: 10, MaxElapsed: 30 * time.Second, CommitTable: "livepool_commits",
 	}); !reflect.DeepEqual(*c, want) {
