@@ -288,9 +288,10 @@ func TestRoundTripsOfAHotLoop(t *testing.T) {
 	})
 }
 
-// Opening a connection costs what the driver's own costs, but for one question
-// of the pool's first, and for the beacon where each needs one: the proxy here
-// shows the server its own port.
+// Opening a connection costs what the driver's own costs, but for one question of
+// each to its server, and one more of the first to a server that is new to the
+// pool. The beacon, where each needs one (the proxy here shows the server its own
+// port), is a part of the question, but for the first, which does not know yet.
 func TestRoundTripsOfOpening(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		const conns = 3
@@ -304,7 +305,7 @@ func TestRoundTripsOfOpening(t *testing.T) {
 			db.SetMaxIdleConns(conns)
 			return db
 		})
-		for params, more := range map[string]int{"pool_beacon=off": 1, "": 1 + conns} {
+		for params, more := range map[string]int{"pool_beacon=off": conns + 1, "": conns + 2} {
 			want := plain
 			want.Query += more
 			if live := opening(func(dsn string) *sql.DB { return open(t, dsn, params).DB }); live != want {
