@@ -98,7 +98,7 @@ func (c *course) settle(ctx context.Context, lost *Session, commit error) (happe
 	defer cancel()
 	var met error // by the last look
 	waits, orphan := defaultBackOff(), lost.attempt.ghost.Load()
-	for looking.Err() == nil {
+	for looking.Err() == nil && p.ctr.life.Err() == nil {
 		p.ctr.settle(looking, orphan)
 		s := p.newSession(looking, &sessionOptions{name: c.options.name, once: c.key, hasOnce: true}, c)
 		s.lookUntil = until
@@ -113,13 +113,17 @@ func (c *course) settle(ctx context.Context, lost *Session, commit error) (happe
 			met = err
 		}
 		orphan = s.attempt.ghost.Load()
-		waitFor(looking, nil, waits.NextBackOff())
+		waitFor(looking, p.ctr.life.Done(), waits.NextBackOff())
 	}
-	if ended := contextEnd(ctx); ended != nil {
-		return false, c.failed(errors.Join(commit, ended, met), "when its context ended, before its lost COMMIT was resolved")
+	ended := contextEnd(ctx)
+	why := fmt.Sprintf("and its lost COMMIT could not be resolved within %s (MaxElapsed and CommitTimeout)", patience)
+	switch {
+	case ended != nil:
+		why = "when its context ended, before its lost COMMIT was resolved"
+	case p.ctr.life.Err() != nil:
+		why = "because the pool was closed, before its lost COMMIT was resolved"
 	}
-	return false, c.failed(errors.Join(commit, met),
-		fmt.Sprintf("and its lost COMMIT could not be resolved within %s (MaxElapsed and CommitTimeout)", patience))
+	return false, c.failed(errors.Join(commit, ended, met), why)
 }
 
 // look is a transaction that can be committed only if the lost COMMIT did not

@@ -206,3 +206,26 @@ func TestLongUnitsOnRealServers(t *testing.T) {
 		}
 	})
 }
+
+// Close ends the looks: there is nothing more to look with.
+func TestCloseEndsTheLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{onCommit: func(c *fakeConn) error { c.valid.Store(false); return mysql.ErrInvalidConn }}
+		p := openFake(t, f, nil)
+		var lost time.Time
+		f.onExec = func(_ context.Context, _ *fakeConn, query string) error {
+			if !lost.IsZero() {
+				return serverError(1205, "Lock wait timeout exceeded")
+			}
+			return nil
+		}
+		err := p.WithSession(t.Context(), func(context.Context, *livepool.Session) error {
+			lost = time.Now()
+			go func() { time.Sleep(5 * time.Second); p.Close() }()
+			return nil
+		}, livepool.Once("k"))
+		if took := time.Since(lost); !errors.Is(err, livepool.ErrCommitUnknown) || took > 15*time.Second || !strings.Contains(err.Error(), "the pool was closed") {
+			t.Errorf("after %s: %v", took, err)
+		}
+	})
+}

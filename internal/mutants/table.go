@@ -182,7 +182,7 @@ var mutants = []mutant{
 		"once.go", "case err == nil, errors.Is(err, errKeyFree):\n\t\t\treturn false, nil", "case err == nil, errors.Is(err, errKeyFree):\n\t\t\treturn true, nil",
 		"TestLostCommitOfEachKindOfUnit"},
 	{"an outcome that could not be resolved is told as a failure",
-		"once.go", "c.failed(errors.Join(commit, met)", "c.failed(errors.Join(errors.New(commit.Error()), met)",
+		"once.go", "errors.Join(commit, ended, met)", "errors.Join(errors.New(commit.Error()), ended, met)",
 		"TestUnresolvedCommitStaysUnknown"},
 	{"a commit table of an engine without transactions is used",
 		"committable.go", "engine != nil && !containsFold(transactional, engine[1])", "engine != nil && engine[1] == \"\"",
