@@ -234,6 +234,8 @@ func classify(err error) Class {
 		return 0
 	case errors.As(err, new(*repeatedLossError)):
 		return lostConn &^ Retry
+	case errors.As(err, new(*guardedError)):
+		return StatementUndone
 	case errors.As(err, &my):
 		return classifyServer(my)
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, errUnasked), errors.Is(err, mysql.ErrBusyBuffer):

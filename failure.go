@@ -34,7 +34,7 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if err == driver.ErrSkip {
 		return err
 	}
-	err = c.explained(c.unasked(err), query, mark)
+	err = c.guarded(c.explained(c.unasked(err), query, mark))
 	if c.transaction.open {
 		c.suffers(err, query, c.ran(query, has, c.wire == nil || c.written() != mark))
 	}
@@ -52,6 +52,9 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	}
 	if errorNumber(err) != 0 {
 		c.prove() // an answer is a proof of life, whatever it says
+		if c.refusesAllWork(err) {
+			return c.leavesUseless(err)
+		}
 		return c.refused(err, query, has, isIdempotent(ctx))
 	}
 	badConn := errors.Is(err, driver.ErrBadConn)

@@ -135,6 +135,10 @@ type connector struct {
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
 	roundTrip  roundTrip
+	demotion   demotion
+	// rejectsReadOnly is the driver's setting, which livepool takes over: even a
+	// session that was made read-only is left for another. Set when it is opened.
+	rejectsReadOnly bool
 	// inCluster: a server that it has met is a node of a Galera cluster. One may
 	// answer and do no work; and what it neither has nor locks, another may.
 	inCluster atomic.Bool
@@ -187,7 +191,7 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	}
 	// The driver would say of a refused statement that it was not sent, though a
 	// part of it may have run; what is sent elsewhere is decided in failure.go.
-	my.RejectReadOnly = false
+	ctr.rejectsReadOnly, my.RejectReadOnly = my.RejectReadOnly, false
 	ctr.cfg.warnOfTimeouts()
 	ctr.asksForToken = hasBeforeConnect(my)
 	if my.Logger != nil {

@@ -142,10 +142,7 @@ func (c *conn) suffers(err error, query string, ran extent) {
 	}
 	t.unit.fails(err)
 	if class&Elsewhere != 0 && !isNotReady(err) {
-		// The next attempt must not meet this server again by another old
-		// connection, if the address leads elsewhere by now.
-		c.dead = true
-		c.ctr.generation.CompareAndSwap(c.generation, c.generation+1)
+		c.refusedWrite()
 	}
 }
 

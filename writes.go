@@ -99,6 +99,7 @@ func (p *prober) pause(g *gate) {
 // writable lets in those who wait for writes.
 func (ctr *connector) writable() {
 	o := &ctr.outage
+	ctr.demotion.ends()
 	o.mu.Lock()
 	ended := o.end(&o.writes, ctr.clock.now())
 	o.mu.Unlock()

@@ -67,7 +67,7 @@ var mutants = []mutant{
 		"failure.go", "case errors.As(err, new(*unaskedError)):", "case errors.As(err, new(*unaskedError)) && c == nil:",
 		"TestIdleCloseInPlaceOfAStatementsAnswer"},
 	{"the driver takes a refusal for a statement that was not sent",
-		"pool.go", "my.RejectReadOnly = false", "my.RejectReadOnly = my.RejectReadOnly && !my.AllowAllFiles",
+		"pool.go", "my.RejectReadOnly = my.RejectReadOnly, false", "my.RejectReadOnly = my.RejectReadOnly, my.RejectReadOnly",
 		"TestRejectReadOnlyAppliesNothingTwice/mariadb$"},
 	{"a driver that does not want a connection kept has its commits refused",
 		"tx.go", "case c.ctr.mysql && !c.inner.IsValid():", "case !c.inner.IsValid():",
@@ -153,6 +153,17 @@ var mutants = []mutant{
 	{"the end of a caller's context counts as a death",
 		"failure.go", "!badConn && (ctx.Err() != nil || ", "!badConn && (",
 		"TestLossAfterTheCallersCancelIsNoDeath"},
+
+	// Connections whose server answers and refuses.
+	{"a server that stays read-only is left again and again",
+		"refusal.go", "if d.known && now < d.until {", "if d.known && now < d.since {",
+		"TestDemotionIsMetOnce"},
+	{"a connection that refuses all work stays in the pool",
+		"failure.go", "if c.refusesAllWork(err) {", "if c.refusesAllWork(err) && c == nil {",
+		"TestUselessConnectionIsReplaced"},
+	{"what a session refuses that asked to be read-only is sent elsewhere",
+		"refusal.go", `isOn("SESSION") && `, `isOn("NEVER") && `,
+		"TestSessionThatAskedToBeReadOnlyIsNotLeft/mariadb$"},
 
 	// Statements that are the cause of their connection's end.
 	{"a statement that the server takes for too large is sent again and again",
@@ -467,7 +478,7 @@ var mutants = []mutant{
 		"ping.go", "case c.unprovedSince(&c.ctr.news.hungUp), c.wire != nil", "case c.wire != nil",
 		"TestHangUpIsNewsWithoutAPool"},
 	{"the connections to a server that was demoted are kept",
-		"tx.go", "c.ctr.generation.CompareAndSwap(c.generation, c.generation+1)", "_ = c.generation",
+		"refusal.go", "\tif all {", "\tif all && c == nil {",
 		"TestRefusedUnitMeetsNoOtherOldConnection"},
 	{"age limits have no jitter",
 		"recycle.go", "c.RecycleJitter*rand.Float64()", "c.RecycleJitter*min(0, rand.Float64())",
