@@ -225,11 +225,12 @@ func (ctr *connector) meet(ctx context.Context, l *link, facts *serverFacts) (*k
 		return s, nil
 	}
 	seen, err := look(ctx, &l.inner)
-	if err != nil && !isAnswer(err) {
-		return nil, err
-	}
-	if seen.inCluster {
+	notReady := isNotReady(err) // and to be asked again when it is
+	if seen.inCluster || notReady {
 		ctr.inCluster.Store(true)
+	}
+	if err != nil && (notReady || !isAnswer(err)) {
+		return nil, err
 	}
 	s := &knownServer{direct: seen.isSelf(l.wire) && facts.isOwnID(l.wire)}
 	if ctr.cfg.Beacon == BeaconOff && l.wire != nil && !facts.isOwnID(l.wire) {
