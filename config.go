@@ -153,6 +153,8 @@ type Config struct {
 	// if that is longer and this one is not set. An attempt that the server has
 	// accepted and not answered by then may go on for the pool.
 	ConnectTimeout time.Duration
+	// connectTimeoutGiven: a DSN said so, even if what it said is the default.
+	connectTimeoutGiven bool
 	// ConnectLimit (pool_connect_limit) is how many connections are opened at a
 	// time, for all callers, default 16. After trouble it begins with two, and
 	// grows as long as they are opened quickly.

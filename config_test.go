@@ -1,6 +1,7 @@
 package livepool_test
 
 import (
+	"log/slog"
 	"math"
 	"reflect"
 	"strings"
@@ -264,6 +265,37 @@ func TestWordsPrintAsTheDSNTakesThem(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+// The driver's own timeout is not cut short by a default, and where a setting that
+// was chosen does so, Open says it.
+func TestConnectTimeoutAndTheDriversOwn(t *testing.T) {
+	for params, want := range map[string]struct {
+		timeout time.Duration
+		warns   bool
+	}{
+		"":                                      {5 * time.Second, false},
+		"timeout=1s":                            {5 * time.Second, false},
+		"timeout=30s":                           {30 * time.Second, false},
+		"timeout=30s&pool_connect_timeout=40s":  {40 * time.Second, false},
+		"timeout=30s&pool_connect_timeout=5s":   {5 * time.Second, true},
+		"pool_connect_timeout=200ms&timeout=1s": {200 * time.Millisecond, true},
+	} {
+		cfg, err := livepool.ParseDSN("u:p@tcp(127.0.0.1:1)/db?" + params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log lifeLog
+		cfg.Logger = slog.New(&log)
+		p, err := livepool.OpenConfig(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+		if cfg.ConnectTimeout != want.timeout || (len(log.about("pool_connect_timeout")) == 1) != want.warns {
+			t.Errorf("%q: %s, %q", params, cfg.ConnectTimeout, log.about(""))
 		}
 	}
 }

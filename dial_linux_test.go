@@ -1,12 +1,30 @@
 package livepool
 
 import (
+	"context"
+	"net"
 	"syscall"
 	"testing"
 )
 
+// They are set on what another dialer has made, too.
 func TestDialerSetsSocketOptions(t *testing.T) {
-	w, _ := pair(t)
+	t.Run("livepool's own", func(t *testing.T) {
+		w, _ := pair(t)
+		hasSocketOptions(t, w)
+	})
+	t.Run("the user's", func(t *testing.T) {
+		_, server := pair(t)
+		nc, err := wiretap(func(context.Context, string, string) (net.Conn, error) { return server, nil })(t.Context(), "tcp", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hasSocketOptions(t, nc.(*wire))
+	})
+}
+
+func hasSocketOptions(t *testing.T, w *wire) {
+	t.Helper()
 	raw, err := w.SyscallConn()
 	if err != nil {
 		t.Fatal(err)

@@ -46,7 +46,17 @@ func ParseDSN(dsn string) (*Config, error) {
 		}
 		return nil, err
 	}
+	cfg.connectTimeoutGiven = seen["pool_connect_timeout"]
+	cfg.fitConnectTimeout()
 	return cfg, nil
+}
+
+// fitConnectTimeout gives way to the driver's own timeout, which bounds the dial
+// alone, where that is longer and ConnectTimeout was not chosen.
+func (c *Config) fitConnectTimeout() {
+	if c.MySQL != nil && !c.connectTimeoutGiven && c.ConnectTimeout == defaultConnectTimeout {
+		c.ConnectTimeout = max(c.ConnectTimeout, c.MySQL.Timeout)
+	}
 }
 
 // errUnreadableDSN quotes nothing. With a slash, a bracket or the @ astray, what

@@ -333,3 +333,22 @@ func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 		}
 	})
 }
+
+// The same where there was no outage: an attempt that began before later ones
+// succeeded, and fails late, tells nothing.
+func TestOutageIsNotFoundByALateFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAbsent()
+		a.goes(silent)
+		p := openFake(t, &a.fake, nil)
+		wait := waitingUnits(1, p, t.Context(), work)
+		time.Sleep(4 * time.Second)
+		a.goes(nil)
+		held, _ := takes(t, p.DB, 2)
+		noErrors(t, wait())
+		giveBack(held)
+		if n := p.Stats(); n.Outages != 0 || n.ConnectFailed == 0 {
+			t.Errorf("%d outages, %d failures", n.Outages, n.ConnectFailed)
+		}
+	})
+}

@@ -39,6 +39,8 @@ type knocker struct {
 	mu    sync.Mutex
 	times []time.Time
 	fail  func() error // in place of dialling, if it returns an error
+
+	dialer net.Dialer
 }
 
 func (k *knocker) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -51,7 +53,7 @@ func (k *knocker) dial(ctx context.Context, network, addr string) (net.Conn, err
 			return nil, err
 		}
 	}
-	return new(net.Dialer).DialContext(ctx, network, addr)
+	return k.dialer.DialContext(ctx, network, addr)
 }
 
 // between counts the attempts in a time.

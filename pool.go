@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"reflect"
 	"runtime"
 	"strings"
@@ -193,6 +194,11 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	// part of it may have run; what is sent elsewhere is decided in failure.go.
 	ctr.rejectsReadOnly, my.RejectReadOnly = my.RejectReadOnly, false
 	ctr.cfg.warnOfTimeouts()
+	ctr.cfg.fitConnectTimeout()
+	if limit := ctr.cfg.ConnectTimeout; my.Timeout > limit {
+		ctr.cfg.logger().Warn(fmt.Sprintf("livepool: the driver's timeout of %s is cut short by ConnectTimeout (pool_connect_timeout), which is %s and bounds dial, handshake and login together: raise it, or leave it out", my.Timeout, limit),
+			slog.String("addr", address(my)))
+	}
 	ctr.asksForToken = hasBeforeConnect(my)
 	if my.Logger != nil {
 		my.Logger = &hushed{my.Logger, &ctr.outage, ctr.cfg}
