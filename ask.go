@@ -300,18 +300,19 @@ func (ctr *connector) pingTimeout() time.Duration {
 	return max(least, min(2*ctr.roundTrip.get(), 5*least))
 }
 
-// isTrusted says whether the last round trip, d ago, stands for a ping. Where
-// answers are slow it does so for longer: pings would be half of the work.
-func (c *conn) isTrusted(d time.Duration) bool {
+// trustsLonger says whether the last round trip, d ago, stands for a ping beyond
+// the trust that there is anywhere: where answers are slow, pings would be half
+// of the work.
+func (c *conn) trustsLonger(d time.Duration) bool {
 	rtt := c.ctr.roundTrip.get()
-	if d <= c.trust || 2*rtt <= c.ctr.cfg.PingTimeout {
-		return d <= c.trust
+	if 2*rtt <= c.ctr.cfg.PingTimeout {
+		return false
 	}
-	slow := max(c.trust, min(4*rtt, 10*c.trust))
+	longest := min(4*rtt, 10*c.trust)
 	if c.keepAlive > 0 {
-		slow = min(slow, c.keepAlive)
+		longest = min(longest, c.keepAlive)
 	}
-	return d <= slow
+	return d <= longest
 }
 
 // bearsNoPing says whether the caller's deadline leaves no time for a ping and a

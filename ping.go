@@ -137,7 +137,7 @@ func (c *conn) needsNoPing(ctx context.Context, latest time.Duration) bool {
 	switch {
 	case c.unprovedSince(&c.ctr.news.hungUp), c.wire != nil && c.wire.raw == nil && c.ctr.peeks:
 		return false
-	case c.isTrusted(now - c.proved):
+	case now-c.proved <= c.trust, c.trustsLonger(now - c.proved):
 		return true
 	}
 	c.hurried = c.bearsNoPing(ctx)

@@ -439,7 +439,7 @@ var mutants = []mutant{
 
 	// Checkout, age and the news of a death.
 	{"a connection is not pinged after PingAfter",
-		"ask.go", "return d <= c.trust\n", "return d <= 2*c.trust\n",
+		"ping.go", "case now-c.proved <= c.trust, ", "case now-c.proved <= 2*c.trust, ",
 		"TestPrePingModes"},
 	{"a connection is trusted by a reading of the clock from before the process was stopped",
 		"ping.go", "if c.remote || now-c.proved > c.trust {", "if now-c.proved > c.trust {",
