@@ -93,7 +93,8 @@ func (q *pinging) run() verdict {
 	}
 	if v == keep {
 		ctr.roundTrip.saw(took)
-		raise(&ctr.news.heard, ctr.clock.now())
+		// What was asked at the same time may have been overtaken by a stand-still.
+		raise(&ctr.news.heard, q.sent-q.step)
 	}
 	if q.owner.CompareAndSwap(asked, answered) {
 		q.answer <- v

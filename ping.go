@@ -52,8 +52,8 @@ type news struct {
 	// that has completed no round trip since is suspect: nobody gets it unasked, or
 	// waits for its answer, which would cost another caller a PingTimeout.
 	silent atomic.Int64
-	// heard is when the server was last known to speak: it answered a ping, or let
-	// a connection in.
+	// heard is a time until which the server is known to have gone on: it has let a
+	// connection in then, or answered a ping that was sent well after.
 	heard atomic.Int64
 	told  atomic.Int64 // when there was the last news
 }

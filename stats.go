@@ -164,5 +164,9 @@ func (ctr *connector) tell(l *link, first bool, what string, cause error) {
 	if first {
 		level = slog.LevelWarn
 	}
-	ctr.cfg.logger().Log(context.Background(), level, what, append(ctr.describe(l), slog.Any("cause", cause))...)
+	about := ctr.describe(l)
+	if cause != nil {
+		about = append(about, slog.Any("cause", cause))
+	}
+	ctr.cfg.logger().Log(context.Background(), level, what, about...)
 }
