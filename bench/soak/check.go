@@ -154,9 +154,26 @@ func (d *delivery) gaveUpEarly() bool {
 		return false
 	case strings.Contains(err.Error(), "pool_max_attempts"), strings.Contains(err.Error(), "pool_max_elapsed"):
 		return false
+	case strings.Contains(err.Error(), lostTwice):
+		return !d.lostTwiceInARow() // which two faults may do to a statement that is to blame for neither
 	default:
 		return livepool.Classify(err)&livepool.Retry != 0
 	}
+}
+
+// lostTwice is how a unit says that a statement seems to end its connections.
+const lostTwice = "lost twice in a row"
+
+// lostTwiceInARow: its last two attempts met an error in the same step.
+func (d *delivery) lostTwiceInARow() bool {
+	var steps []string
+	for _, a := range d.attempts[max(0, len(d.attempts)-2):] {
+		if len(a.notes) > 0 {
+			step, _, _ := strings.Cut(a.notes[len(a.notes)-1], ":")
+			steps = append(steps, step)
+		}
+	}
+	return len(steps) == 2 && steps[0] == steps[1]
 }
 
 // lastAttempt is the last one in which the function was run.

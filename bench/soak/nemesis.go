@@ -86,8 +86,7 @@ type schedule struct {
 // kindsOn are those that strike servers of that shape and are wanted.
 func kindsOn(on shape, only []string) (all []*kind) {
 	for _, k := range kinds {
-		wanted := len(only) == 0 && !slices.Contains(awaitedKinds, k.name) || slices.Contains(only, k.name)
-		if k.on&on != 0 && wanted {
+		if k.on&on != 0 && (len(only) == 0 || slices.Contains(only, k.name)) {
 			all = append(all, k)
 		}
 	}
