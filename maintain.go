@@ -44,7 +44,7 @@ type occupancy struct {
 // visit is one during which a connection waits for its server.
 type visit struct {
 	over chan struct{}
-	asks *pinging
+	asks *pinging      // nil where it is no ping
 	owed []driver.Stmt // what was to be closed meanwhile
 }
 
@@ -60,9 +60,13 @@ func (c *conn) claim(ctx context.Context) {
 	for v := c.visit; v != nil; v = c.visit {
 		c.mu.Unlock()
 		why := bySilence
+		var late <-chan struct{} // none of a connection that is lent for a look beside it: see borrowSide
+		if v.asks != nil {
+			late = v.asks.late
+		}
 		select {
 		case <-v.over:
-		case <-v.asks.late:
+		case <-late:
 		case <-ctx.Done():
 			why = byCaller
 		}
@@ -70,7 +74,11 @@ func (c *conn) claim(ctx context.Context) {
 		if c.visit != v {
 			continue
 		}
-		if _, left := v.asks.leave(why); left {
+		left := v.asks == nil
+		if !left {
+			_, left = v.asks.leave(why)
+		}
+		if left {
 			c.visit = nil
 			c.detach()
 			continue
@@ -102,7 +110,7 @@ func (c *conn) visitIdle(f func()) bool {
 func (c *conn) doubtVisit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.visit != nil && c.state.Load() == visited && c.isSuspect(c.ctr) {
+	if c.visit != nil && c.visit.asks != nil && c.state.Load() == visited && c.isSuspect(c.ctr) {
 		c.suspected.Store(true)
 		c.visit.asks.nobodyWaits()
 	}

@@ -190,6 +190,42 @@ func TestCheckoutWaitsForAVisit(t *testing.T) {
 	}
 }
 
+// Who meets a connection that is lent for a look beside it waits for its return,
+// and with his context ended leaves its link behind; there is no ping to be hurried.
+func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
+	lend := func(c *conn) *visit {
+		c.state.Store(idle)
+		v := &visit{over: make(chan struct{})}
+		c.visitIdle(func() { c.visit = v })
+		c.doubtVisit()
+		return v
+	}
+	var left conn
+	v := lend(&left)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	left.claim(ctx)
+	if !left.shell || left.visit != nil || left.leave(v, link{}, true) {
+		t.Error("the link is still the connection's after its caller had no time to wait for it")
+	}
+	var back conn
+	v = lend(&back)
+	claimed := make(chan struct{})
+	go func() { back.claim(t.Context()); close(claimed) }()
+	select {
+	case <-claimed:
+		t.Error("a connection was handed out while it was lent")
+	case <-time.After(50 * time.Millisecond):
+	}
+	if !back.leave(v, link{}, true) {
+		t.Error("a connection that is waited for is not taken back")
+	}
+	<-claimed
+	if back.shell || back.state.Load() != inUse {
+		t.Errorf("claimed without its link %v, in state %d", back.shell, back.state.Load())
+	}
+}
+
 // The link of a connection is not taken away while a statement on it is being
 // closed, which database/sql does on idle connections.
 func TestVisitWaitsForAStatementBeingClosed(t *testing.T) {
