@@ -336,9 +336,9 @@ func TestUnitSeesEveryImplicitCommit(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		p := ledgerWithProcedures(t, s)
-		commits := []string{"SET DEFAULT ROLE NONE TO " + server.User}
+		commits := []string{"SET DEFAULT ROLE NONE TO " + server.User, "LOAD INDEX INTO CACHE t", "CACHE INDEX t IN default", "ANALYZE TABLE account"}
 		if s.Kind() != server.MySQL {
-			commits = []string{"SET DEFAULT ROLE NONE", "CREATE TEMPORARY SEQUENCE seq"}
+			commits = []string{"SET DEFAULT ROLE NONE", "CREATE TEMPORARY SEQUENCE seq", "ANALYZE TABLE account", "BACKUP LOCK account"}
 		}
 		for _, query := range commits {
 			for _, opts := range [][]livepool.SessionOption{nil, {livepool.Once("a key for " + query)}} {

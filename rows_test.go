@@ -4,6 +4,7 @@ package livepool_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -71,4 +72,54 @@ func TestOpenResultRefusesTheNextStatement(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
+}
+
+// Several results that are open at a time, for a driver that can, and several
+// statements are each its own.
+func TestResultsAndStatementsThatAreOpenTogether(t *testing.T) {
+	d := &diary{}
+	p := openDiary(t, d, nil)
+	tx, err := p.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	var open []*sql.Rows
+	for range 3 {
+		rows, err := tx.Query("SELECT 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, rows)
+	}
+	for i, rows := range open {
+		n := 0
+		for rows.Next() {
+			n++
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil || n != 1 {
+			t.Errorf("result %d has %d rows, want its own one: %v", i, n, err)
+		}
+	}
+	var prepared []*sql.Stmt
+	for range 3 {
+		st, err := tx.Prepare("UPDATE t SET a = 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		prepared = append(prepared, st)
+	}
+	for i, st := range prepared {
+		if _, err := st.Exec(); err != nil {
+			t.Errorf("statement %d: %v", i, err)
+		}
+		st.Close()
+		if want := int64(len(prepared) - 1 - i); d.statements.Load() != want {
+			t.Errorf("%d statements are open on the server, want %d", d.statements.Load(), want)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Error(err)
+	}
+	d.closed(t, p)
 }

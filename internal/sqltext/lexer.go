@@ -11,10 +11,14 @@ type lexer struct {
 	// otherwise. Which of the two a server does depends on its version.
 	executes bool
 	inside   bool // of such a comment
-	// executables counts those that were met.
+	// executables counts those that were met, and the comments within them.
 	executables int
-	// uncertain: where a quoted thing ends depends on what the text does not say:
-	// whether a backslash escapes (NO_BACKSLASH_ESCAPES), or the character set.
+	// verbatim: a backslash in a string is a byte like any other, as in the mode
+	// NO_BACKSLASH_ESCAPES.
+	verbatim bool
+	// escapes: there is one by which the two readings differ.
+	escapes bool
+	// uncertain: where a quoted name ends depends on the character set.
 	uncertain bool
 	last      token
 	again     bool // last is to be given once more
@@ -97,11 +101,11 @@ func (l *lexer) quoted(quote byte) token {
 	for {
 		n := strings.IndexByte(l.text[l.pos:], quote)
 		if n < 0 {
-			l.uncertain, l.pos = true, len(l.text)
+			l.pos = len(l.text)
 			return token{kind: quoted, quote: quote, text: l.text[start:]}
 		}
 		escape := -1
-		if quote != '`' {
+		if quote != '`' && !l.verbatim {
 			escape = strings.IndexByte(l.text[l.pos:l.pos+n], '\\')
 		}
 		if escape < 0 {
@@ -110,7 +114,7 @@ func (l *lexer) quoted(quote byte) token {
 		}
 		l.pos += escape + 2
 		if c := l.text[l.pos-1]; c == quote || c == '\\' {
-			l.uncertain = true
+			l.escapes = true
 		}
 	}
 }
@@ -163,7 +167,8 @@ func (l *lexer) enter(rest string) {
 	l.pos, l.inside = l.pos+n, true
 }
 
-// skipNested skips a comment in which there may be others.
+// skipNested skips a comment in which there may be others, of which not all
+// servers think the same.
 func (l *lexer) skipNested(rest string) {
 	l.pos += 2
 	for depth := 1; depth > 0; {
@@ -177,7 +182,7 @@ func (l *lexer) skipNested(rest string) {
 		case strings.HasPrefix(here, "*/"):
 			l.pos, depth = l.pos+2, depth-1
 		case strings.HasPrefix(here, "/*"):
-			l.pos, depth = l.pos+2, depth+1
+			l.pos, depth, l.executables = l.pos+2, depth+1, l.executables+1
 		default:
 			l.pos++
 		}

@@ -28,19 +28,27 @@ const anything = Implicit | State
 // Scan reads one statement. Everyday ones cost a look at their first word, and a
 // search for the few bytes without which they leave no state.
 func Scan(query string) Effects {
+	query = skipComments(query)
 	if isEveryday(query) && !maySetState(query) {
 		return 0
 	}
-	l := lexer{text: query, executes: true}
-	seen := l.statement()
-	if l.uncertain {
-		seen |= uncertainly(query, seen)
-	}
-	if l.executables > 0 {
-		other := lexer{text: query}
-		seen |= other.statement()
-		if l.executables > 1 || seen&^State != 0 {
-			seen |= anything
+	// It is read in each way in which a server may: by its mode, and its version.
+	seen := Effects(0)
+	for _, verbatim := range [...]bool{false, true} {
+		l := lexer{text: query, executes: true, verbatim: verbatim}
+		seen |= l.statement()
+		if l.executables > 0 {
+			skips := lexer{text: query, verbatim: verbatim}
+			seen |= skips.statement()
+			if l.executables > 1 || skips.executables > 1 || seen&^State != 0 {
+				seen |= anything
+			}
+		}
+		if l.uncertain {
+			seen |= uncertainly(query)
+		}
+		if !l.escapes {
+			break
 		}
 	}
 	return seen
@@ -55,7 +63,7 @@ func ScanSeveral(query string) Effects {
 	l := lexer{text: query, executes: true}
 	for {
 		each := l.statement()
-		if each&^State != 0 || l.uncertain || l.executables > 0 {
+		if each&^State != 0 || l.escapes || l.uncertain || l.executables > 0 {
 			return seen | each&Hidden | anything
 		}
 		seen |= each
@@ -69,7 +77,6 @@ func ScanSeveral(query string) Effects {
 var everyday = ['z' + 1]string{'s': "SELECT", 'i': "INSERT", 'u': "UPDATE", 'd': "DELETE", 'r': "REPLACE", 'w': "WITH"}
 
 func isEveryday(query string) bool {
-	query = skipComments(query)
 	if query == "" || query[0]|0x20 > 'z' {
 		return false
 	}
@@ -139,9 +146,9 @@ func maySelectIntoVariable(query string) bool {
 	}
 }
 
-// uncertainly is what a statement may do whose strings are in doubt, by the words
+// uncertainly is what a statement may do whose names are in doubt, by the words
 // that are anywhere in it.
-func uncertainly(query string, seen Effects) (more Effects) {
+func uncertainly(query string) (more Effects) {
 	if maySetState(query) {
 		more |= State
 	}

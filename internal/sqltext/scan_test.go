@@ -101,7 +101,7 @@ func TestScan(t *testing.T) {
 		{"/*!50000 SELECT 1 */", 0}, {"/*! SET @x = 1 */", State}, {"/*!50000 COMMIT */", Ends | Implicit | State},
 		{"/*M!100000 CREATE TABLE a (b INT) */", Implicit | State}, {"/*!99999 SELECT */ COMMIT", Ends | Implicit | State},
 		{"/*!99999 SELECT */ /*!50000 CREATE */ TABLE a (b INT)", Implicit | State},
-		{"/*! SELECT /* x */ 1 */", 0}, {"SELECT /*!40001 SQL_NO_CACHE */ * FROM t", 0}, {"CREATE /*!50000 TEMPORARY */ TABLE a (b INT)", Implicit | State},
+		{"/*! SELECT /* x */ 1 */", Implicit | State}, {"SELECT /*!40001 SQL_NO_CACHE */ * FROM t", 0}, {"CREATE /*!50000 TEMPORARY */ TABLE a (b INT)", Implicit | State},
 		{"INSERT /*!50000 INTO */ t VALUES ('@x')", 0},
 	} {
 		if got := Scan(tt.query); got != tt.want {

@@ -232,28 +232,32 @@ func (l *lexer) target() Effects {
 	case t.is("PASSWORD"):
 		return Implicit
 	case t.isSymbol('@'):
-		if t = l.next(); !t.isSymbol('@') {
-			if t.ends() {
-				l.back()
-			}
-			return State // a user variable
+		if t = l.next(); !t.isSymbol('@') { // a user variable
+			l.backAt(t)
+			return State
 		}
 		t = l.next()
 		if t.isOneOf("GLOBAL", "PERSIST", "PERSIST_ONLY") {
 			return 0
 		}
 		if t.isOneOf("SESSION", "LOCAL") {
-			l.next() // the dot
-			t = l.next()
+			if t = l.next(); t.isSymbol('.') {
+				t = l.next()
+			}
 		}
 	}
-	if t.ends() {
-		l.back()
-	}
+	l.backAt(t)
 	if t.is("AUTOCOMMIT") || t.kind == quoted && equalFold(t.text, "AUTOCOMMIT") {
 		return Ends | State
 	}
 	return State
+}
+
+// backAt has what ends an assignment read once more.
+func (l *lexer) backAt(t token) {
+	if t.ends() || t.isSymbol(',') {
+		l.back()
+	}
 }
 
 // value reads up to the comma before the next assignment, or to the end.
