@@ -312,7 +312,13 @@ func TestUnitWithAProcedureIsRunAgain(t *testing.T) {
 					t.Errorf("%s of CALL fails(): %v", how, err)
 				}
 				inner := p.WithSession(ctx, func(ctx context.Context, u *livepool.Session) error {
-					return errors.Join(call(ctx, u, "CALL plain(7)"), errors.New("undone"))
+					if err := call(ctx, u, "CALL plain(7)"); err != nil {
+						return err
+					}
+					if err := call(ctx, u, "CALL fails()"); !isServerError(err, 1644) {
+						t.Errorf("%s of a procedure that fails: %v", how, err)
+					}
+					return errors.New("undone")
 				})
 				if inner == nil || inner.Error() != "undone" {
 					t.Errorf("%s in a unit inside: %v", how, inner)

@@ -386,7 +386,7 @@ var mutants = []mutant{
 		"TestDeadlockInsideOfDo/mariadb$"},
 	{"a unit in which a procedure has committed is run again",
 		"effects.go", "if seen&sqltext.Implicit != 0 && unit.soFar()", "if seen&sqltext.Implicit != 0 && seen&sqltext.Hidden == 0 && unit.soFar()",
-		"TestTransactionThatEndsInsideOfAStatement/mariadb$"},
+		"TestDeadlockThatAProcedureHandles/mariadb$"},
 	{"a unit is not run again after a procedure that left its transaction alone",
 		"effects.go", "t.unit.commitsImplicitly(m.implicit)\n", "\n",
 		"TestUnitWithAProcedureIsRunAgain/mariadb$"},
