@@ -403,7 +403,7 @@ var mutants = []mutant{
 		"internal/sqltext/verbs.go", "case t.is(\"INDEX\"):\n\t\treturn Implicit", "case t.is(\"INDEX\"):\n\t\treturn 0",
 		"TestUnitSeesEveryImplicitCommit/mysql$"},
 	{"a second open result takes the place of the first",
-		"rows.go", "wrapped = new(txRows)", "_ = 0",
+		"rows.go", "wrapped = new(watchedRows)", "_ = 0",
 		"TestResultsAndStatementsThatAreOpenTogether"},
 	{"a second open statement takes the place of the first",
 		"stmt.go", "wrapped = new(stmt)", "_ = 0",
