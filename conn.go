@@ -404,6 +404,7 @@ func (c *conn) detach() link {
 func (c *conn) fill(l link) {
 	c.link, c.shell, c.unchecked, c.opened = l, false, false, true
 	c.linked.Store(true)
+	c.ctr.wakes()
 	c.watched.Store(l.wire)
 }
 

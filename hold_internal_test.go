@@ -383,3 +383,59 @@ func TestCloseDuringAPingOfAHeldConnection(t *testing.T) {
 		}
 	})
 }
+
+// An idle pool is looked at when something is due, and not before; and not all of
+// it for each ping.
+func TestIdlePoolIsLeftAlone(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		conns     int
+		keepAlive time.Duration
+		most      int64 // rounds in ten minutes
+	}{
+		{"nothing due", 10, 0, 0},
+		{"pings due", 10, 30 * time.Second, 2 * 10 * 20},
+		{"many", 300, 30 * time.Second, 20 * 110},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &lone{}
+				p := l.pool(t, func(c *Config) {
+					c.PoolSize, c.KeepAlive, c.Recycle, c.IdleTimeout, c.LeakAfter = tt.conns, tt.keepAlive, 0, 0, time.Hour
+				})
+				conns := make([]*sql.Conn, tt.conns)
+				for i := range conns {
+					c, err := p.Conn(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					conns[i] = c
+				}
+				for _, c := range conns {
+					time.Sleep(min(time.Minute/time.Duration(tt.conns), 15*time.Millisecond))
+					c.Close()
+				}
+				time.Sleep(5 * time.Minute)
+				rounds, pings := p.ctr.maintainer.rounds.Load(), l.pings.Load()
+				time.Sleep(10 * time.Minute)
+				if n := p.ctr.maintainer.rounds.Load() - rounds; n > tt.most {
+					t.Errorf("%d rounds, want at most %d", n, tt.most)
+				}
+				if tt.keepAlive > 0 {
+					if n := l.pings.Load() - pings; n < int64(tt.conns)*19 || n > int64(tt.conns)*23 {
+						t.Errorf("%d pings of %d connections in 20 times KeepAlive", n, tt.conns)
+					}
+				}
+				c, err := p.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				time.Sleep(2 * time.Hour)
+				if n := p.Stats().Leaks; n != 1 {
+					t.Errorf("%d leaks reported of one that was taken while the maintainer slept", n)
+				}
+			})
+		})
+	}
+}

@@ -53,6 +53,7 @@ type visit struct {
 // one who is not to wait because the answer is late.
 func (c *conn) claim(ctx context.Context) {
 	if c.state.CompareAndSwap(idle, inUse) {
+		c.ctr.wakes()
 		return
 	}
 	c.mu.Lock()
@@ -88,6 +89,7 @@ func (c *conn) claim(ctx context.Context) {
 		c.mu.Lock()
 	}
 	c.state.Store(inUse)
+	c.ctr.wakes()
 }
 
 // visitIdle runs f on the connection, if nobody uses it. f does not wait for
@@ -165,6 +167,15 @@ type maintainer struct {
 	wake  chan struct{}
 	done  chan struct{}
 	hands chan struct{} // one for each thing that is being done
+	freed chan struct{} // a hand that has pinged is free
+	stirs chan struct{} // a connection was taken while it slept
+
+	// What follows is the goroutine's own.
+	next    time.Duration // when something is due
+	pending []*conn       // that wait for a hand
+	early   time.Duration // how much sooner than it must a ping may be sent
+
+	rounds atomic.Int64 // looks at all connections
 
 	suspects atomic.Int32 // suspect connections that are being asked
 
@@ -182,7 +193,8 @@ func (ctr *connector) startMaintainer() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{
 		ctr: ctr, ctx: ctx, stop: cancel,
-		wake: make(chan struct{}, 1), done: make(chan struct{}), hands: make(chan struct{}, maxHands),
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		hands: make(chan struct{}, maxHands), freed: make(chan struct{}, 1), stirs: make(chan struct{}, 1),
 	}
 	go ctr.maintainer.run()
 }
@@ -200,28 +212,71 @@ func (m *maintainer) nudge() {
 
 func (m *maintainer) run() {
 	defer close(m.done)
-	timer := time.NewTimer(m.round())
+	m.round()
+	timer := time.NewTimer(m.due())
 	defer timer.Stop()
 	for {
 		select {
 		case <-m.ctx.Done():
 			return
+		case <-m.freed:
+			m.catchUp()
+		case <-m.stirs:
+			m.next = min(m.next, later(m.ctr.clock.now(), m.soonest(), 0))
 		case <-m.wake:
+			m.round()
 		case <-timer.C:
+			m.round()
 		}
-		timer.Reset(m.round())
+		timer.Reset(m.due())
+	}
+}
+
+// due is for how long nothing will be due.
+func (m *maintainer) due() time.Duration {
+	if m.next == never {
+		return never
+	}
+	return max(m.next-m.ctr.clock.now(), time.Millisecond)
+}
+
+// wakes tells the maintainer that a connection was taken, opened or closed, if it
+// sleeps until that happens.
+func (ctr *connector) wakes() {
+	if ctr.asleep.Load() {
+		ctr.wake()
+	}
+}
+
+func (ctr *connector) wake() {
+	if !ctr.asleep.Swap(false) {
+		return
+	}
+	select {
+	case ctr.maintainer.stirs <- struct{}{}:
+	default:
 	}
 }
 
 // hand does f in the background. It returns false if enough is being done; the
 // maintainer then looks again when something is finished.
 func (m *maintainer) hand(f func()) bool {
-	return m.handUntil(func(func()) { f() })
+	return m.handUntil(func(func()) { f() }, m.nudge)
 }
 
-// handUntil is hand for what may be left to itself: others get its hand when it
-// calls free.
-func (m *maintainer) handUntil(f func(free func())) bool {
+// handPing is hand for a ping, of which nothing follows for the others, and which
+// may be left to itself: others get its hand when it calls free.
+func (m *maintainer) handPing(f func(free func())) bool {
+	return m.handUntil(f, func() {
+		select {
+		case m.freed <- struct{}{}:
+		default: // it has been told already
+		}
+	})
+}
+
+// handUntil does f in the background and tells of its end.
+func (m *maintainer) handUntil(f func(free func()), tell func()) bool {
 	select {
 	case m.hands <- struct{}{}:
 	default:
@@ -229,7 +284,7 @@ func (m *maintainer) handUntil(f func(free func())) bool {
 	}
 	free := sync.OnceFunc(func() {
 		<-m.hands
-		m.nudge()
+		tell()
 	})
 	if m.ctr.spawn(func() {
 		defer free()
@@ -241,24 +296,48 @@ func (m *maintainer) handUntil(f func(free func())) bool {
 	return false
 }
 
-// round looks at every connection once and returns how long nothing will be
-// due. What is born, or returned, meanwhile need not announce itself: the next
-// round comes early enough for it.
-func (m *maintainer) round() time.Duration {
-	cfg, keepAlive := m.ctr.cfg, m.ctr.shortestKeepAlive()
-	wait := never
-	if cfg.Recycle > 0 { // nothing born now is due before
-		wait = max(cfg.Recycle-share(cfg.Recycle, cfg.RecycleJitter)-m.lead(), m.soon())
-	}
-	if keepAlive > 0 {
-		wait = min(wait, keepAlive)
-	}
+// round looks at every connection, and at when something will be due. As long as
+// connections are used it looks again soon for what cannot be foreseen; if none
+// is, the first that is taken wakes it. So that a round costs little beside what
+// it does, what is due soon in a large pool is done now.
+func (m *maintainer) round() {
+	m.rounds.Add(1)
+	m.ctr.asleep.Store(true) // before it looks whether one is used
 	all := m.ctr.residents()
+	m.pending, m.early = m.pending[:0], 0
+	if len(all) > largePool {
+		m.early = min(time.Duration(len(all))*time.Millisecond, m.ctr.shortestKeepAlive()/16)
+	}
+	wait, used := never, false
 	for _, c := range all {
+		if held(c.state.Load()) && c.linked.Load() {
+			used = true
+		}
 		wait = min(wait, m.look(c))
 	}
-	wait = min(wait, m.keepReady(all), m.lookForStalls(all), m.lookForLeaks(all))
-	return max(wait, time.Millisecond)
+	wait = min(wait, m.keepReady(all))
+	if used {
+		m.ctr.asleep.Store(false)
+		wait = min(wait, m.soon(), m.lookForStalls(all), m.lookForLeaks(all))
+	}
+	m.next = later(m.ctr.clock.now(), wait, 0)
+}
+
+// largePool is how many connections can be looked at for each ping of one.
+const largePool = 16
+
+// catchUp goes on where the last round had no hand left.
+func (m *maintainer) catchUp() {
+	for len(m.pending) > 0 {
+		last := len(m.pending) - 1
+		c := m.pending[last]
+		m.pending = m.pending[:last]
+		due := m.look(c)
+		m.next = min(m.next, later(m.ctr.clock.now(), due, 0))
+		if len(m.pending) > last {
+			return // no hand is free
+		}
+	}
 }
 
 // soon is when to look again for what cannot be foreseen, because a connection
@@ -274,12 +353,27 @@ func (m *maintainer) soon() time.Duration {
 	return soon
 }
 
+// soonest is when to look for the first time for what may come of a connection
+// that was taken.
+func (m *maintainer) soonest() time.Duration {
+	cfg, wait := m.ctr.cfg, min(m.soon(), readyPause)
+	for _, d := range []time.Duration{cfg.StallAfter / 4, cfg.LeakAfter} {
+		if d > 0 {
+			wait = min(wait, d)
+		}
+	}
+	return wait
+}
+
 // look does what an idle connection needs, and returns when to look again: it
 // is given up if it is too old or dead, replaced a little before it is too old,
 // and pinged if it has not proved itself for KeepAlive, or since another one
 // died. A checkout that comes before a replacement is there discards the shell.
 func (m *maintainer) look(c *conn) (due time.Duration) {
-	due = m.soon()
+	due = never // of one that has no link yet
+	if c.linked.Load() {
+		due = m.soon()
+	}
 	if c.visitIdle(func() { due = m.tend(c) }) {
 		return due
 	}
@@ -300,6 +394,7 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	if c.shell {
 		if c.vacant && !c.replacing {
 			m.replace(c, 0, now)
+			return max(m.pausing(), readyPause)
 		}
 		return never
 	}
@@ -317,8 +412,11 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	}
 	keepAlive := c.keepAlive
 	switch next := c.proved + keepAlive - now; {
-	case c.isSuspect(m.ctr), c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= 0:
+	case c.isSuspect(m.ctr), c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= m.early:
 		m.ping(c)
+		if keepAlive > 0 {
+			due = min(due, keepAlive)
+		}
 	case keepAlive > 0:
 		due = min(due, next)
 	}
@@ -371,6 +469,9 @@ func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
 			m.ctr.addSpare(l)
 		}
 	})
+	if !c.replacing {
+		m.pending = append(m.pending, c)
+	}
 }
 
 // succeed ends a replacement: if there is another link, it takes the place of
@@ -440,7 +541,7 @@ func (m *maintainer) ping(c *conn) {
 			q.l.close()
 		}
 	}
-	hand := m.handUntil
+	hand := m.handPing
 	if c.isSuspect(m.ctr) {
 		q.nobodyWaits()
 		c.suspected.Store(true)
@@ -449,6 +550,7 @@ func (m *maintainer) ping(c *conn) {
 	if !hand(ask) {
 		c.suspected.Store(false)
 		q.end()
+		m.pending = append(m.pending, c)
 		return
 	}
 	c.visit = v

@@ -164,7 +164,7 @@ func soon(t *testing.T, what string, f func()) {
 // A checkout waits for the end of a visit: the link may change under it until
 // then, and the end of the visit makes the connection an idle one.
 func TestCheckoutWaitsForAVisit(t *testing.T) {
-	var c conn
+	c := &conn{ctr: &connector{}}
 	c.state.Store(idle)
 	visiting, leave := make(chan struct{}), make(chan struct{})
 	var visit sync.WaitGroup

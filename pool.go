@@ -121,6 +121,7 @@ type connector struct {
 	keepsHeld bool
 
 	maintainer *maintainer // nil for a connector without a Pool
+	asleep     atomic.Bool // it waits until a connection is taken, opened or closed
 	life       context.Context
 	end        context.CancelFunc
 
@@ -352,5 +353,6 @@ func (ctr *connector) forget(c *conn) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	delete(ctr.conns, c)
+	ctr.wakes()
 	ctr.stats.reused.Add(c.reused.Load())
 }

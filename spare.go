@@ -178,6 +178,8 @@ func (m *maintainer) keepReady(all []*conn) time.Duration {
 	ready, busy := m.ctr.count()
 	surplus := m.trim(ready, busy, now)
 	switch {
+	case cfg.MinIdle == 0 && surplus && busy == 0 && ready <= cfg.PoolSize:
+		return max(cfg.IdleTimeout/10, readyPause)
 	case cfg.MinIdle == 0 && surplus:
 		return readyPause
 	case cfg.MinIdle == 0:
@@ -195,6 +197,9 @@ func (m *maintainer) keepReady(all []*conn) time.Duration {
 		if !m.hand(m.openReady) {
 			m.opening.Add(-1)
 		}
+	}
+	if busy == 0 && need <= 0 && ready <= cfg.PoolSize {
+		return never // what changes that tells
 	}
 	return readyPause
 }
