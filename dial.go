@@ -60,6 +60,9 @@ func wiretap(dial dialFunc) dialFunc {
 		if err != nil {
 			return nil, err
 		}
+		if !keepsDeadlines(nc) {
+			nc = newBounded(nc)
+		}
 		w := newWire(nc)
 		if tcp, ok := nc.(*net.TCPConn); ok {
 			w.limited = w.raw != nil
