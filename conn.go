@@ -149,7 +149,8 @@ func (c *conn) Raw() driver.Conn {
 func (c *conn) ResetSession(ctx context.Context) error {
 	session := servesSession(ctx)
 	c.claim(ctx)
-	c.used, c.spoke, c.unchecked, c.hurried, c.lent = false, false, false, false, false
+	// One whose link was left to who asks about it gets another at its first use.
+	c.used, c.spoke, c.unchecked, c.hurried, c.lent = false, false, c.shell, false, false
 	if !c.shell {
 		v := c.check(ctx, c.ctr.cfg.PrePing)
 		if v == keep {

@@ -204,7 +204,9 @@ func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
 	v := lend(&left)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	left.claim(ctx)
+	if err := left.ResetSession(ctx); err != driver.ErrBadConn || !left.unchecked {
+		t.Errorf("a caller gets a connection without a link, unchecked %v: %v", left.unchecked, err)
+	}
 	if !left.shell || left.visit != nil || left.leave(v, link{}, true) {
 		t.Error("the link is still the connection's after its caller had no time to wait for it")
 	}
