@@ -183,7 +183,7 @@ func (c *conn) checkCommitTable(ctx context.Context) error {
 	query, mark := "SHOW CREATE TABLE "+ct.name, c.written()
 	row, err := c.inner.askRow(ctx, query)
 	switch {
-	case isAnswer(err) && c.ctr.classify(err)&(TxGone|ConnDead|Retry|StatementUndone) == 0:
+	case isAnswer(err) && (errorNumber(err) == 0 || c.ctr.classify(err)&(TxGone|ConnDead|Retry|StatementUndone) == 0):
 		c.ctr.cfg.logger().Debug("livepool: the server does not show the commit table; whether it can keep the promise of Once and VerifyCommit is not known",
 			slog.String("addr", c.ctr.addr), slog.String("table", ct.name), slog.Any("cause", err))
 		c.prove()

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -551,4 +552,22 @@ func TestUnitAllocatesLittleMoreThanItsTransaction(t *testing.T) {
 	if unit > tx+4 {
 		t.Errorf("a unit allocates %v times, its transaction alone %v: want at most 4 more", unit, tx)
 	}
+}
+
+// The sweep has closed an idle connection behind database/sql's back; the next to
+// be handed it is a session.
+func TestSessionOnAConnectionThatWasSweptAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := openFake(t, f, func(c *livepool.Config) { c.KeepAlive = 10 * time.Second })
+		warm(t, p.DB, 3)
+		f.kill()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for range 5 {
+			if err := p.WithSession(t.Context(), work); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
