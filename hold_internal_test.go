@@ -297,6 +297,9 @@ func TestCommitDuringAPing(t *testing.T) {
 				}
 				close(answer)
 				c.Close()
+				if n := l.overlaps.Load(); n > 0 {
+					t.Errorf("%d overlaps", n)
+				}
 
 				l, answer, c, tx, _ = underPing(t, true)
 				start := time.Now()

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-sql-driver/mysql"
 )
 
 // ward is a database whose connections are looked after, and closed, under the
@@ -200,7 +202,7 @@ func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
 		c.doubtVisit()
 		return v
 	}
-	var left conn
+	left := conn{ctr: &connector{}}
 	v := lend(&left)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -210,7 +212,7 @@ func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
 	if !left.shell || left.visit != nil || left.leave(v, link{}, true) {
 		t.Error("the link is still the connection's after its caller had no time to wait for it")
 	}
-	var back conn
+	back := conn{ctr: &connector{}}
 	v = lend(&back)
 	claimed := make(chan struct{})
 	go func() { back.claim(t.Context()); close(claimed) }()
@@ -389,4 +391,34 @@ func TestRecycleReplacesTheIdleAtOnce(t *testing.T) {
 			t.Errorf("%d connections opened, %d open, want five replaced by five", len(all), w.open())
 		}
 	})
+}
+
+// refusesBegin is a driver's connection on which a transaction is refused.
+type refusesBegin struct{ driver.Conn }
+
+func (refusesBegin) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	return nil, &mysql.MySQLError{Number: 1637, Message: "Too many active concurrent transactions"}
+}
+func (refusesBegin) Close() error { return nil }
+
+// The driver sets the level with a statement before START TRANSACTION: if that is
+// refused, the level waits for the next transaction, which is another borrower's.
+func TestIsolationOfATransactionThatWasRefusedReachesNobody(t *testing.T) {
+	for _, level := range []driver.IsolationLevel{0, 6} {
+		cfg := NewConfig()
+		cfg.Logger = slog.New(slog.DiscardHandler)
+		ctr, err := newConnector(fakeConnector{}, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctr.mysql = true
+		c := &conn{ctr: ctr}
+		c.fill(link{inner: newInner(refusesBegin{}), expires: never})
+		if _, err := c.BeginTx(t.Context(), driver.TxOptions{Isolation: level}); err == nil {
+			t.Fatal("the transaction was not refused")
+		}
+		if c.stained != (level != 0) {
+			t.Errorf("level %d: closed on return %v", level, c.stained)
+		}
+	}
 }

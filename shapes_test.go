@@ -158,7 +158,6 @@ func (c shapeConn) Prepare(query string) (driver.Stmt, error) {
 	case "converter":
 		return struct {
 			driver.Stmt
-			//lint:ignore SA1019 drivers that have no other are served too
 			driver.ColumnConverter
 		}{shapeStmt(c), shapeConverter(c)}, nil
 	case "checker":

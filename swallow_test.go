@@ -20,6 +20,8 @@ import (
 
 // swallowing runs a unit that inserts 1, swallows what f says, inserts 2 and
 // returns nil. It returns that error, the unit's, and how many of the two are there.
+//
+//lint:ignore ST1008 in the order in which they come about
 func swallowing(t *testing.T, s *server.Server, p *livepool.Pool, f fn) (swallowed, unit error, rows int) {
 	t.Helper()
 	if err := s.Exec("DELETE FROM test.t WHERE v < 10"); err != nil {

@@ -131,14 +131,16 @@ func TestRawConnectionRunsStatementsAsTheDriversDoes(t *testing.T) {
 		}
 		defer c.Close()
 		err = c.Raw(func(dc any) error {
-			res, err := dc.(driver.Execer).Exec("INSERT INTO raw VALUES (1), (2); INSERT INTO raw VALUES (3)", nil) //nolint:staticcheck // as the driver shows it
+			//lint:ignore SA1019 as the driver shows it
+			res, err := dc.(driver.Execer).Exec("INSERT INTO raw VALUES (1), (2); INSERT INTO raw VALUES (3)", nil)
 			if err != nil {
 				return err
 			}
 			if got := fmt.Sprint(res.(mysql.Result).AllRowsAffected()); got != "[2 1]" {
 				t.Errorf("rows affected by each statement: %s, want [2 1]", got)
 			}
-			rows, err := dc.(driver.Queryer).Query("SELECT COUNT(*) FROM raw", nil) //nolint:staticcheck // as the driver shows it
+			//lint:ignore SA1019 as the driver shows it
+			rows, err := dc.(driver.Queryer).Query("SELECT COUNT(*) FROM raw", nil)
 			if err != nil {
 				return err
 			}

@@ -136,7 +136,7 @@ func TestCountsAreExact(t *testing.T) {
 				}
 				db.Close()
 				eventually(t, "the connection closes", func() bool { return p.Conns() == 0 })
-				want := proxy.Counts{Conns: 1, Dials: 1, Ping: 1, Query: 2, Prepare: 2, Execute: 2, StmtClose: 2, Quit: 1}
+				want := proxy.Counts{Conns: 1, Dials: 1, MostLogins: 1, Ping: 1, Query: 2, Prepare: 2, Execute: 2, StmtClose: 2, Quit: 1}
 				if got := p.Counts(); got != want {
 					t.Errorf("got  %+v\nwant %+v", got, want)
 				}
