@@ -239,8 +239,8 @@ func (ctr *connector) forgetAside(q *pinging) bool {
 // makeRoom keeps the connections within the pool's limit: those that are set
 // aside make room for those that are opened. ctr.mu is held.
 func (ctr *connector) makeRoom() {
-	limit := ctr.cfg.PoolSize + ctr.cfg.MaxOverflow
-	if ctr.cfg.MaxOverflow < 0 {
+	limit := int(ctr.limits.open.Load())
+	if limit == 0 {
 		return
 	}
 	for q := range ctr.aside {

@@ -256,8 +256,8 @@ func (ctr *connector) cameLate(o *opening) {
 		ctr.connected()
 		return
 	}
-	limit := ctr.cfg.PoolSize + ctr.cfg.MaxOverflow
-	if ready, busy := ctr.count(); !ctr.outage.isDown() && ctr.cfg.MaxOverflow >= 0 && ready+busy >= limit {
+	limit := int(ctr.limits.open.Load())
+	if ready, busy := ctr.count(); !ctr.outage.isDown() && limit > 0 && ready+busy >= limit {
 		l.close()
 	} else {
 		ctr.addSpare(l)

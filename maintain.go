@@ -42,7 +42,7 @@ type maintainer struct {
 // time: enough for a slow network, and few beside what a server takes.
 const maxHands = 4
 
-func (ctr *connector) startMaintainer() {
+func (ctr *connector) startMaintainer(p *Pool) {
 	ctr.keepsHeld = ctr.tapped && ctr.cfg.KeepAlive > 0 && ctr.cfg.HoldLimit > 0
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{
@@ -50,6 +50,7 @@ func (ctr *connector) startMaintainer() {
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 		hands: make(chan struct{}, maxHands), freed: make(chan struct{}, 1), stirs: make(chan struct{}, 1),
 	}
+	p.places.init(ctr.cfg.limit(), ctx.Done())
 	go ctr.maintainer.run()
 }
 
@@ -156,6 +157,7 @@ func (m *maintainer) handUntil(f func(free func()), tell func()) bool {
 // it does, what is due soon in a large pool is done now.
 func (m *maintainer) round() {
 	m.rounds.Add(1)
+	m.ctr.follow()
 	m.ctr.asleep.Store(true) // before it looks whether one is used
 	all := m.ctr.residents()
 	m.pending, m.early = m.pending[:0], 0
@@ -243,6 +245,9 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 		if v := c.retired(m.ctr, now); v != keep {
 			m.giveUp(c.detach(), v, nil)
 			c.vacant = !c.spare
+			if m.ctr.isFull() {
+				return lease // so that it is closed before another is opened
+			}
 		}
 	}
 	if c.shell {
@@ -258,7 +263,7 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	}
 	due = c.expires - now
 	if lead := m.lead(); due <= lead && c.expires < never {
-		if !c.replacing && !c.spare {
+		if !c.replacing && !c.spare && !m.ctr.isFull() {
 			m.replace(c, c.serial, c.expires)
 		}
 	} else if c.expires < never {
@@ -317,7 +322,7 @@ func (m *maintainer) replace(c *conn, serial int64, when time.Duration) {
 		case filled && old.inner.Conn != nil:
 			m.giveUp(old, byAge, nil)
 		case filled:
-		case c.isClosed():
+		case c.isClosed(), m.ctr.isFull():
 			l.close()
 		default: // in use, and closed when it is returned
 			m.ctr.addSpare(l)

@@ -27,6 +27,7 @@ type poolTimeoutError struct {
 	open    int // connections in use, by sessions and others
 	longest string
 	held    time.Duration // by longest
+	limit   int           // of SetMaxOpenConns, if the user has called it
 	last    error         // of the last connection that could not be opened, if none could since
 }
 
@@ -41,7 +42,11 @@ func (e *poolTimeoutError) Error() string {
 	if e.held > 0 {
 		text += fmt.Sprintf("; %s has held its connection longest, for %s", e.longest, e.held.Round(time.Millisecond))
 	}
-	if e.last == nil {
+	switch {
+	case e.last != nil:
+	case e.limit > 0:
+		text += fmt.Sprintf("; the limit is that of SetMaxOpenConns(%d), which was called on the sql.DB: leave the call out and set pool_size and pool_max_overflow, or look for what holds connections", e.limit)
+	default:
 		text += "; raise pool_size, or look for what holds connections"
 	}
 	return text
@@ -52,7 +57,7 @@ func (e *poolTimeoutError) Unwrap() error        { return e.last }
 // places are the places of a pool.
 type places struct {
 	mu      sync.Mutex
-	limit   int             // 0: no limit
+	limit   int             // 0: no limit; guarded by mu
 	closed  <-chan struct{} // when the pool is
 	holders place
 	held    int
@@ -165,7 +170,20 @@ func (ps *places) drop(pl *place) {
 	pl.prev.next, pl.next.prev = pl.next, pl.prev
 	pl.next, pl.prev = nil, nil
 	ps.held--
-	if first := ps.queue.Front(); first != nil {
+	ps.serve()
+}
+
+// setLimit changes how many places there are. Those who have one keep it.
+func (ps *places) setLimit(limit int) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.limit = limit
+	ps.serve()
+}
+
+// serve gives free places to the first in line. ps.mu is held.
+func (ps *places) serve() {
+	for first := ps.queue.Front(); first != nil && (ps.limit == 0 || ps.held < ps.limit); first = ps.queue.Front() {
 		w := ps.queue.Remove(first).(waiter)
 		ps.take(w.place)
 		close(w.turn)
@@ -174,7 +192,11 @@ func (ps *places) drop(pl *place) {
 
 // timeout tells what a session waited for in vain.
 func (ps *places) timeout(p *Pool, waited time.Duration) error {
-	e := &poolTimeoutError{waited: waited, open: p.DB.Stats().InUse, last: p.ctr.outage.cause()}
+	st := p.DB.Stats()
+	e := &poolTimeoutError{waited: waited, open: st.InUse, last: p.ctr.outage.cause()}
+	if st.MaxOpenConnections != p.ctr.cfg.limit() {
+		e.limit = st.MaxOpenConnections
+	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.timeouts++

@@ -22,9 +22,15 @@ import (
 )
 
 // Pool is a *sql.DB whose connections are alive when they are handed out. All
-// of sql.DB's methods work; it is safe for concurrent use. The limits that
-// Config sets are those of the sql.DB: do not call SetMaxOpenConns,
-// SetMaxIdleConns or SetConnMaxIdleTime on it.
+// of sql.DB's methods work; it is safe for concurrent use.
+//
+// The limits that Config sets are those of the sql.DB: instead of SetMaxOpenConns
+// and SetMaxIdleConns use PoolSize and MaxOverflow, instead of SetConnMaxLifetime
+// Recycle, and instead of SetConnMaxIdleTime IdleTimeout. A call that was left in
+// is told once, as a warning, when it shows. The limit of SetMaxOpenConns holds
+// for all that the pool opens, MinIdle included, and for sessions, from the next
+// connection, session or look of the maintainer on; what was ready above it is
+// then closed.
 type Pool struct {
 	*sql.DB
 	ctr    *connector
@@ -79,16 +85,12 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 		return nil, err
 	}
 	db := sql.OpenDB(ctr)
-	limit := ctr.cfg.PoolSize + ctr.cfg.MaxOverflow
-	if ctr.cfg.MaxOverflow < 0 {
-		limit = 0 // database/sql's word for no limit
-	}
-	db.SetMaxOpenConns(limit)
+	db.SetMaxOpenConns(ctr.cfg.limit())
 	db.SetMaxIdleConns(ctr.cfg.PoolSize)
 	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
-	ctr.startMaintainer()
 	p := &Pool{DB: db, ctr: ctr}
-	p.places.init(limit, ctr.maintainer.ctx.Done())
+	ctr.limits.pool = p
+	ctr.startMaintainer(p)
 	return p, nil
 }
 
@@ -144,6 +146,7 @@ type connector struct {
 	// inCluster: a server that it has met is a node of a Galera cluster. One may
 	// answer and do no work; and what it neither has nor locks, another may.
 	inCluster atomic.Bool
+	limits    limits
 	shortest  atomic.Int64 // keep-alive of the links so far, in ns
 	servers   servers
 	reaper    reaper
@@ -163,6 +166,7 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 	ctr := &connector{inner: c, side: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{},
 		aside: map[*pinging]struct{}{}, ready: make(chan struct{}, 1)}
 	ctr.news.init()
+	ctr.limits.open.Store(int64(ctr.cfg.limit()))
 	ctr.shortest.Store(int64(ctr.cfg.KeepAlive))
 	ctr.servers = servers{asking: make(chan struct{}, 1), known: map[string]*knownServer{}}
 	ctr.outage.init(ctr.cfg.ConnectLimit)
@@ -287,6 +291,7 @@ func (ctr *connector) Close() error {
 // the others.
 func (ctr *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	servesSession(ctx)
+	ctr.follow()
 	c := ctr.register(&conn{ctr: ctr, unchecked: true, shell: true})
 	if callerInSQL() == sqlOpener {
 		return c, nil
@@ -345,6 +350,7 @@ func (ctr *connector) register(c *conn) *conn {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	ctr.conns[c] = struct{}{}
+	ctr.limits.most = max(ctr.limits.most, len(ctr.conns))
 	ctr.makeRoom()
 	return c
 }

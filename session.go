@@ -302,7 +302,11 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	ps.unbounded.Add(1)                   // before it counts for the others, who would else not wait for it
 	beginning := int(ps.beginning.Add(1)) // this one and others at the same time
 	defer ps.beginning.Add(-1)
-	if st := s.pool.DB.Stats(); st.MaxOpenConnections == 0 || st.InUse+beginning <= st.MaxOpenConnections {
+	st := s.pool.DB.Stats()
+	if int64(st.MaxOpenConnections) != s.pool.ctr.limits.open.Load() {
+		s.pool.ctr.follow()
+	}
+	if st.MaxOpenConnections == 0 || st.InUse+beginning <= st.MaxOpenConnections {
 		s.begin.among = &ps.unbounded
 		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
 		s.begin.served()

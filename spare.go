@@ -50,6 +50,9 @@ func (ctr *connector) obtain(ctx context.Context) (l link, isNew bool, err error
 	if l, ok := ctr.takeSpare(ctx); ok {
 		return l, false, nil
 	}
+	if l, ok := ctr.awaitOpening(ctx); ok {
+		return l, false, nil
+	}
 	ctr.mu.Lock()
 	doubts := len(ctr.aside) > 0
 	ctr.mu.Unlock()
@@ -97,7 +100,7 @@ func (ctr *connector) dialOrSpare(caller context.Context) (l link, isNew bool, e
 
 // keepOrClose keeps a new link for the next who would open one, within PoolSize.
 func (ctr *connector) keepOrClose(l link) {
-	if ready, busy := ctr.count(); ready+busy >= ctr.cfg.PoolSize {
+	if ready, busy := ctr.count(); ready+busy >= ctr.limits.allowed(ctr.cfg.PoolSize) {
 		l.close()
 		return
 	}
@@ -144,7 +147,7 @@ func (ctr *connector) keepsReady(l link, idleSince time.Duration) bool {
 	if l.inner.Conn == nil || l.retired(ctr, now) != keep {
 		return false
 	}
-	if ready, _ := ctr.count(); ready >= ctr.cfg.MinIdle {
+	if ready, _ := ctr.count(); ready >= ctr.cfg.MinIdle || ctr.isFull() {
 		return false
 	}
 	ctr.addSpare(l)
@@ -164,28 +167,29 @@ func (ctr *connector) count() (ready, busy int) {
 			ready++
 		}
 	}
-	return ready, busy
+	return ready, busy - int(ctr.limits.waiting.Load()) // who take what is being opened
 }
 
-// keepReady opens what MinIdle lacks, within PoolSize, and closes what is ready
-// for nothing. It returns when to look again: what is ready may be taken at any
-// time.
+// keepReady opens what MinIdle lacks, within PoolSize and the limit, and closes
+// what is ready for nothing. It returns when to look again: what is ready may be
+// taken at any time.
 func (m *maintainer) keepReady(all []*conn) time.Duration {
 	cfg, now, coming := m.ctr.cfg, m.ctr.clock.now(), 0
+	size := m.ctr.limits.allowed(cfg.PoolSize)
 	if cfg.MinIdle > 0 {
 		coming = int(m.opening.Load()) + replacements(all) // before those that are there, or one could be missed
 	}
 	ready, busy := m.ctr.count()
 	surplus := m.trim(ready, busy, now)
 	switch {
-	case cfg.MinIdle == 0 && surplus && busy == 0 && ready <= cfg.PoolSize:
+	case cfg.MinIdle == 0 && surplus && busy == 0 && ready <= size:
 		return max(cfg.IdleTimeout/10, readyPause)
 	case cfg.MinIdle == 0 && surplus:
 		return readyPause
 	case cfg.MinIdle == 0:
 		return never
 	}
-	need := min(cfg.MinIdle-ready, cfg.PoolSize-ready-busy) - coming
+	need := min(cfg.MinIdle-ready, size-ready-busy) - coming
 	if wait := m.pausing(); need > 0 && wait > 0 {
 		return wait
 	}
@@ -198,7 +202,7 @@ func (m *maintainer) keepReady(all []*conn) time.Duration {
 			m.opening.Add(-1)
 		}
 	}
-	if busy == 0 && need <= 0 && ready <= cfg.PoolSize {
+	if busy == 0 && need <= 0 && ready <= size {
 		return never // what changes that tells
 	}
 	return readyPause
@@ -232,12 +236,14 @@ func replacements(all []*conn) (n int) {
 // needed. It says whether there are any left.
 func (m *maintainer) trim(ready, busy int, now time.Duration) bool {
 	ctr, cfg := m.ctr, m.ctr.cfg
+	size := ctr.limits.allowed(cfg.PoolSize)
+	strict := ctr.limitIsUsers() && int(ctr.limits.open.Load()) == size
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	for i := len(ctr.spares) - 1; i >= 0; i-- {
 		c := ctr.spares[i]
 		old := cfg.IdleTimeout > 0 && now-c.since > cfg.IdleTimeout
-		surplus := ready+busy > cfg.PoolSize && now-c.since > time.Second || old && ready > cfg.MinIdle
+		surplus := ready+busy > size && (strict || now-c.since > time.Second) || old && ready > cfg.MinIdle
 		if c.linked.Load() && !surplus || !c.state.CompareAndSwap(idle, inUse) {
 			continue
 		}
