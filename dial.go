@@ -114,7 +114,9 @@ type wire struct {
 	forsaken  atomic.Bool                // it was abandoned
 
 	written uint64 // bytes, ever
-	unsent  uint64 // bytes of the write that failed
+	packet  int    // bytes of the packet that is being written in pieces, so far; 0 for none
+	over    int    // bytes of the last packet that was larger than the server takes
+	overAt  uint64 // and what written was after it
 	broken  error  // the first I/O error: what ended the connection
 	closed  atomic.Bool
 	until   time.Time     // no deadline is later, unless it is zero
@@ -204,11 +206,37 @@ func (w *wire) Write(b []byte) (int, error) {
 	n, err := w.Conn.Write(b)
 	w.written += uint64(n)
 	w.asked.Add(uint64(n))
+	if len(b) > largestBuffer || w.packet > 0 {
+		w.weigh(b)
+	}
 	if err != nil {
-		w.unsent = uint64(len(b) - n)
 		w.breaks(err)
 	}
 	return n, err
+}
+
+// largestPiece is what one header counts: a larger packet has several.
+const largestPiece = 1<<24 - 1
+
+// weigh notes a packet that is larger than the server takes. The driver writes
+// each piece at once, with its header. What is encrypted or compressed looks
+// otherwise, and is not counted.
+func (w *wire) weigh(b []byte) {
+	size := -1
+	if len(b) >= packetHeader {
+		size = int(b[0]) | int(b[1])<<8 | int(b[2])<<16
+	}
+	if size != len(b)-packetHeader {
+		w.packet = 0
+		return
+	}
+	w.packet += size
+	if w.facts.refuses(w.packet) {
+		w.over, w.overAt = w.packet, w.written
+	}
+	if size < largestPiece {
+		w.packet = 0
+	}
 }
 
 // asksForSeveral says whether a client's first packet, which begins with its

@@ -31,7 +31,7 @@ type serverFacts struct {
 	threadPool       bool          // a statement may wait for a worker thread, while its connection looks idle
 	waitTimeout      time.Duration // idle longer, the connection is closed
 	lockWaitEndsTx   bool          // innodb_rollback_on_timeout
-	maxAllowedPacket int
+	maxAllowedPacket int           // of the session, which keeps what it began with
 }
 
 const (
@@ -43,6 +43,15 @@ const (
 // mayEndTx says whether a lock wait that was too long may have ended its
 // transaction, and not only its statement.
 func (f *serverFacts) mayEndTx() bool { return f == nil || f.lockWaitEndsTx }
+
+// largestBuffer is the most that net_buffer_length may be. A packet that fits into
+// that buffer is read, however small max_allowed_packet is.
+const largestBuffer = 1 << 20
+
+// refuses says whether the server certainly does not read a packet of that size.
+func (f *serverFacts) refuses(size int) bool {
+	return f != nil && f.maxAllowedPacket > 0 && size > max(f.maxAllowedPacket, largestBuffer)
+}
 
 // getFacts asks them. With the name of a beacon it takes that too, and says
 // whether it has got it.

@@ -38,12 +38,12 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if c.transaction.open {
 		c.suffers(err, query, c.ran(query, has, c.wire == nil || c.written() != mark))
 	}
+	if c.isGone() && (c.transaction.open || c.written() != mark) {
+		c.abandoned()
+	}
 	if errorNumber(err) == packetTooLarge {
 		c.dead, c.mourned = true, true // of this alone; the others are as well as before
 		return err
-	}
-	if c.isGone() && (c.transaction.open || c.written() != mark) {
-		c.abandoned()
 	}
 	if errors.As(err, new(*idleLossError)) {
 		c.mourn(err)
@@ -53,7 +53,7 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	if errorNumber(err) != 0 {
 		c.prove() // an answer is a proof of life, whatever it says
 		if c.refusesAllWork(err) {
-			return c.leavesUseless(err)
+			return c.leavesUseless(err, c.mayHaveRunInPart(query, has))
 		}
 		return c.refused(err, query, has, isIdempotent(ctx))
 	}
@@ -66,7 +66,7 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 	}
 	c.mourn(err)
 	switch {
-	case (c.nothingSent(badConn, mark) || has == effectNone) && !c.transaction.open:
+	case (c.nothingSent(badConn, query, mark) || has == effectNone) && !c.transaction.open:
 		return c.lost(err, "before the statement ran")
 	case c.repeated(ctx, err, query, mark):
 		return &repeatedLossError{query, c.explained(mysql.ErrInvalidConn, query, mark)}
@@ -84,9 +84,9 @@ func (c *conn) failed(ctx context.Context, err error, query string, mark uint64,
 // there is a wire it knows; the driver says driver.ErrBadConn also of a later
 // packet of LOAD DATA LOCAL that could not be written, and with rejectReadOnly of
 // a refusal in the middle of a procedure.
-func (c *conn) nothingSent(badConn bool, mark uint64) bool {
+func (c *conn) nothingSent(badConn bool, query string, mark uint64) bool {
 	if c.wire == nil {
-		return badConn
+		return badConn && !sqltext.MayLoadData(query)
 	}
 	return c.wire.written == mark
 }
@@ -164,8 +164,8 @@ func (c *conn) refused(err error, query string, has effect, idempotent bool) err
 		return err
 	case class&ConnDead != 0:
 		return c.lost(err, "before it read the statement")
-	case has != effectNone && (c.severalStatements(query) || !sqltext.SingleStatement(query)):
-		return err // an earlier part of it may have run
+	case c.mayHaveRunInPart(query, has):
+		return err
 	case c.spoke:
 		return err // on a sql.Conn, whose state would be lost for nothing
 	case class&Elsewhere == 0:
@@ -175,6 +175,12 @@ func (c *conn) refused(err error, query string, has effect, idempotent bool) err
 	}
 	c.dead = true
 	return c.lost(err, "because its server refuses the statement")
+}
+
+// mayHaveRunInPart says whether a refusal leaves open that an earlier part of the
+// request was done.
+func (c *conn) mayHaveRunInPart(query string, has effect) bool {
+	return has != effectNone && (c.severalStatements(query) || !sqltext.SingleStatement(query))
 }
 
 // believes says whether the connection's server can be taken at its word when

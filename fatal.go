@@ -7,6 +7,7 @@ package livepool
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net"
@@ -23,8 +24,8 @@ const packetTooLarge = 1153
 // tooLargeError is 1153 with its story, whatever has come of it.
 type tooLargeError struct {
 	addr  string
-	size  uint64 // of the request, at the least
-	limit int    // of the server, 0 if it is not known
+	size  int // of the statement, at the least
+	limit int // of the server, 0 if it is not known
 	cause error
 }
 
@@ -61,13 +62,16 @@ func (c *conn) explained(err error, query string, mark uint64) error {
 	if w == nil {
 		return err
 	}
-	size := max(w.written-mark+w.unsent, uint64(len(query))+1)
 	switch number := errorNumber(err); {
 	case number == packetTooLarge:
-		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
+		return &tooLargeError{c.ctr.addr, max(int(w.written-mark), len(query)+1), c.maxPacket(), err}
 	case number != 0, w.broken == nil, w.written == mark:
 		return err
-	case c.maxPacket() > 0 && size > uint64(c.maxPacket()):
+	}
+	if size := c.refusedSize(query, mark); size > 0 {
+		if errors.Is(err, driver.ErrBadConn) { // on which database/sql would send it again
+			err = mysql.ErrInvalidConn
+		}
 		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
 	}
 	_, stalled := stalledFor(w.broken)
@@ -78,6 +82,22 @@ func (c *conn) explained(err error, query string, mark uint64) error {
 		return fmt.Errorf("%w: %w", err, w.broken)
 	}
 	return err
+}
+
+// refusedSize is the size of a packet of the request that the server has certainly
+// not read, because it is larger than the session takes; 0 if there is none. What
+// LOAD DATA LOCAL or long data come to in all proves nothing, for their packets are
+// small; nor does what another server behind the address says of itself; nor does
+// the size of a statement that has met silence.
+func (c *conn) refusedSize(query string, mark uint64) int {
+	w, size := c.wire, len(query)+1
+	if w.overAt > mark {
+		size = max(size, w.over)
+	}
+	if !c.facts.refuses(size) || !c.facts.isOwnID(w) || howLost(w.broken) != hungUp {
+		return 0
+	}
+	return size
 }
 
 // maxPacket is the server's max_allowed_packet, 0 if it is not known.

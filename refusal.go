@@ -120,14 +120,14 @@ func (c *conn) refusesAllWork(err error) bool {
 
 // leavesUseless leaves such a connection, and those that have logged in before
 // it was found out. It returns an error on which database/sql takes another, if
-// that may help: not of a new login.
-func (c *conn) leavesUseless(err error) error {
+// that may help: not of a new login, nor after a part of the request may have run.
+func (c *conn) leavesUseless(err error, inPart bool) error {
 	c.dead = true
 	fresh := c.ctr.clock.now()-c.born < time.Second
 	if errorNumber(err) != branchIsOpen && !fresh {
 		c.ctr.generation.CompareAndSwap(c.generation, c.generation+1)
 	}
-	if fresh || c.transaction.open || c.spoke {
+	if inPart || fresh || c.transaction.open || c.spoke {
 		return err
 	}
 	return c.lost(err, "because it refuses all work")

@@ -91,6 +91,52 @@ func TestUselessConnectionIsReplaced(t *testing.T) {
 	}
 }
 
+// What of a request was done before a refusal is not done again: by a procedure, or
+// by several statements in one.
+func TestRequestThatMeetsABranchInItsMiddleIsSentOnce(t *testing.T) {
+	t.Parallel()
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		for _, query := range []string{"CALL half()", "INSERT INTO t (v) VALUES (1); XA END 'x'"} {
+			withTable(t, s, "DROP PROCEDURE IF EXISTS test.half", "CREATE PROCEDURE test.half() BEGIN INSERT INTO t (v) VALUES (1); XA END 'x'; END")
+			p := open(t, s.DSN(), "pool_size=1&multiStatements=true")
+			if err := p.Ping(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(1200 * time.Millisecond) // until it is no new login
+			_, err := p.Exec(query)
+			if n := count(t, s, "t"); n != 1 || !isServerError(err, 1399) {
+				t.Errorf("%s: %d rows, %v; want one, 1399", query, n, err)
+			}
+			if err := p.Ping(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// Likewise after every other refusal of all work.
+func TestProcedureThatMeetsARefusalOfAllWorkIsSentOnce(t *testing.T) {
+	for _, number := range []uint16{1399, 1045, 1820, 1862, 3118} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{}
+			p := openFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
+			warm(t, p.DB, 1)
+			time.Sleep(time.Minute)
+			calls := 0
+			f.onExec = func(_ context.Context, _ *fakeConn, query string) error {
+				if strings.HasPrefix(query, "CALL") {
+					calls++
+				}
+				return serverError(number, "refused")
+			}
+			if _, err := p.Exec("CALL half()"); calls != 1 || !isServerError(err, number) {
+				t.Errorf("%d: %v after %d calls, want it after one", number, err, calls)
+			}
+			p.Close()
+		})
+	}
+}
+
 // One kind of job writes to a server that stays read-only, and others read: the
 // pool is replaced once.
 func TestServerThatStaysReadOnlyIsLeftOnce(t *testing.T) {

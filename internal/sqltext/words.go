@@ -87,6 +87,12 @@ func skipComments(query string) string {
 // LoadsData says whether query may be LOAD DATA.
 func LoadsData(query string) bool { return beginsWith(skipComments(query), "LOAD") }
 
+// MayLoadData says whether LOAD DATA may be anywhere in query: LoadsData looks at its
+// first word alone.
+func MayLoadData(query string) bool {
+	return (Several(query) || !SingleStatement(query)) && containsWord(query, "LOAD")
+}
+
 // AsksNotToWait says whether a statement asked for the lock wait timeout that it
 // got: MariaDB answers NOWAIT with error 1205.
 func AsksNotToWait(query string) bool {
