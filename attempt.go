@@ -5,6 +5,7 @@ package livepool
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -136,6 +137,30 @@ type endedContext struct {
 	context.Context
 	err error
 }
+
+// preparingContext is that under which a unit inside another one prepares a
+// statement: it is not run any more when that unit has ended.
+type preparingContext struct {
+	context.Context
+	s *Session
+}
+
+// unsentContext tells the connection of a statement that was not sent.
+type unsentContext struct {
+	context.Context
+	err error
+}
+
+// unsentError is a statement that was not sent, because its own context had ended.
+type unsentError struct {
+	query string
+	cause error
+}
+
+func (e *unsentError) Error() string {
+	return fmt.Sprintf("livepool: %.40q was not sent, because its own context had ended: %v", e.query, e.cause)
+}
+func (e *unsentError) Unwrap() error { return e.cause }
 
 var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 

@@ -20,7 +20,10 @@ type hooks struct {
 
 // AfterCommit has f run once, after the unit's commit is known to have
 // happened; of a unit inside another one, after the outer's commit. It is not run if the
-// attempt is rolled back. Called after the commit, it runs f before it returns,
+// attempt is rolled back; but under Once an attempt whose COMMIT was lost counts as
+// committed when its key is found, which another delivery of the same key may have
+// committed in its place: then the functions of both are run, rather than none, so
+// that what they do should bear to be done twice for one key. Called after the commit, it runs f before it returns,
 // or, from inside such a function, after that.
 //
 // The context that f gets has the values of WithSession's, but no session and no

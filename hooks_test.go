@@ -9,10 +9,12 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/proxy"
 	"github.com/livepool/livepool/internal/server"
 	"github.com/livepool/livepool/internal/server/servertest"
 )
@@ -168,4 +170,40 @@ func TestUnitOfAHookIsItsOwn(t *testing.T) {
 			t.Errorf("the hook's unit said %v; %d rows, want 2, and %d of the hook's, want 1; %v", hookErr, n, of, err)
 		}
 	})
+}
+
+// Two deliveries of one key: the first one's COMMIT is lost and has not happened, the
+// second is applied meanwhile. The key says that the work is applied, not by whom:
+// the hooks of both are run, for with those of neither a notification would be lost.
+func TestHooksOfTwoDeliveriesOfOneKey(t *testing.T) {
+	s, direct := ledger(t, server.MariaDB)
+	via := front(t, s)
+	p := open(t, s.DSNVia(via.Addr()), "pool_size=1")
+	cut := via.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.RST)
+	var mu sync.Mutex
+	var hooks []string
+	unit := func(name string, v int) fn {
+		return func(ctx context.Context, s *livepool.Session) error {
+			s.AfterCommit(func(context.Context) { mu.Lock(); hooks = append(hooks, name); mu.Unlock() })
+			if name == "first" && s.Attempt() == 1 {
+				via.Refuse()
+			}
+			return insert(v)(ctx, s)
+		}
+	}
+	var second error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-cut.Done()
+		second = direct.WithSession(context.Background(), unit("second", 2), livepool.Once("k"))
+		if err := via.Reopen(); err != nil {
+			t.Error(err)
+		}
+	}()
+	first := p.WithSession(t.Context(), unit("first", 1), livepool.Once("k"))
+	<-done
+	if n, of := count(t, s, "t"), count(t, s, "t WHERE v = 2"); n != 1 || of != 1 || first != nil || second != nil || !slices.Equal(hooks, []string{"second", "first"}) {
+		t.Errorf("%d rows, %d of the second delivery, want 1 and 1; %v, %v; hooks %v", n, of, first, second, hooks)
+	}
 }

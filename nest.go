@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // within runs a unit inside another one, in its transaction.
@@ -25,11 +26,16 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	}
 	defer s.nesting.Store(false)
 	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, number: s.root.number, caller: ctx, depth: s.depth + 1}
-	if _, err := s.ExecContext(ctx, "SAVEPOINT "+inner.savepoint()); err != nil {
+	if _, err := s.Tx(ctx); err != nil {
+		return err
+	}
+	// Not under the inner context: a statement that this one kept from being sent
+	// would be missing in the outer unit.
+	if _, err := s.ExecContext(&s.root.inside, "SAVEPOINT "+inner.savepoint()); err != nil {
 		return err
 	}
 	s.halfway.Store(true)
-	defer s.halfway.Store(false)
+	defer func() { s.halfway.Store(inner.remains) }()
 	inner.inside = sessionContext{ctx, inner}
 	returned := false
 	defer func() {
@@ -61,6 +67,7 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 			inner.undo()
 			return err
 		}
+		s.keeps(inner)
 		s.adopt(inner)
 	case errors.Is(err, errKeyTaken):
 		inner.undo()
@@ -71,8 +78,10 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 	return err
 }
 
-// keyIsHeld says whether a unit of the pool that ctx is inside of has the key.
-func keyIsHeld(ctx context.Context, p *Pool, key string) bool {
+// keyIsHeld says whether a unit of the pool that ctx is inside of has the key. A
+// unit of a transaction of its own would also wait for the keys of those that have
+// ended in one that has not; in that one it is a redelivery.
+func keyIsHeld(ctx context.Context, p *Pool, key string, own bool) bool {
 	for {
 		s, ok := ctx.Value(poolKey{p}).(*Session)
 		if !ok {
@@ -80,25 +89,51 @@ func keyIsHeld(ctx context.Context, p *Pool, key string) bool {
 		}
 		ctx = s.root.caller // which a unit that RequiresNew shares with what is around it
 		for ; s != nil; s = s.parent {
-			if s.options.hasOnce && s.options.once == key {
+			if s.options.hasOnce && s.options.once == key || own && s.keptKey(key) {
 				return true
 			}
 		}
+		own = true // what is around its root is of another transaction
 	}
+}
+
+// keeps notes the keys of a unit inside this one that has ended well: they are in
+// the transaction as long as this one is not undone.
+func (s *Session) keeps(inner *Session) {
+	if !inner.options.hasOnce && inner.keys == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = append(s.keys, inner.keys...)
+	if inner.options.hasOnce {
+		s.keys = append(s.keys, inner.options.once)
+	}
+}
+
+func (s *Session) keptKey(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.keys, key)
 }
 
 // savepoint is the name of the unit's. Two of one name would replace each other.
 func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
 
 // undo undoes what a unit inside another one has done. If that fails the outer
-// unit is not committed.
+// unit is not committed; where it is refused because a unit around it has ended,
+// that one is undone, for it has left this one behind.
 func (s *Session) undo() {
 	root := s.root
 	_, err := s.parent.ExecContext(&root.inside, "ROLLBACK TO SAVEPOINT "+s.savepoint())
 	if err == nil {
 		_, err = s.parent.ExecContext(&root.inside, "RELEASE SAVEPOINT "+s.savepoint())
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case s.parent.isDone():
+		s.remains = true
+	default:
 		root.mu.Lock()
 		defer root.mu.Unlock()
 		root.doomed = fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err)

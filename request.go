@@ -20,6 +20,10 @@ func (c *conn) enter(ctx context.Context, query string, seen sqltext.Effects) (m
 			return 0, err
 		}
 	}
+	if unsent, ok := ctx.(*unsentContext); ok {
+		c.suffers(unsent.err, query, ranNothing)
+		return 0, c.restWith(unsent.err)
+	}
 	c.entered, _ = c.ctr.clock.bounds()
 	if c.entered-c.proved > lookAfter && c.wire != nil {
 		if err := c.lookBack(ctx, query); err != nil {
@@ -50,6 +54,7 @@ func (c *conn) hesitate(ctx context.Context, query string, seen sqltext.Effects)
 		}
 	}
 	if c.results > 0 && c.ctr.mysql {
+		c.suffers(errResultOpen, query, ranNothing)
 		return errResultOpen
 	}
 	if t.unit == nil {
@@ -191,6 +196,9 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	}
 	c.prove()
 	wrapped := c.wrapStmt(s, query, seen) // counted before the maintainer may look
+	if preparing, ok := ctx.(*preparingContext); ok {
+		wrapped.unit = preparing.s
+	}
 	c.rest()
 	return wrapped, nil
 }

@@ -91,15 +91,17 @@ type Session struct {
 	conn    *sql.Conn // set where tx was begun on one
 	failed  error     // why there is no transaction: no later statement gets one
 	doomed  error     // why there must be no commit
+	keys    []string  // of units inside this one that have ended well
 	unknown bool      // its COMMIT was lost
 
 	observed observed // of the attempt, once it has ended
 
 	place   place
-	using   sync.RWMutex // held to read by a statement that is being sent
+	using   sync.RWMutex // held to read by a statement that is being sent, of this unit or of one inside it
 	done    atomic.Bool
 	nesting atomic.Bool // a unit inside this one is running
 	halfway atomic.Bool // and has its savepoint: what there is of it may be half of it
+	remains bool        // of a unit inside another one that has ended: it could not be undone by itself
 
 	hooks hooks
 }
@@ -130,8 +132,10 @@ func FromContext(ctx context.Context) (*Session, bool) {
 // duplicate or foreign key, a value out of range, syntax, unknown names, SIGNAL;
 // and NOWAIT), and only of a statement that the server has undone as a whole: not
 // of a procedure, EXECUTE, several statements in one, a result of which rows were
-// read, or LOAD DATA LOCAL whose rows could not be read. Config.Classify may say
-// otherwise.
+// read, or LOAD DATA LOCAL whose rows could not be read. A statement that was not
+// sent, because its own context had ended or a result was still open, is missing
+// as well: what may be given up belongs into a unit of its own inside this one, or
+// behind a savepoint. Config.Classify may say otherwise.
 //
 // Inside another unit of the same pool it joins its transaction with a
 // savepoint, and is not retried by itself. WithSession is safe for concurrent
@@ -147,7 +151,7 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 	if ctx.Err() != nil { // the function may do more than what a transaction undoes
 		return &sessionDoneError{unit: o.name, cause: contextEnd(ctx)}
 	}
-	if o.hasOnce && keyIsHeld(ctx, p, o.once) {
+	if o.hasOnce && keyIsHeld(ctx, p, o.once, o.requiresNew) {
 		return fmt.Errorf("livepool: %s: Once(%q): a unit that it is inside of holds this key, and has not committed it: "+
 			"it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
 	}
@@ -194,12 +198,37 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 }
 
 // finish lets no statement begin any more, and waits for those that are being
-// sent: a goroutine that outlives the function leaves no transaction behind, and
-// adds nothing to what has been undone.
+// sent, in this unit and in those inside it: a goroutine that outlives the function
+// leaves no transaction behind, and adds nothing to what has been undone.
 func (s *Session) finish() {
 	s.done.Store(true)
 	s.using.Lock()
 	defer s.using.Unlock()
+}
+
+// uses and used are around each statement: what ends this unit, or one around it,
+// waits in between. They are locked from the inside out.
+func (s *Session) uses() {
+	for ; s != nil; s = s.parent {
+		s.using.RLock()
+	}
+}
+
+func (s *Session) used() {
+	for ; s != nil; s = s.parent {
+		s.using.RUnlock()
+	}
+}
+
+// isDone says whether the unit has ended, or one that it is inside of: with that
+// its work is undone or applied, and no more can be added.
+func (s *Session) isDone() bool {
+	for ; s != nil; s = s.parent {
+		if s.done.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // open returns the transaction, which it begins at the first statement.
@@ -208,7 +237,7 @@ func (s *Session) open(ctx context.Context) (*sql.Tx, error) {
 	root.mu.Lock()
 	defer root.mu.Unlock()
 	switch {
-	case s.done.Load(), root.done.Load():
+	case s.isDone():
 		return nil, s.ended()
 	case root.caller.Err() != nil:
 		return nil, s.ended()
@@ -342,12 +371,13 @@ func (s *Session) commit() error {
 		return s.ended()
 	case s.tx == nil:
 		return s.failed // which the function swallowed, if there is one
-	case s.halfway.Load(): // asked before doomed, which a unit inside sets before it is over
+	case s.halfway.Load(): // asked before isDoomed, for a unit inside sets that before it is over
 		s.rollback()
 		return s.leftBehind()
-	case s.doomed != nil:
+	}
+	if err := s.isDoomed(); err != nil {
 		s.rollback()
-		return s.doomed
+		return err
 	}
 	s.attempt.ending.Store(mayCommit)
 	err := s.tx.Commit()
@@ -369,6 +399,12 @@ func (s *Session) commit() error {
 		s.attempt.fails(err) // COMMIT was refused, or never sent
 	}
 	return err
+}
+
+func (s *Session) isDoomed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.doomed
 }
 
 // leftBehind is the error of a unit whose function has returned before that of a

@@ -20,10 +20,20 @@ func (s *Session) told(err error) error {
 	return err
 }
 
+// unsent has the connection note a statement that database/sql did not send,
+// because the statement's own context had ended: without it, too, nothing of the
+// unit is to be committed.
+func (s *Session) unsent(ctx context.Context, tx *sql.Tx, query string, err error) {
+	if err == nil || ctx.Err() == nil || s.root.caller.Err() != nil || !errors.Is(err, ctx.Err()) {
+		return
+	}
+	_, _ = tx.ExecContext(&unsentContext{context.WithoutCancel(ctx), &unsentError{query, err}}, query)
+}
+
 // ExecContext runs a statement in the session's transaction.
 func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	s.using.RLock()
-	defer s.using.RUnlock()
+	s.uses()
+	defer s.used()
 	if bound := bindContext(ctx, s.root.caller); bound != nil {
 		defer bound.release()
 		ctx = bound
@@ -33,14 +43,15 @@ func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (s
 		return nil, err
 	}
 	res, err := tx.ExecContext(ctx, query, args...)
+	s.unsent(ctx, tx, query, err)
 	return res, s.told(err)
 }
 
 // QueryContext runs a query in the session's transaction. Close the rows before
 // the next statement.
 func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	s.using.RLock()
-	defer s.using.RUnlock()
+	s.uses()
+	defer s.used()
 	bound := bindContext(ctx, s.root.caller) // released with the rows
 	if bound != nil {
 		ctx = bound
@@ -49,6 +60,7 @@ func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (
 	var rows *sql.Rows
 	if err == nil {
 		rows, err = tx.QueryContext(ctx, query, args...)
+		s.unsent(ctx, tx, query, err)
 		err = s.told(err)
 	}
 	if err != nil && bound != nil {
@@ -59,8 +71,8 @@ func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (
 
 // QueryRowContext runs a query of one row in the session's transaction.
 func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	s.using.RLock()
-	defer s.using.RUnlock()
+	s.uses()
+	defer s.used()
 	bound := bindContext(ctx, s.root.caller) // released with the row
 	if bound != nil {
 		ctx = bound
@@ -68,6 +80,7 @@ func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any
 	var row *sql.Row
 	if tx, err := s.open(ctx); err == nil {
 		row = tx.QueryRowContext(ctx, query, args...)
+		s.unsent(ctx, tx, query, row.Err())
 	} else {
 		// A sql.Row with an error can be had only from a query that fails so.
 		row = s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
@@ -79,10 +92,11 @@ func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any
 }
 
 // PrepareContext prepares a statement in the session's transaction, with which
-// it is closed.
+// it is closed. One that a unit inside another one has prepared is refused once
+// that unit has ended.
 func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
-	s.using.RLock()
-	defer s.using.RUnlock()
+	s.uses()
+	defer s.used()
 	if bound := bindContext(ctx, s.root.caller); bound != nil {
 		defer bound.release()
 		ctx = bound
@@ -91,15 +105,24 @@ func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, 
 	if err != nil {
 		return nil, err
 	}
-	stmt, err := tx.PrepareContext(ctx, query)
+	inside := ctx
+	if s.parent != nil {
+		inside = &preparingContext{ctx, s}
+	}
+	stmt, err := tx.PrepareContext(inside, query)
+	s.unsent(ctx, tx, query, err)
 	return stmt, s.told(err)
 }
 
 // Tx returns the transaction itself, for a library that wants a *sql.Tx. The
-// session ends it: a Commit by anyone else is refused, and rolls back.
+// session ends it: a Commit by anyone else is refused, and rolls back. Of a unit
+// inside another one it is the outer one's transaction: what is sent on it after
+// the inner unit has ended is the outer unit's, also if the inner one was undone.
+// A statement on it, or on a sql.Stmt, whose own context has ended is refused by
+// database/sql, and livepool does not see it: that error must not be swallowed.
 func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
-	s.using.RLock()
-	defer s.using.RUnlock()
+	s.uses()
+	defer s.used()
 	return s.open(ctx)
 }
 

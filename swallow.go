@@ -4,6 +4,7 @@
 package livepool
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -105,6 +106,9 @@ func (c *conn) maySwallow(err error, query string, ran extent) bool {
 		return ran != ranInPart && classifyServer(my) == 0 && isHandled(my)
 	case errors.Is(err, mysql.ErrPktTooLarge):
 		return false // as after 1153, which is the server's word for it
+	case errors.Is(err, errResultOpen), errors.Is(err, mysql.ErrBusyBuffer), errors.As(err, new(*unsentError)),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return false // the statement is missing, and its words and data are not why
 	}
 	return !c.ctr.mysql || ran == ranNothing
 }
