@@ -11,13 +11,31 @@ step() { printf '\n== %s\n' "$*"; }
 
 # The tests, and at the end once more which failed and why: that is else lost
 # among what the pools of all the tests have logged.
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
 tests() {
-	go test "$@" 2>&1 | tee "$log" && return
+	go test "$@" 2>&1 | tee "$log/0" && return
+	failures
+}
+failures() {
 	step 'what failed'
-	grep -E '^ *--- FAIL|^ +[a-z_]+_test\.go:|^panic: |^\s+Test.* \([0-9msh]+\)$|DATA RACE|^goleak: |^FAIL' "$log" || tail -50 "$log"
+	grep -hE '^ *--- FAIL|^ +[a-z_]+_test\.go:|^panic: |^\s+Test.* \([0-9msh]+\)$|DATA RACE|^goleak: |^FAIL' "$log"/* || tail -n 50 "$log"/*
 	return 1
+}
+
+# The tests of the root package, of which most mostly wait, in several processes
+# side by side.
+shards=3
+sharded() {
+	local names shard pattern failed=0
+	names=$(go test "$@" -list '^(Test|Example|Fuzz)' . | grep -E '^(Test|Example|Fuzz)')
+	for ((shard = 0; shard < shards; shard++)); do
+		pattern=$(awk -v n=$shards -v i=$shard 'NR % n == i' <<<"$names" | paste -sd '|')
+		go test "$@" -run "^($pattern)\$" . >"$log/$shard" 2>&1 &
+	done
+	for ((shard = 0; shard < shards; shard++)); do wait -n || failed=1; done
+	cat "$log"/*
+	[ $failed = 0 ] || failures
 }
 
 staticcheck='honnef.co/go/tools/cmd/staticcheck@v0.8.2'
@@ -51,8 +69,11 @@ for system in darwin windows; do GOOS=$system go vet ./...; done
 step 'staticcheck'
 go run "$staticcheck" ./... ./bench/...
 
-step 'tests of livepool and of the test ground'
-tests $race -parallel 6 -timeout 45m ./...
+step 'tests of livepool'
+sharded $race -parallel 4 -timeout 45m
+
+step 'tests of the test ground'
+tests $race -parallel 4 -timeout 20m ./internal/...
 
 step 'fuzzing, some seconds each'
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
