@@ -184,6 +184,7 @@ func FuzzParseDSN(f *testing.F) {
 			t.Fatalf("%q, written as %q: %v", dsn, written, err)
 		}
 		read.MySQL, read.BackOff, cfg.MySQL, cfg.BackOff = nil, nil, nil, nil
+		read.connectTimeoutGiven = cfg.connectTimeoutGiven // as every setting is when it is written
 		if !reflect.DeepEqual(read, cfg) {
 			t.Errorf("%q, written as %q: got %+v, want %+v", dsn, written, read, cfg)
 		}

@@ -228,6 +228,7 @@ func park(t *testing.T, f *fake, db *sql.DB) {
 	held.Raw(func(any) error { return driver.ErrBadConn })
 	wg.Wait()
 	time.Sleep(time.Hour / 2)
+	synctest.Wait()
 	f.onConnect = nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,9 +19,9 @@ func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := NewConfig()
 		cfg.MySQL, cfg.Logger = mysql.NewConfig(), slog.New(slog.DiscardHandler)
-		dials := 0
+		var dials atomic.Int64
 		cfg.MySQL.DialFunc = func(context.Context, string, string) (net.Conn, error) {
-			dials++
+			dials.Add(1)
 			return nil, errors.New("gone")
 		}
 		ctr, err := newConnector(nil, cfg)
@@ -31,8 +32,8 @@ func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
 		l.wire.hello.threadID = 7
 		orphan := ctr.abandon(&l, true)
 		time.Sleep(barePatience / 2)
-		if isClosed(orphan.done) || dials == 0 {
-			t.Fatalf("given up after half a minute and %d attempts", dials)
+		if isClosed(orphan.done) || dials.Load() == 0 {
+			t.Fatalf("given up after half a minute and %d attempts", dials.Load())
 		}
 		time.Sleep(barePatience)
 		synctest.Wait()
