@@ -325,21 +325,22 @@ func (c *conn) bearsNoPing(ctx context.Context) bool {
 }
 
 // askOne is for a caller who gave up on a connection that was not pinged for
-// want of time: the next one had better know.
+// want of time: the next one had better know. Where no hand is free, enough are
+// being asked already.
 func (ctr *connector) askOne(sent time.Duration) {
 	m := ctr.maintainer
 	if m == nil {
 		return
 	}
 	for _, c := range ctr.residents() {
-		asked := false
+		tried := false
 		c.visitIdle(func() {
 			if !c.shell && c.proved < sent {
 				m.ping(c)
-				asked = c.visit != nil
+				tried = true
 			}
 		})
-		if asked {
+		if tried {
 			return
 		}
 	}

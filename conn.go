@@ -49,6 +49,10 @@ type conn struct {
 	// shell: it has no link: its first user is to open one, or the one it had
 	// was closed and there is no other yet.
 	shell bool
+	// offered: its link is for those who wait because the server is full, as soon
+	// as database/sql, which closes the connection, has closed its statements on
+	// it: nobody else knows them.
+	offered bool
 	// opened: it has, or has had, a link.
 	opened bool
 	// unconverted: arguments were let through while there was no driver to
@@ -200,20 +204,19 @@ func (c *conn) IsValid() bool {
 	}
 	c.since = c.proved
 	if c.ctr.outage.full.Load() {
-		c.offer()
+		c.offered = true
 		return false
 	}
 	c.state.Store(idle)
 	return true
 }
 
-// offer gives the link to those who wait because the server takes no more
+// offer gives a link to those who wait because the server takes no more
 // connections. database/sql would let them wait beside it.
-func (c *conn) offer() {
-	o := &c.ctr.outage
-	c.ctr.addSpare(c.detach())
+func (ctr *connector) offer(l link) {
+	ctr.addSpare(l)
 	select {
-	case o.offered <- struct{}{}:
+	case ctr.outage.offered <- struct{}{}:
 	default: // more are offered than are taken
 	}
 }
@@ -241,6 +244,10 @@ func (c *conn) Close() error {
 		c.visit, l = nil, link{}
 	}
 	c.mu.Unlock()
+	if c.offered && l.prepared == 0 && l.inner.Conn != nil {
+		c.ctr.offer(l)
+		return nil
+	}
 	if wasIdle && c.ctr.keepsReady(l, c.since) {
 		return nil
 	}

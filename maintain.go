@@ -22,7 +22,7 @@ type maintainer struct {
 	done  chan struct{}
 	hands chan struct{} // one for each thing that is being done
 	freed chan struct{} // a hand that has pinged is free
-	stirs chan struct{} // a connection was taken while it slept
+	stirs chan struct{} // a connection was taken while it slept, or is spare
 
 	// What follows is the goroutine's own.
 	next    time.Duration // when something is due
@@ -104,12 +104,19 @@ func (ctr *connector) wakes() {
 }
 
 func (ctr *connector) wake() {
-	if !ctr.asleep.Swap(false) {
+	if ctr.asleep.Swap(false) {
+		ctr.maintainer.stir()
+	}
+}
+
+// stir has it look soon. A connector without a Pool has none.
+func (m *maintainer) stir() {
+	if m == nil {
 		return
 	}
 	select {
-	case ctr.maintainer.stirs <- struct{}{}:
-	default:
+	case m.stirs <- struct{}{}:
+	default: // it has been told already
 	}
 }
 
@@ -272,7 +279,9 @@ func (m *maintainer) tend(c *conn) (due time.Duration) {
 	keepAlive := c.keepAlive
 	switch next := c.proved + keepAlive - now; {
 	case c.isSuspect(m.ctr), c.unprovedSince(&m.ctr.news.hungUp), keepAlive > 0 && next <= m.early:
-		m.ping(c)
+		if !m.ping(c) {
+			m.pending = append(m.pending, c)
+		}
 		if keepAlive > 0 {
 			due = min(due, keepAlive)
 		}
@@ -378,8 +387,10 @@ func (m *maintainer) pausing() time.Duration {
 }
 
 // ping pings an idle connection. It is called during a visit, which it prolongs.
-// Those that are suspect are asked many at a time: nobody gets one before.
-func (m *maintainer) ping(c *conn) {
+// Those that are suspect are asked many at a time: nobody gets one before. It
+// returns false if no hand is free. Callers ping too: it touches nothing of the
+// maintainer's own.
+func (m *maintainer) ping(c *conn) bool {
 	q := m.ctr.newPinging(c.link)
 	v := &visit{over: make(chan struct{}), asks: q}
 	ask := func(late func()) {
@@ -409,10 +420,10 @@ func (m *maintainer) ping(c *conn) {
 	if !hand(ask) {
 		c.suspected.Store(false)
 		q.end()
-		m.pending = append(m.pending, c)
-		return
+		return false
 	}
 	c.visit = v
+	return true
 }
 
 // handSuspect is hand for connections that are suspect.

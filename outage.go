@@ -10,8 +10,10 @@ import (
 	"database/sql/driver"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,7 +202,7 @@ func (ctr *connector) failedToConnect(err error) {
 		return
 	}
 	lack := ctr.lackOf(err)
-	begins, ends := ctr.outage.fails(err, lack, ctr.clock.now())
+	begins, ends := ctr.outage.fails(ctr, err, lack, ctr.clock.now())
 	if ends != nil {
 		ctr.tellEnd(ends, slog.Any("refusal", err))
 	}
@@ -217,7 +219,7 @@ func (ctr *connector) tellBeginning(lack lack, cause error) {
 
 // fails says whether it is the beginning of an outage, or its end: a refusal is
 // one. An attempt that began before the last one that succeeded tells nothing.
-func (o *outage) fails(err error, lack lack, now time.Duration) (begins bool, ended *gate) {
+func (o *outage) fails(ctr *connector, err error, lack lack, now time.Duration) (begins bool, ended *gate) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var connect *connectError
@@ -231,7 +233,7 @@ func (o *outage) fails(err error, lack lack, now time.Duration) (begins bool, en
 	g := &o.server
 	switch {
 	case lack == nothing:
-		return false, o.end(g, now)
+		return false, o.end(ctr, g, now)
 	case g.lack == nothing:
 		begins = true
 		g.begin(lack, err, now)
@@ -250,7 +252,7 @@ func (g *gate) begin(lack lack, cause error, now time.Duration) {
 
 // end opens a gate, and returns what there is to tell, nil if it was open. o.mu
 // is held.
-func (o *outage) end(g *gate, now time.Duration) *gate {
+func (o *outage) end(ctr *connector, g *gate, now time.Duration) *gate {
 	if g.lack == nothing {
 		return nil
 	}
@@ -261,6 +263,7 @@ func (o *outage) end(g *gate, now time.Duration) *gate {
 	if g == &o.server {
 		o.down.Store(false)
 		o.full.Store(false)
+		o.giveUpGoneOn(ctr.cfg.ConnectTimeout)
 	}
 	return &told
 }
@@ -279,29 +282,31 @@ func (ctr *connector) connected() {
 	o := &ctr.outage
 	o.mu.Lock()
 	o.last, o.reached = nil, ctr.clock.now()
-	ended := o.end(&o.server, o.reached)
-	var silent []*opening
+	ended := o.end(ctr, &o.server, o.reached)
 	if ended != nil {
 		close(o.news)
 		o.news = make(chan struct{})
-		for other := range o.goneOn {
-			silent = append(silent, other)
-		}
 	}
 	o.mu.Unlock()
-	if ended == nil {
+	if ended != nil {
+		ctr.tellEnd(ended)
+	}
+}
+
+// giveUpGoneOn ends, after the wait, the attempts that go on now: the server
+// answers again, and who has not been answered by then will not be. o.mu is held.
+func (o *outage) giveUpGoneOn(wait time.Duration) {
+	silent := slices.Collect(maps.Keys(o.goneOn))
+	if len(silent) == 0 {
 		return
 	}
-	if len(silent) > 0 { // who has not been answered some time after the others will not be
-		time.AfterFunc(ctr.cfg.ConnectTimeout, func() {
-			for _, other := range silent {
-				if o.forget(other) {
-					other.giveUp()
-				}
+	time.AfterFunc(wait, func() {
+		for _, other := range silent {
+			if o.forget(other) {
+				other.giveUp()
 			}
-		})
-	}
-	ctr.tellEnd(ended)
+		}
+	})
 }
 
 // remember notes an attempt that goes on without its caller, unless there are

@@ -27,7 +27,9 @@ func (ctr *connector) addSpare(l link) {
 	ctr.mu.Unlock()
 	if closed {
 		l.close()
+		return
 	}
+	ctr.maintainer.stir() // it may be surplus, and nothing else be due
 }
 
 // tellReady tells one of those who open a connection, if there is any spare.

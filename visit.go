@@ -77,6 +77,7 @@ func (c *conn) claim(ctx context.Context) {
 		}
 		if left {
 			c.visit = nil
+			c.suspected.Store(false) // it was the link that was
 			c.detach()
 			continue
 		}

@@ -101,7 +101,7 @@ func (ctr *connector) writable() {
 	o := &ctr.outage
 	ctr.demotion.ends()
 	o.mu.Lock()
-	ended := o.end(&o.writes, ctr.clock.now())
+	ended := o.end(ctr, &o.writes, ctr.clock.now())
 	o.mu.Unlock()
 	if ended != nil {
 		ctr.tellEnd(ended)

@@ -611,6 +611,15 @@ var mutants = []mutant{
 	{"every session that waits has a prober of its own",
 		"outage.go", "&& !o.probing {", "&& (!o.probing || more > 0) {",
 		"TestOutageThousandsOfUnitsDialLikeOne/pool_of_10"},
+	{"an attempt that goes on has no end once a refusal ended the outage",
+		"outage.go", "\t\to.giveUpGoneOn(ctr.cfg.ConnectTimeout)\n", "\t\tif o.last == nil {\n\t\t\to.giveUpGoneOn(ctr.cfg.ConnectTimeout)\n\t\t}\n",
+		"TestAttemptsThatGoOnEndAfterARefusalToo"},
+	{"a connection is offered with the statements that are open on it",
+		"conn.go", "c.offered = true\n", "c.ctr.offer(c.detach())\n",
+		"TestOfferedConnectionHasNoStatements"},
+	{"a caller writes to what is the maintainer's own where no hand is free",
+		"ask.go", "m.ping(c)\n", "if !m.ping(c) {\n\t\t\t\t\tm.pending = append(m.pending, c)\n\t\t\t\t}\n",
+		"TestAHurriedCallerHasOneAsked"},
 
 	// Servers that answer and do no work, or have done it.
 	{"a ping is believed of a node that refuses work",

@@ -1,0 +1,117 @@
+package livepool
+
+import (
+	"context"
+	"database/sql"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A caller who gave up in a hurry has another connection asked, by his own goroutine,
+// while all the maintainer's hands are busy. It is the race detector that sees it.
+func TestCallersAskBesideTheMaintainer(t *testing.T) {
+	l := &lone{pinging: func(context.Context) error { time.Sleep(20 * time.Millisecond); return nil }}
+	p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 4*time.Millisecond, 40, 0 })
+	var held []*sql.Conn
+	for range 40 {
+		c, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	end := time.Now().Add(time.Second)
+	for time.Now().Before(end) {
+		p.ctr.askOne(p.ctr.clock.now()) // as conn.failed does for a hurried caller whose context has ended
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// He has one asked if a hand is free, and leaves the maintainer's own list alone if
+// none is.
+func TestAHurriedCallerHasOneAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lone{}
+		p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 0, 3, 0 })
+		var held []*sql.Conn
+		for range 3 {
+			c, err := p.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			held = append(held, c)
+		}
+		for _, c := range held {
+			c.Close()
+		}
+		time.Sleep(time.Minute)
+		m := p.ctr.maintainer
+		asks := func() int64 {
+			p.ctr.askOne(p.ctr.clock.now())
+			synctest.Wait()
+			return p.ctr.stats.keptAlive.Load()
+		}
+		for range maxHands {
+			m.hands <- struct{}{}
+		}
+		if n := asks(); n != 0 || len(m.pending) != 0 {
+			t.Errorf("no hand was free, and %d were asked, %d written down", n, len(m.pending))
+		}
+		for range maxHands {
+			<-m.hands
+		}
+		if n := asks(); n != 1 {
+			t.Errorf("%d were asked, want 1", n)
+		}
+	})
+}
+
+// A unit that does not wait for a suspect connection, and fills its shell with another
+// link, returns one that is not suspect.
+func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var hole atomic.Bool
+		hole.Store(true)
+		l := &lone{pinging: func(ctx context.Context) error {
+			if !hole.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize, c.MaxOverflow, c.MinIdle = 0, 2, 0, 1 })
+		p.ctr.keepsHeld = false
+		if _, err := p.Exec("DO 1"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		p.ctr.fellSilent(&p.ctr.residents()[0].link, p.ctr.clock.now()-time.Second) // as of another connection
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		if err := p.WithSession(t.Context(), func(ctx context.Context, s *Session) error {
+			_, err := s.ExecContext(ctx, "DO 1")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		hole.Store(false)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		ready, busy := p.ctr.count()
+		n := 0
+		for _, r := range p.ctr.residents() {
+			if r.linked.Load() {
+				n++
+			}
+		}
+		if ready+busy != n {
+			t.Errorf("ten minutes later %d connections are open, of which %d count as ready", n, ready)
+		}
+	})
+}
