@@ -134,7 +134,7 @@ func (c *Config) misplaced() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.MySQL.Params)) {
 		switch p := meantBy(name); {
-		case p == name:
+		case p != "" && p == name:
 			return fmt.Errorf("livepool: Config.MySQL.Params has %s: set Config.%s, or have livepool.ParseDSN read the DSN", name, fieldOf(p))
 		case p != "", strings.HasPrefix(squash(name), "pool"):
 			return errUnknownParam(name)

@@ -86,7 +86,7 @@ while IFS=: read -r file target; do
 done <<<"$targets"
 
 step 'tests of the benchmark, and each of its benchmarks once'
-tests $race -timeout 20m ./bench/...
+tests $race -p 1 -timeout 20m ./bench/... # one after the other: their jobs have little time
 go test -run '^$' -bench . -benchtime 1x ./bench/...
 
 step 'a minute of faults'
