@@ -132,6 +132,9 @@ func (q *pinging) judge() (l link, isNews bool) {
 		q.spoken++
 	}
 	isLate := q.ticks >= ticksToLate
+	if isLate && !q.doubted { // before the one who waits goes on, or he would wait for the next one, too
+		raise(&q.ctr.news.silent, q.sent)
+	}
 	if isLate && (q.spoken >= ticksToLate || q.ticks >= ticksToDead) {
 		q.silent = true
 		q.end()

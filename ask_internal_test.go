@@ -115,3 +115,26 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 		}
 	})
 }
+
+// Who waits no longer for a late answer looks at another connection at once. He
+// must find it suspect, or he would wait for a second PingTimeout.
+func TestASilenceIsNewsBeforeAnybodyGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := (&ward{}).pool(t, func(c *Config) { c.KeepAlive = 0 })
+		returned(t, p, 1)
+		q := p.ctr.newPinging(link{})
+		defer q.end()
+		defer q.timer.Stop()
+		q.sent = p.ctr.clock.now()
+		q.ticked, q.ticks = q.sent, ticksToLate-1
+		if _, isNews := q.judge(); !isNews {
+			t.Fatal("the answer is not late: the test shows nothing")
+		}
+		<-q.late
+		for _, c := range p.ctr.residents() {
+			if !c.isSuspect(p.ctr) {
+				t.Error("a connection was not suspect yet when the one who waited was let go")
+			}
+		}
+	})
+}
