@@ -33,6 +33,9 @@ type maintainer struct {
 
 	suspects atomic.Int32 // suspect connections that are being asked
 
+	// short: fewer than MinIdle may be ready, because one was found dead or no hand
+	// was free to open it. It is looked at when a hand is free.
+	short   atomic.Bool
 	looking atomic.Bool  // stalled statements are being looked up
 	opening atomic.Int32 // connections that are being opened to keep MinIdle
 	refused atomic.Int64 // until when none is, because that failed
@@ -75,7 +78,11 @@ func (m *maintainer) run() {
 		case <-m.ctx.Done():
 			return
 		case <-m.freed:
-			m.catchUp()
+			if m.short.Swap(false) {
+				m.round()
+			} else {
+				m.catchUp()
+			}
 		case <-m.stirs:
 			m.next = min(m.next, later(m.ctr.clock.now(), m.soonest(), 0))
 		case <-m.wake:
@@ -406,6 +413,7 @@ func (m *maintainer) ping(c *conn) bool {
 		kept := c.leave(v, q.l, verdict == keep)
 		if verdict != keep {
 			m.ctr.discarded(&q.l, verdict)
+			m.short.Store(true)
 		}
 		if !kept {
 			q.l.close()

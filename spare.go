@@ -202,6 +202,7 @@ func (m *maintainer) keepReady(all []*conn) time.Duration {
 		m.opening.Add(1)
 		if !m.hand(m.openReady) {
 			m.opening.Add(-1)
+			m.short.Store(true)
 		}
 	}
 	if busy == 0 && need <= 0 && ready <= size {
