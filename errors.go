@@ -238,7 +238,8 @@ func classify(err error) Class {
 		return StatementUndone
 	case errors.As(err, &my):
 		return classifyServer(my)
-	case errors.Is(err, driver.ErrBadConn), errors.Is(err, errUnasked), errors.Is(err, mysql.ErrBusyBuffer):
+	case errors.Is(err, driver.ErrBadConn), errors.As(err, new(*withheldError)),
+		errors.Is(err, errUnasked), errors.Is(err, mysql.ErrBusyBuffer):
 		return notSent
 	case errors.As(err, &connect):
 		switch {

@@ -253,3 +253,23 @@ func (e *lostError) Error() string {
 
 func (e *lostError) Is(target error) bool { return target == driver.ErrBadConn }
 func (e *lostError) Unwrap() error        { return e.cause }
+
+// withheld hides driver.ErrBadConn as long as a transaction or a result is open on
+// the connection. database/sql closes a sql.Conn on that error, and waits first
+// for all that is open on it: the caller would wait for itself.
+func (c *conn) withheld(err error) error {
+	if !c.transaction.open && c.results == 0 || !errors.Is(err, driver.ErrBadConn) {
+		return err
+	}
+	return &withheldError{err}
+}
+
+// withheldError is all that its cause is, but for driver.ErrBadConn. It has no
+// Unwrap, by which that would be found.
+type withheldError struct{ cause error }
+
+func (e *withheldError) Error() string { return e.cause.Error() }
+func (e *withheldError) Is(target error) bool {
+	return target != driver.ErrBadConn && errors.Is(e.cause, target)
+}
+func (e *withheldError) As(target any) bool { return errors.As(e.cause, target) }

@@ -35,6 +35,9 @@ func (c *conn) restNow() {
 
 // restWith is rest for a request that failed.
 func (c *conn) restWith(err error) error {
+	if err != nil {
+		err = c.withheld(err) // before the maintainer may look
+	}
 	c.rest()
 	return err
 }

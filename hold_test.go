@@ -6,11 +6,14 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/server"
 	"github.com/livepool/livepool/internal/server/servertest"
@@ -354,4 +357,133 @@ func TestHeldConnectionThatIsBusy(t *testing.T) {
 		defer c.Close()
 		pinged("after the next checkout")
 	})
+}
+
+// A sql.Conn whose connection is lost while a transaction is open on it: no request
+// waits for the transaction, which only the same caller could end, and Conn and
+// Tx can be ended afterwards.
+func TestConnLostUnderItsOpenTransaction(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		requests := map[string]func(ctx context.Context, c *sql.Conn) error{
+			"exec":  func(ctx context.Context, c *sql.Conn) error { _, err := c.ExecContext(ctx, "DO 1"); return err },
+			"query": func(ctx context.Context, c *sql.Conn) error { return c.QueryRowContext(ctx, "SELECT 1").Scan(new(int)) },
+			"begin": func(ctx context.Context, c *sql.Conn) error { _, err := c.BeginTx(ctx, nil); return err },
+			"ping":  func(ctx context.Context, c *sql.Conn) error { return c.PingContext(ctx) },
+		}
+		t.Run("all", func(t *testing.T) {
+			for _, params := range []string{"", "pool_keepalive=0"} {
+				p := open(t, s.DSN(), params)
+				for name, request := range requests {
+					for _, txFirst := range []bool{false, true} {
+						t.Run(fmt.Sprintf("%s, %s, transaction first %v", params, name, txFirst), func(t *testing.T) {
+							t.Parallel()
+							c, tx := lostInTx(t, s, p)
+							if txFirst {
+								if _, err := tx.Exec("DO 1"); err == nil || errors.Is(err, driver.ErrBadConn) || livepool.Classify(err)&livepool.Retry == 0 {
+									t.Errorf("in the transaction: %v", err)
+								}
+							}
+							returns(t, "a request of the sql.Conn", 30*time.Second, func() {
+								err := request(context.Background(), c)
+								if err == nil || errors.Is(err, driver.ErrBadConn) || txFirst && !errors.Is(err, livepool.ErrPoisoned) {
+									t.Errorf("the request: %v", err)
+								}
+							})
+							returns(t, "the ends", 30*time.Second, func() {
+								if err := tx.Commit(); err == nil || errors.Is(err, livepool.ErrCommitUnknown) {
+									t.Errorf("commit: %v", err)
+								}
+								if err := c.Close(); err != nil && !errors.Is(err, sql.ErrConnDone) {
+									t.Error(err)
+								}
+							})
+						})
+					}
+				}
+			}
+		})
+	})
+}
+
+// lostInTx is a transaction on a sql.Conn whose connection was killed a while ago.
+func lostInTx(t *testing.T, s *server.Server, p *livepool.Pool) (*sql.Conn, *sql.Tx) {
+	t.Helper()
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := connectionID(t, c)
+	tx, err := c.BeginTx(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Exec(fmt.Sprintf("KILL %d", id)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond) // for longer than a look is not worth it
+	return c, tx
+}
+
+// A statement of a sql.Conn beside its own open result, a while later: the rows
+// that nobody has read yet are no goodbye of the server's.
+func TestConnBesideItsOpenResult(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		for _, params := range []string{"", "pool_keepalive=0", "pool_hold_limit=0"} {
+			t.Run(params, func(t *testing.T) {
+				t.Parallel()
+				p := open(t, s.DSN(), params)
+				besideItsResult(t, p.DB)
+				if n := p.Stats().Deaths; n > 0 {
+					t.Errorf("%d deaths", n)
+				}
+			})
+		}
+		t.Run("NewConnector", func(t *testing.T) {
+			t.Parallel()
+			cfg, err := livepool.ParseDSN(s.DSN())
+			if err != nil {
+				t.Fatal(err)
+			}
+			connector, err := livepool.NewConnector(nil, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			db := sql.OpenDB(connector)
+			defer db.Close()
+			besideItsResult(t, db)
+		})
+	})
+}
+
+func besideItsResult(t *testing.T, db *sql.DB) {
+	t.Helper()
+	c, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// Small rows, of which the driver has some in hand and notices; and more than it has.
+	const want = 400
+	rows, err := c.QueryContext(context.Background(), "SELECT REPEAT('x', 100) FROM information_schema.COLUMNS a, information_schema.COLUMNS b LIMIT 400")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for rows.Next() {
+		if n++; n > 1 {
+			continue
+		}
+		time.Sleep(300 * time.Millisecond)
+		returns(t, "a statement beside the result", 30*time.Second, func() {
+			if _, err := c.ExecContext(context.Background(), "DO 1"); !errors.Is(err, mysql.ErrBusyBuffer) {
+				t.Errorf("beside the result: %v", err)
+			}
+		})
+	}
+	if n != want || rows.Err() != nil {
+		t.Errorf("%d rows, %v", n, rows.Err())
+	}
+	if _, err := c.ExecContext(t.Context(), "DO 1"); err != nil {
+		t.Errorf("after the result: %v", err)
+	}
 }

@@ -248,7 +248,7 @@ func (c *conn) Ping(ctx context.Context) error {
 	defer c.rest()
 	if !fresh {
 		if err := c.inner.Ping(ctx); err != nil {
-			return c.failed(ctx, err, "ping", mark, effectNone)
+			return c.withheld(c.failed(ctx, err, "ping", mark, effectNone))
 		}
 		c.prove()
 		return nil

@@ -1,6 +1,7 @@
 // rows.go sees the errors that arrive while a result is read inside a
 // transaction, and the end of any result, until which its connection is busy.
-// Where neither matters a result is the driver's own.
+// Where neither matters, and nothing looks at the socket, a result is the
+// driver's own.
 
 package livepool
 
@@ -24,9 +25,10 @@ type watchedRows struct {
 }
 
 // wrapRows uses the conn's own slot for the first open result: a connection has
-// one at a time. database/sql does not touch a result after it has closed it.
+// one at a time. database/sql does not touch a result after it has closed it. It is
+// counted wherever lookBack may run, to which its unread rows look like a goodbye.
 func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) driver.Rows {
-	if !c.transaction.open && !c.ctr.keepsHeld {
+	if !c.transaction.open && !c.ctr.keepsHeld && (c.wire == nil || !c.ctr.peeks) {
 		return rows
 	}
 	wrapped := &c.result
@@ -71,8 +73,7 @@ func (r *watchedRows) Close() error {
 		defer cancel()
 		err = r.c.answeredMarked(ctx, err)
 	}
-	r.c.rest()
-	return err
+	return r.c.restWith(err)
 }
 
 func (r *watchedRows) HasNextResultSet() bool {

@@ -87,7 +87,10 @@ func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
 	if seen == 0 {
 		return mark, nil
 	}
-	return s.c.runs(ctx, s.query, seen)
+	if mark, err = s.c.runs(ctx, s.query, seen); err != nil {
+		return 0, s.c.restWith(err)
+	}
+	return mark, nil
 }
 
 // NumInput forwards to the driver.

@@ -174,8 +174,12 @@ const lockWaitTimeout = 1205
 // nil, done; ErrPoisoned, or any other error but one, certainly not done;
 // ErrCommitUnknown, open. It is never sent again.
 func (t *tx) Commit() error {
+	defer t.c.ends()
+	return t.c.withheld(t.commit())
+}
+
+func (t *tx) commit() error {
 	c := t.c
-	defer c.ends()
 	if err := c.resumeToEnd(); err != nil {
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
 	}
@@ -249,9 +253,9 @@ func (c *conn) lostBeforeCommit() error {
 func (t *tx) Rollback() error {
 	defer t.c.ends()
 	if err := t.c.resumeToEnd(); err != nil {
-		return err // and the server rolls back, when the connection is closed
+		return t.c.withheld(err) // and the server rolls back, when the connection is closed
 	}
-	return t.rollback()
+	return t.c.withheld(t.rollback())
 }
 
 func (t *tx) rollback() error {
