@@ -129,7 +129,7 @@ var mutants = []mutant{
 		"TestWhatAPingFindsIsTold"},
 	{"a sql.Conn that was lost waits for its own open transaction",
 		"failure.go", "if !c.transaction.open && c.results == 0 || ", "if c.ctr != nil || ",
-		"TestConnLostUnderItsOpenTransaction/mariadb$"},
+		"TestConnLostUnderItsOpenTransaction/mariadb$/all/pool_keepalive=0,_exec,_transaction_first_true"},
 	{"the unread rows of its owner's result are taken for a goodbye",
 		"rows.go", "&& (c.wire == nil || !c.ctr.peeks) {", "{",
 		"TestConnBesideItsOpenResult/mariadb$"},
