@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/server"
@@ -237,5 +239,61 @@ func TestOnceOfAnotherTransactionWithTheKeyOfAnInnerUnitThatHasEnded(t *testing.
 	})
 	if one, two := count(t, s, "t WHERE v = 1"), count(t, s, "t WHERE v = 2"); err != nil || one != 0 || two != 1 {
 		t.Errorf("after one that was undone: %v, %d and %d rows, want 0 and 1", err, one, two)
+	}
+}
+
+// gate is a context that stops who asks whether it is done: database/sql, after the
+// session has let the statement through and before it is sent.
+type gate struct {
+	context.Context
+	reached, open chan struct{}
+	once          *sync.Once
+}
+
+func (g gate) Done() <-chan struct{} {
+	g.once.Do(func() { close(g.reached); <-g.open })
+	return g.Context.Done()
+}
+
+// What was let through before a unit ended, two levels below, is sent before that is
+// undone.
+func TestStatementOfAnInnermostUnitIsWaitedFor(t *testing.T) {
+	var mu sync.Mutex
+	var log []string
+	undone := make(chan struct{})
+	p := openFake(t, &fake{onExec: func(_ context.Context, _ *fakeConn, q string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if log = append(log, q); q == "ROLLBACK TO SAVEPOINT livepool_1" {
+			close(undone)
+		}
+		return nil
+	}}, nil)
+	err := p.WithSession(context.Background(), func(ctx context.Context, _ *livepool.Session) error {
+		g := gate{ctx, make(chan struct{}), make(chan struct{}), &sync.Once{}}
+		ended := make(chan struct{})
+		p.WithSession(ctx, func(ctx context.Context, _ *livepool.Session) error {
+			go func() {
+				defer close(ended)
+				p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
+					_, err := in.ExecContext(g, "INSERT")
+					return err
+				})
+			}()
+			<-g.reached
+			go func() {
+				select {
+				case <-undone: // too early
+				case <-time.After(100 * time.Millisecond):
+				}
+				close(g.open)
+			}()
+			return errors.New("refused")
+		})
+		<-ended
+		return nil
+	})
+	if sent, undone := slices.Index(log, "INSERT"), slices.Index(log, "ROLLBACK TO SAVEPOINT livepool_1"); err != nil || sent < 0 || undone < sent {
+		t.Errorf("%v; %q", err, log)
 	}
 }

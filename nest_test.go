@@ -463,7 +463,8 @@ func TestImplicitCommitAfterAnInnerOnce(t *testing.T) {
 	}
 }
 
-// As half of a unit inside another one, so half of one inside that.
+// As half of a unit inside another one, so half of one inside that. The outermost
+// handles the error of the middle one, with which both are undone, and goes on.
 func TestInnerUnitThatReturnsBeforeAnotherInsideIt(t *testing.T) {
 	s, p := ledger(t, server.MariaDB)
 	half, over := make(chan struct{}), make(chan struct{})
@@ -489,7 +490,7 @@ func TestInnerUnitThatReturnsBeforeAnotherInsideIt(t *testing.T) {
 		<-ended
 		return nil
 	})
-	if n := count(t, s, "t"); n != 0 || middleErr == nil || innerErr == nil {
+	if n := count(t, s, "t"); n != 0 || err != nil || middleErr == nil || innerErr == nil {
 		t.Errorf("%d rows; outer said %v, the middle one %v, the inner one %v", n, err, middleErr, innerErr)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/server"
@@ -135,6 +136,10 @@ func TestSavepointOfAnInnerUnitIsSentUnderTheOuterContext(t *testing.T) {
 	f := &fake{onExec: func(ctx context.Context, _ *fakeConn, query string) error {
 		if strings.HasPrefix(query, "SAVEPOINT") {
 			cancel()
+			select {
+			case <-ctx.Done(): // it is the inner one's
+			case <-time.After(100 * time.Millisecond):
+			}
 		}
 		return ctx.Err()
 	}}
