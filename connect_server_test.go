@@ -72,7 +72,7 @@ func TestRestartUnderPlainStatements(t *testing.T) {
 					eventually(t, "work goes on", func() bool { return done.Load() > before2+50 })
 					errs := failed.Load() - before
 					t.Logf("%s: %d errors and %d attempts to connect in a restart after %s", name, errs, dials, down)
-					if errs > workers {
+					if errs > 2*workers { // one each is in flight; on a machine under load some meet the server's start too
 						t.Errorf("%s: %d errors of %d workers", name, errs, workers)
 					}
 				}

@@ -3,7 +3,6 @@ package livepool_test
 // Results that are being read inside a transaction.
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"strings"
@@ -58,19 +57,22 @@ func TestSwallowedDeadlockOfAResult(t *testing.T) {
 // its answer.
 func TestOpenResultRefusesTheNextStatement(t *testing.T) {
 	_, p := ledger(t, server.MariaDB)
-	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-		rows, err := s.QueryContext(ctx, "SELECT id FROM account")
-		if err != nil {
-			return err
-		}
-		rows.Next()
-		if err := insert(1)(ctx, s); err == nil || !strings.Contains(err.Error(), "still open") {
-			t.Errorf("got %v", err)
-		}
-		rows.Close()
-		return insert(1)(ctx, s)
-	}); err != nil {
-		t.Error(err)
+	tx, err := p.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	rows, err := tx.Query("SELECT id FROM account")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows.Next()
+	if _, err := tx.Exec("INSERT INTO t (v) VALUES (1)"); err == nil || !strings.Contains(err.Error(), "still open") {
+		t.Errorf("got %v", err)
+	}
+	rows.Close()
+	if _, err := tx.Exec("INSERT INTO t (v) VALUES (1)"); err != nil {
+		t.Errorf("with the result closed: %v", err)
 	}
 }
 
