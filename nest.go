@@ -13,13 +13,8 @@ import (
 
 // within runs a unit inside another one, in its transaction.
 func (s *Session) within(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) (err error) {
-	if o.tx != s.root.options.tx && (o.tx.Isolation != 0 || o.tx.ReadOnly) {
-		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
-			o.name, s.options.name)
-	}
-	if implicit := s.root.attempt.soFar().implicit; o.hasOnce && implicit != "" {
-		return fmt.Errorf("livepool: %s, inside %s, is refused: %q has committed, or may have, and so ended the transaction: "+
-			"the key of Once would be committed at once, and not with the work; use RequiresNew, or let it come before", o.name, s.root.options.name, implicit)
+	if err := s.refuses(o); err != nil {
+		return err
 	}
 	if !s.nesting.CompareAndSwap(false, true) {
 		return fmt.Errorf("livepool: %s: another unit is running inside %s at the same time: savepoints only nest; use RequiresNew", o.name, s.options.name)
@@ -76,6 +71,19 @@ func (s *Session) within(ctx context.Context, fn func(context.Context, *Session)
 		inner.undo()
 	}
 	return err
+}
+
+// refuses says why a unit with such options cannot run inside this one.
+func (s *Session) refuses(o *sessionOptions) error {
+	if o.tx != s.root.options.tx && (o.tx.Isolation != 0 || o.tx.ReadOnly) {
+		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
+			o.name, s.options.name)
+	}
+	if implicit := s.root.attempt.soFar().implicit; o.hasOnce && implicit != "" {
+		return fmt.Errorf("livepool: %s, inside %s, is refused: %q has committed, or may have, and so ended the transaction: "+
+			"the key of Once would be committed at once, and not with the work; use RequiresNew, or let it come before", o.name, s.root.options.name, implicit)
+	}
+	return nil
 }
 
 // keyIsHeld says whether a unit of the pool that ctx is inside of has the key. A

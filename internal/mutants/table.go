@@ -579,7 +579,7 @@ var mutants = []mutant{
 		"maintain.go", "c.vacant = !c.spare", "c.vacant = c.spare",
 		"TestRecycleReplacesTheIdleAtOnce"},
 	{"a replacement that is refused is tried again at once",
-		"maintain.go", "if m.ctr.outage.isDown() || m.pausing() > 0 {", "if m.ctr.outage.isDown() {",
+		"replace.go", "if m.ctr.outage.isDown() || m.pausing() > 0 {", "if m.ctr.outage.isDown() {",
 		"TestRefusedReplacementIsNoStorm"},
 	{"an attempt to connect that began before a success, and fails later, is an outage",
 		"outage.go", "connect.began < o.reached", "connect.began < 0",
