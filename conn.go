@@ -88,7 +88,6 @@ type link struct {
 	proved     time.Duration // when the last round trip completed
 	generation uint64
 	prepared   int           // statements that are open on it
-	remote     bool          // there is a network between it and its server, or may be
 	worked     bool          // a statement was answered on it
 	mourned    bool          // its death has been told
 	believed   time.Duration // when its refusal of a statement was taken for the truth; -1: never

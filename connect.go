@@ -145,7 +145,7 @@ func (o *opening) run(ctx context.Context) {
 	o.link, o.err = o.ctr.login(ctx, o)
 	o.loggedIn.Store(true)
 	if o.err == nil && !o.side {
-		o.err = o.ctr.settleIn(ctx, &o.link, o.began)
+		o.err = o.ctr.settleIn(ctx, &o.link)
 	}
 }
 
@@ -185,7 +185,7 @@ func (ctr *connector) login(ctx context.Context, o *opening) (link, error) {
 }
 
 // settleIn makes a connection that is logged in one of the pool's.
-func (ctr *connector) settleIn(ctx context.Context, l *link, began time.Duration) error {
+func (ctr *connector) settleIn(ctx context.Context, l *link) error {
 	ctx, cancel := context.WithTimeout(ctx, ctr.cfg.ConnectTimeout)
 	defer cancel()
 	if err := ctr.getAcquainted(ctx, l); err != nil {
@@ -205,15 +205,9 @@ func (ctr *connector) settleIn(ctx context.Context, l *link, began time.Duration
 	if l.wire != nil {
 		ctr.roundTrip.saw(l.wire.quickest)
 	}
-	l.remote = l.wire != nil || ctr.mysql || now-began >= localConnect
 	l.serial = ctr.stats.opened.Add(1)
 	return nil
 }
-
-// localConnect is less than any handshake over a network takes, or over a local
-// socket: what is opened sooner is in this process, where the reading of a clock
-// is not cheap beside the rest.
-const localConnect = 100 * time.Microsecond
 
 // goesOn is for an attempt that goes on though its caller has left: a server that
 // was stopped answers it when it goes on, and one that has often been left counts

@@ -517,7 +517,7 @@ var mutants = []mutant{
 		"ping.go", "case now-c.proved <= c.trust, ", "case now-c.proved <= 2*c.trust, ",
 		"TestPrePingModes"},
 	{"a connection is trusted by a reading of the clock from before the process was stopped",
-		"ping.go", "if c.remote || now-c.proved > c.trust {", "if now-c.proved > c.trust {",
+		"ping.go", "if c.wire != nil || c.ctr.mysql || now-c.proved > c.trust {", "if now-c.proved > c.trust {",
 		"TestAReadingFromBeforeAStopTrustsNothing"},
 	{"a dead connection is replaced beneath a connector that wraps livepool's",
 		"conn.go", "if c.ctr.maintainer == nil && c.opened {", "if c.ctr.maintainer == nil && c.opened && c.dead {",
