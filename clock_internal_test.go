@@ -11,10 +11,10 @@ import (
 // meanwhile is not trusted for it.
 func TestAReadingFromBeforeAStopTrustsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &ward{connecting: func(*wardConn) { time.Sleep(time.Millisecond) }} // over a network
-		p := w.pool(t, func(c *Config) { c.KeepAlive = 0 })
+		p := new(ward).pool(t, func(c *Config) { c.KeepAlive = 0 })
 		clock := p.ctr.clock
 		returned(t, p, 1)
+		p.ctr.mysql = true // whose connections may lead over a network
 		clock.bounds()
 		clock.expiry.Stop() // so that it is late
 		time.Sleep(1500 * time.Millisecond)
