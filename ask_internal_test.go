@@ -13,7 +13,7 @@ import (
 // while all the maintainer's hands are busy. It is the race detector that sees it.
 func TestCallersAskBesideTheMaintainer(t *testing.T) {
 	l := &lone{pinging: func(context.Context) error { time.Sleep(20 * time.Millisecond); return nil }}
-	p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 4*time.Millisecond, 40, 0 })
+	p := l.pool(t, func(c *settings) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 4*time.Millisecond, 40, 0 })
 	var held []*sql.Conn
 	for range 40 {
 		c, err := p.Conn(t.Context())
@@ -37,7 +37,7 @@ func TestCallersAskBesideTheMaintainer(t *testing.T) {
 func TestAHurriedCallerHasOneAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &lone{}
-		p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 0, 3, 0 })
+		p := l.pool(t, func(c *settings) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 0, 3, 0 })
 		var held []*sql.Conn
 		for range 3 {
 			c, err := p.Conn(t.Context())
@@ -84,7 +84,7 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
-		p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize, c.MaxOverflow, c.MinIdle = 0, 2, 0, 1 })
+		p := l.pool(t, func(c *settings) { c.KeepAlive, c.PoolSize, c.MaxOverflow, c.MinIdle = 0, 2, 0, 1 })
 		p.ctr.keepsHeld = false
 		if _, err := p.Exec("DO 1"); err != nil {
 			t.Fatal(err)
@@ -94,10 +94,16 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 		p.ctr.fellSilent(&p.ctr.residents()[0].link, p.ctr.clock.now()-time.Second) // as of another connection
 		time.Sleep(10 * time.Millisecond)
 		synctest.Wait()
-		if err := p.WithSession(t.Context(), func(ctx context.Context, s *Session) error {
-			_, err := s.ExecContext(ctx, "DO 1")
-			return err
-		}); err != nil {
+		unit := &attempt{}
+		tx, err := p.BeginTx(&beginContext{Context: t.Context(), a: unit}, nil) // as a session does
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec("DO 1"); err != nil {
+			t.Fatal(err)
+		}
+		unit.ending.Store(mayCommit)
+		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
 		hole.Store(false)
@@ -120,7 +126,7 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 // must find it suspect, or he would wait for a second PingTimeout.
 func TestASilenceIsNewsBeforeAnybodyGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := (&ward{}).pool(t, func(c *Config) { c.KeepAlive = 0 })
+		p := (&ward{}).pool(t, func(c *settings) { c.KeepAlive = 0 })
 		returned(t, p, 1)
 		q := p.ctr.newPinging(link{})
 		defer q.end()

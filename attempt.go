@@ -142,7 +142,13 @@ type endedContext struct {
 // statement: it is not run any more when that unit has ended.
 type preparingContext struct {
 	context.Context
-	s *Session
+	unit unit
+}
+
+// unit is one inside another one.
+type unit interface {
+	// over is why no statement of it may run any more, nil as long as one may.
+	over() error
 }
 
 // unsentContext tells the connection of a statement that was not sent.

@@ -11,7 +11,7 @@ import (
 // meanwhile is not trusted for it.
 func TestAReadingFromBeforeAStopTrustsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := new(ward).pool(t, func(c *Config) { c.KeepAlive = 0 })
+		p := new(ward).pool(t, func(c *settings) { c.KeepAlive = 0 })
 		clock := p.ctr.clock
 		returned(t, p, 1)
 		p.ctr.mysql = true // whose connections may lead over a network

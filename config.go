@@ -222,9 +222,9 @@ func NewConfig() *Config {
 		Recycle:        time.Hour,
 		RecycleJitter:  0.2,
 		PrePing:        PrePingIdle,
-		PingAfter:      500 * time.Millisecond,
+		PingAfter:      defaultPingAfter,
 		PingTimeout:    time.Second,
-		KeepAlive:      30 * time.Second,
+		KeepAlive:      defaultKeepAlive,
 		HoldLimit:      time.Hour,
 		ConnectTimeout: defaultConnectTimeout,
 		ConnectLimit:   16,
@@ -284,8 +284,37 @@ func (c *Config) clone() *Config {
 	if copied.BackOff == nil {
 		copied.BackOff = defaultBackOff
 	}
-	copied.log = slog.New(&carefulHandler{logger: c.Logger})
+	copied.log = carefulLogger(c.Logger)
 	return &copied
+}
+
+// settings is what the connector needs of them.
+func (c *Config) settings() *settings {
+	return &settings{
+		MySQL:          c.MySQL,
+		PoolSize:       c.PoolSize,
+		MaxOverflow:    c.MaxOverflow,
+		MinIdle:        c.MinIdle,
+		IdleTimeout:    c.IdleTimeout,
+		Recycle:        c.Recycle,
+		RecycleJitter:  c.RecycleJitter,
+		PrePing:        c.PrePing,
+		PingAfter:      c.PingAfter,
+		PingTimeout:    c.PingTimeout,
+		KeepAlive:      c.KeepAlive,
+		HoldLimit:      c.HoldLimit,
+		ConnectTimeout: c.ConnectTimeout,
+		OutageWait:     c.OutageWait,
+		CommitTimeout:  c.CommitTimeout,
+		ConnectLimit:   c.ConnectLimit,
+		KillAbandoned:  c.KillAbandoned,
+		Beacon:         c.Beacon,
+		StallAfter:     c.StallAfter,
+		LeakAfter:      c.LeakAfter,
+		CommitTable:    c.CommitTable,
+		Classify:       c.Classify,
+		Log:            c.log,
+	}
 }
 
 // String is the settings, less the password: livepool's, and the address, user

@@ -67,7 +67,7 @@ type conn struct {
 	// suspected: it is idle and being asked whether it is alive; until then it is
 	// not ready for anybody.
 	suspected atomic.Bool
-	watched   atomic.Pointer[wire]    // the link's
+	watched   atomic.Pointer[site]    // the link's
 	held      atomic.Pointer[holding] // by whom, if LeakAfter asks for it
 	reused    atomic.Int64            // checkouts after the first
 
@@ -83,6 +83,7 @@ type link struct {
 	serial     int64 // no two of a pool's are the same
 	inner      inner
 	wire       *wire // nil where livepool's dialer was not used
+	site       *site // and nil until it has logged in
 	born       time.Duration
 	expires    time.Duration
 	proved     time.Duration // when the last round trip completed
@@ -260,8 +261,8 @@ func (ctr *connector) discarded(l *link, v verdict) {
 		return
 	}
 	ctr.stats.discards[v].Add(1)
-	if ctr.cfg.logger().Enabled(context.Background(), slog.LevelDebug) {
-		ctr.cfg.logger().Debug("livepool: connection discarded", append(ctr.describe(l), slog.String("why", v.String()))...)
+	if ctr.cfg.Log.Enabled(context.Background(), slog.LevelDebug) {
+		ctr.cfg.Log.Debug("livepool: connection discarded", append(ctr.describe(l), slog.String("why", v.String()))...)
 	}
 }
 
@@ -358,5 +359,5 @@ func (c *conn) fill(l link) {
 	c.link, c.shell, c.unchecked, c.opened = l, false, false, true
 	c.linked.Store(true)
 	c.ctr.wakes()
-	c.watched.Store(l.wire)
+	c.watched.Store(l.site)
 }

@@ -271,6 +271,7 @@ type connectError struct {
 
 func (e *connectError) Error() string { return e.text + ": " + e.cause.Error() }
 func (e *connectError) Unwrap() error { return e.cause }
+func (e *connectError) class() Class  { return ofConnect(e.cause) }
 
 // connectTimeoutError is the end of ConnectTimeout. It is not the caller's own
 // deadline and does not look like it: it matches os.ErrDeadlineExceeded, as a
@@ -377,7 +378,7 @@ func (ctr *connector) dialPlain(caller context.Context) (link, error) {
 		waits := caller.Err() == nil && ctr.lackOf(err) != nothing && ctr.waitsForServer(caller, started, err)
 		switch {
 		case caller.Err() != nil:
-			ctr.cfg.logger().Debug("livepool: a statement's context ended before it had a connection", slog.String("addr", ctr.addr), slog.Any("cause", err))
+			ctr.cfg.Log.Debug("livepool: a statement's context ended before it had a connection", slog.String("addr", ctr.addr), slog.Any("cause", err))
 			return link{}, caller.Err()
 		case !waits:
 			return link{}, ctr.outage.latest(err, time.Since(started))

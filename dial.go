@@ -12,6 +12,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -102,20 +103,14 @@ type wire struct {
 	quickest time.Duration
 	several  bool // the client may send several statements at a time
 
-	// By which the server's side of it can be told from others; see identity.go.
-	born   time.Duration
-	beacon string       // the named lock it holds, "" for none
-	facts  *serverFacts // of its server, nil if it does not say
-
-	reads     atomic.Uint64 // twice the number of reads, and one more while one is waiting
-	asked     atomic.Uint64 // bytes written since the last read
-	vigil     vigil
-	condemned atomic.Pointer[stallError] // why its reply will not come
-	forsaken  atomic.Bool                // it was abandoned
+	reads     atomic.Uint64         // twice the number of reads, and one more while one is waiting
+	asked     atomic.Uint64         // bytes written since the last read
+	condemned atomic.Pointer[error] // why its reply will not come
 
 	written uint64 // bytes, ever
 	packet  int    // bytes of the packet that is being written in pieces, so far; 0 for none
-	over    int    // bytes of the last packet that was larger than the server takes
+	largest int    // bytes of the largest packet that the server reads, 0 if it is not known
+	over    int    // bytes of the last packet that was larger than that
 	overAt  uint64 // and what written was after it
 	broken  error  // the first I/O error: what ended the connection
 	closed  atomic.Bool
@@ -206,7 +201,7 @@ func (w *wire) Write(b []byte) (int, error) {
 	n, err := w.Conn.Write(b)
 	w.written += uint64(n)
 	w.asked.Add(uint64(n))
-	if len(b) > largestBuffer || w.packet > 0 {
+	if w.largest > 0 && (len(b) > w.largest || w.packet > 0 || len(b) >= largestPiece) {
 		w.weigh(b)
 	}
 	if err != nil {
@@ -231,7 +226,7 @@ func (w *wire) weigh(b []byte) {
 		return
 	}
 	w.packet += size
-	if w.facts.refuses(w.packet) {
+	if w.packet > w.largest {
 		w.over, w.overAt = w.packet, w.written
 	}
 	if size < largestPiece {
@@ -245,6 +240,32 @@ func (w *wire) weigh(b []byte) {
 func asksForSeveral(login []byte) bool {
 	const header, multiStatements = 4, 1 << 16
 	return len(login) >= header+4 && binary.LittleEndian.Uint32(login[header:])&multiStatements != 0
+}
+
+// isCondemned marks the count of reads of a connection that is condemned.
+const isCondemned = 1 << 63
+
+// condemn ends a connection under the reader who waits for its reply, if it
+// still waits in that read. before is called before it learns of it.
+func (w *wire) condemn(read uint64, why error, before func()) bool {
+	if !w.reads.CompareAndSwap(read, read|isCondemned) {
+		return false
+	}
+	before()
+	w.condemned.Store(&why)
+	w.Conn.Close()
+	return true
+}
+
+// sentence is why the connection is condemned. It comes an instant after the
+// mark.
+func (w *wire) sentence() error {
+	for {
+		if why := w.condemned.Load(); why != nil {
+			return *why
+		}
+		runtime.Gosched()
+	}
 }
 
 // Close closes the connection. The driver does so from a goroutine of its own
@@ -329,7 +350,14 @@ func (w *wire) breaks(err error) {
 }
 
 // errUnasked is bytes on an idle connection: a server's last words, most often.
-var errUnasked = errors.New("the server sent something unasked, as it does before it closes a connection")
+var errUnasked error = unaskedBytes{}
+
+type unaskedBytes struct{}
+
+func (unaskedBytes) Error() string {
+	return "the server sent something unasked, as it does before it closes a connection"
+}
+func (unaskedBytes) class() Class { return notSent }
 
 // peek looks at the idle socket without a round trip: io.EOF for a FIN, the
 // socket's error for an RST, errUnasked for bytes that nobody asked for. It
@@ -404,8 +432,7 @@ func howLost(err error) loss {
 	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, driver.ErrBadConn),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return notLost
-	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
-		errors.As(err, new(*stallError)):
+	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return wentSilent // of an established connection a kernel that gave it up says any of these
 	default:
 		return hungUp

@@ -228,32 +228,40 @@ func Classify(err error) Class {
 
 func classify(err error) Class {
 	var my *mysql.MySQLError
-	var connect *connectError
+	var own classed
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, new(*repeatedLossError)):
-		return lostConn &^ Retry
-	case errors.As(err, new(*guardedError)):
-		return StatementUndone
+	case errors.As(err, &own):
+		return own.class()
 	case errors.As(err, &my):
 		return classifyServer(my)
-	case errors.Is(err, driver.ErrBadConn), errors.As(err, new(*withheldError)),
-		errors.Is(err, errUnasked), errors.Is(err, mysql.ErrBusyBuffer):
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrBusyBuffer):
 		return notSent
-	case errors.As(err, &connect):
-		switch {
-		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-			return 0
-		case isMisconfigured(err):
-			return NotRun
-		}
-		return NotRun | again
 	case errors.Is(err, mysql.ErrInvalidConn), errors.Is(err, mysql.ErrPktSync),
 		errors.Is(err, mysql.ErrPktSyncMul), errors.Is(err, mysql.ErrMalformPkt), isNetworkLoss(err):
 		return lostConn
 	}
 	return 0
+}
+
+// classed is an error of livepool's own that knows what it means.
+type classed interface {
+	error
+	class() Class
+}
+
+// ofConnect is the class of a connection that could not be opened because of cause.
+func ofConnect(cause error) Class {
+	switch {
+	case errorNumber(cause) != 0, errors.Is(cause, driver.ErrBadConn), errors.Is(cause, mysql.ErrBusyBuffer):
+		return classify(cause)
+	case errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
+		return 0
+	case isMisconfigured(cause):
+		return NotRun
+	}
+	return NotRun | again
 }
 
 func classifyServer(my *mysql.MySQLError) Class {
@@ -304,11 +312,10 @@ func errorNumber(err error) uint16 {
 func isNetworkLoss(err error) bool {
 	var op *net.OpError
 	var file *fs.PathError
-	var stall *stallError
 	switch {
 	case errors.As(err, &file):
 		return false
-	case errors.As(err, &op), errors.As(err, &stall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return true
 	}
 	for _, errno := range []syscall.Errno{syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT} {

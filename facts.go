@@ -48,9 +48,19 @@ func (f *serverFacts) mayEndTx() bool { return f == nil || f.lockWaitEndsTx }
 // that buffer is read, however small max_allowed_packet is.
 const largestBuffer = 1 << 20
 
+// largestPacket is the size above which the server certainly does not read a packet,
+// 0 if it is not known.
+func (f *serverFacts) largestPacket() int {
+	if f == nil || f.maxAllowedPacket == 0 {
+		return 0
+	}
+	return max(f.maxAllowedPacket, largestBuffer)
+}
+
 // refuses says whether the server certainly does not read a packet of that size.
 func (f *serverFacts) refuses(size int) bool {
-	return f != nil && f.maxAllowedPacket > 0 && size > max(f.maxAllowedPacket, largestBuffer)
+	largest := f.largestPacket()
+	return largest > 0 && size > largest
 }
 
 // getFacts asks them. With the name of a beacon it takes that too, and says
@@ -168,11 +178,11 @@ func (ctr *connector) getAcquainted(ctx context.Context, l *link) error {
 		beacon = newBeacon()
 	}
 	direct, taken, err := ctr.askServer(ctx, l, beacon)
-	w := l.wire
-	if err != nil || w == nil {
+	if err != nil || l.wire == nil {
 		return err
 	}
-	w.born, w.facts = ctr.clock.now(), l.facts
+	w := &site{wire: l.wire, born: ctr.clock.now(), facts: l.facts}
+	l.site, w.largest = w, l.facts.largestPacket()
 	if ctr.maintainer != nil && ctr.cfg.StallAfter > 0 {
 		w.worksOn = func() bool { return ctr.worksOn(w) }
 	}
@@ -195,7 +205,7 @@ func (ctr *connector) askServer(ctx context.Context, l *link, beacon string) (di
 	facts, taken, err := getFacts(ctx, &l.inner, beacon)
 	switch {
 	case isAnswer(err):
-		ctr.cfg.logger().Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
+		ctr.cfg.Log.Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
 			"a lock wait that is too long counts as the end of its transaction, and what is abandoned there is killed only by a beacon",
 			slog.String("addr", ctr.addr), slog.Any("cause", err))
 		return false, false, nil
@@ -286,7 +296,7 @@ func newBeacon() string { return "livepool:" + rand.Text() }
 
 // takeBeacon takes one alone. A server that refuses it leaves the connection
 // without.
-func takeBeacon(ctx context.Context, in *inner, w *wire) error {
+func takeBeacon(ctx context.Context, in *inner, w *site) error {
 	name := newBeacon()
 	row, err := in.askRow(ctx, "SELECT GET_LOCK('"+name+"', 0)")
 	switch {

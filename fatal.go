@@ -129,9 +129,9 @@ const insteadOfTimeouts = "leave it out, for livepool asks the server about stat
 	"and bound statements by their contexts"
 
 // warnOfTimeouts is said at Open.
-func (c *Config) warnOfTimeouts() {
+func (c *settings) warnOfTimeouts() {
 	if c.MySQL.ReadTimeout > 0 || c.MySQL.WriteTimeout > 0 {
-		c.logger().Warn(fmt.Sprintf("livepool: readTimeout and writeTimeout of the DSN (%s, %s; 0 is none) cut honest statements that take longer: %s",
+		c.Log.Warn(fmt.Sprintf("livepool: readTimeout and writeTimeout of the DSN (%s, %s; 0 is none) cut honest statements that take longer: %s",
 			c.MySQL.ReadTimeout, c.MySQL.WriteTimeout, insteadOfTimeouts))
 	}
 }
@@ -177,6 +177,7 @@ type repeatedLossError struct {
 
 func (e *repeatedLossError) Error() string { return e.cause.Error() + ", " + notAThirdTime(e.query) }
 func (e *repeatedLossError) Unwrap() error { return e.cause }
+func (e *repeatedLossError) class() Class  { return lostConn &^ Retry }
 
 // repeated counts the loss of a connection over a statement in a Pool.Retry. A
 // context of Idempotent's own does not count: database/sql sends a statement

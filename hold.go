@@ -257,7 +257,7 @@ func (m *maintainer) tellHeld(c *conn, idle time.Duration) {
 	if h := c.held.Load(); h != nil {
 		stack = stackOf(h.stack)
 	}
-	m.ctr.cfg.logger().LogAttrs(context.Background(), slog.LevelWarn,
+	m.ctr.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn,
 		"livepool: a connection is held without a statement for longer than HoldLimit (pool_hold_limit) and is not kept alive any longer: "+
 			"it is forgotten, or its holder takes long",
 		slog.String("addr", m.ctr.addr), slog.Uint64("thread_id", uint64(c.threadID())), slog.String("unit", what),
@@ -317,7 +317,7 @@ func (ctr *connector) idleLoss(l *link, idle time.Duration, pastLimit bool, caus
 		timeout = l.facts.waitTimeout
 	}
 	if bound == 0 {
-		bound = NewConfig().KeepAlive
+		bound = defaultKeepAlive
 	}
 	story := "as a server ends what is idle for its wait_timeout, and a firewall what is idle for its own"
 	switch {

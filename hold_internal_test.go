@@ -9,7 +9,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
@@ -38,15 +37,14 @@ type loneConn struct {
 func (l *lone) Connect(context.Context) (driver.Conn, error) { return &loneConn{db: l}, nil }
 func (l *lone) Driver() driver.Driver                        { return nil }
 
-func (l *lone) pool(t *testing.T, change func(*Config)) *Pool {
+func (l *lone) pool(t *testing.T, change func(*settings)) *testPool {
 	t.Helper()
-	cfg := NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg := defaults()
 	cfg.KeepAlive = time.Second
 	if change != nil {
 		change(cfg)
 	}
-	p, err := OpenConnector(l, cfg)
+	p, err := openTest(l, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +141,7 @@ func (s loneStmt) Query([]driver.Value) (driver.Rows, error) {
 func TestNoPingBesideItsOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &lone{takes: func(string) time.Duration { return rand.N(3 * time.Millisecond) }}
-		p := l.pool(t, func(c *Config) { c.KeepAlive, c.PoolSize = 5*time.Millisecond, 12 })
+		p := l.pool(t, func(c *settings) { c.KeepAlive, c.PoolSize = 5*time.Millisecond, 12 })
 		ctx := t.Context()
 		pause := func() { time.Sleep(rand.N(20 * time.Millisecond)) }
 		check := func(err error) {
@@ -237,10 +235,10 @@ func (l *lone) silent() (answer chan error) {
 }
 
 // underPing is an owner in whose absence a ping is under way.
-func underPing(t *testing.T, begin bool) (l *lone, answer chan error, c *sql.Conn, tx *sql.Tx, p *Pool) {
+func underPing(t *testing.T, begin bool) (l *lone, answer chan error, c *sql.Conn, tx *sql.Tx, p *testPool) {
 	l = &lone{}
 	answer = l.silent()
-	p = l.pool(t, func(c *Config) { c.CommitTimeout = 10 * time.Second })
+	p = l.pool(t, func(c *settings) { c.CommitTimeout = 10 * time.Second })
 	c, err := p.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -407,7 +405,7 @@ func TestIdlePoolIsLeftAlone(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := &lone{}
-				p := l.pool(t, func(c *Config) {
+				p := l.pool(t, func(c *settings) {
 					c.PoolSize, c.KeepAlive, c.Recycle, c.IdleTimeout, c.LeakAfter = tt.conns, tt.keepAlive, 0, 0, time.Hour
 				})
 				conns := make([]*sql.Conn, tt.conns)

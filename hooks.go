@@ -89,7 +89,7 @@ func (s *Session) runHook(f func(context.Context)) {
 			return
 		}
 		if p := recover(); p != nil {
-			s.pool.ctr.cfg.logger().Error("livepool: a function of AfterCommit has panicked; the unit is committed, and is reported as such",
+			s.pool.cfg.log.Error("livepool: a function of AfterCommit has panicked; the unit is committed, and is reported as such",
 				slog.String("unit", s.options.name), slog.String("panic", fmt.Sprint(p)), slog.String("stack", string(debug.Stack())))
 			return
 		}

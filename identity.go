@@ -11,8 +11,21 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
+
+// site is the server's side of a connection: by what it can be told from others,
+// and what the maintainer has seen of it. Nothing but vigil and forsaken changes
+// after the login.
+type site struct {
+	*wire
+	born     time.Duration
+	beacon   string       // the named lock it holds, "" for none
+	facts    *serverFacts // of its server, nil if it does not say
+	vigil    vigil
+	forsaken atomic.Bool // it was abandoned
+}
 
 // seen is how a server sees a connection, as other connections of the user see it.
 type seen struct {
@@ -90,7 +103,7 @@ type located struct {
 
 // findAll looks for the threads that serve some connections: who holds the
 // beacons, and then one look at the processlist, which is a scan of all threads.
-func (s *side) findAll(ctx context.Context, ws []*wire) ([]located, error) {
+func (s *side) findAll(ctx context.Context, ws []*site) ([]located, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ctr.cfg.PingTimeout)
 	defer cancel()
 	holders, err := s.holders(ctx, ws)
@@ -126,7 +139,7 @@ func (s *side) findAll(ctx context.Context, ws []*wire) ([]located, error) {
 
 // holders asks who holds the beacons; "" for one that nobody holds, and for a
 // connection that has none.
-func (s *side) holders(ctx context.Context, ws []*wire) ([]string, error) {
+func (s *side) holders(ctx context.Context, ws []*site) ([]string, error) {
 	all := make([]string, len(ws))
 	var locks []string
 	for _, w := range ws {
@@ -150,7 +163,7 @@ func (s *side) holders(ctx context.Context, ws []*wire) ([]string, error) {
 }
 
 // holder is an expression for the id of the thread that holds the beacon.
-func (w *wire) holder() string { return "IS_USED_LOCK('" + w.beacon + "')" }
+func (w *site) holder() string { return "IS_USED_LOCK('" + w.beacon + "')" }
 
 // question is what the processlist is asked about one thread.
 type question struct {
@@ -182,7 +195,7 @@ func (q *question) there(command string) finding {
 // thread with the id of the handshake, for its user and from our port, on a server
 // that sees this connection as it sees itself: then it sees that one so too. What
 // was born before the server has started is not there.
-func (s *side) ask(w *wire, holder string) (located, question) {
+func (s *side) ask(w *site, holder string) (located, question) {
 	switch {
 	case holder != "":
 		return located{w.holder(), unseen}, question{id: holder, expr: w.holder()}
@@ -198,10 +211,10 @@ func (s *side) ask(w *wire, holder string) (located, question) {
 		absent = gone
 	}
 	if w.beacon == "" {
-		if !s.direct || !samePath(s.l.wire, w) || !w.facts.isOwnID(w) {
+		if !s.direct || !samePath(s.l.wire, w.wire) || !w.facts.isOwnID(w.wire) {
 			return located{}, question{}
 		}
-		q.host, q.expr = s.seen.host+":"+port(w), q.id
+		q.host, q.expr = s.seen.host+":"+port(w.wire), q.id
 	}
 	return located{finding: absent}, q
 }

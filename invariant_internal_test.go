@@ -5,7 +5,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"regexp"
 	"slices"
@@ -123,8 +122,7 @@ func tcp(ip string, port int) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip)
 // A thread of the server is found, and killed, with proof only: the one that has
 // the number of the handshake may be another's.
 func TestThreadIsKilledWithProofOnly(t *testing.T) {
-	cfg := NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg := defaults()
 	ctr, err := newConnector(fakeConnector{}, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +165,7 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 		{name: "it is gone, and its beacon with it", threads: []thread{}, beacon: "b", want: gone},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := &wire{Conn: route{from: tcp("10.0.0.2", 5001), to: server}, beacon: tt.beacon, facts: &serverFacts{server: tt.on, connectionID: "7", user: tt.user}}
+			w := &site{wire: &wire{Conn: route{from: tcp("10.0.0.2", 5001), to: server}}, beacon: tt.beacon, facts: &serverFacts{server: tt.on, connectionID: "7", user: tt.user}}
 			w.hello.threadID = 7
 			if tt.user == "" {
 				w.facts.user = "app"
@@ -189,7 +187,7 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 			if tt.restarted {
 				s.started = time.Hour
 			}
-			if got, err := s.findAll(t.Context(), []*wire{w}); err != nil || got[0].finding != tt.want {
+			if got, err := s.findAll(t.Context(), []*site{w}); err != nil || got[0].finding != tt.want {
 				t.Errorf("found %v, %v, want %d", got, err, tt.want)
 			}
 			var tally [fates]int
@@ -220,19 +218,18 @@ func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
 		{"idle, no answer, idle", []string{"Sleep", "", "Sleep"}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cfg := NewConfig()
-			cfg.Logger = slog.New(slog.DiscardHandler)
+			cfg := defaults()
 			ctr, err := newConnector(&town{threads: []thread{{"21", "app", "x"}}, locks: map[string]string{"b": "21"}, looks: tt.looks}, cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer ctr.Close()
-			w := &wire{Conn: route{}, beacon: "b", facts: &serverFacts{connectionID: "0"}}
+			w := &site{wire: &wire{Conn: route{}}, beacon: "b", facts: &serverFacts{connectionID: "0"}}
 			w.reads.Store(1)
 			w.vigil.read = 1
 			for range tt.looks {
 				ctr.connected() // and the outage is over that a look without an answer began
-				(&maintainer{ctr: ctr}).lookUp([]*wire{w})
+				(&maintainer{ctr: ctr}).lookUp([]*site{w})
 			}
 			if dead := w.condemned.Load() != nil; dead != tt.dead {
 				t.Errorf("given up: %v, want %v", dead, tt.dead)

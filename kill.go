@@ -14,7 +14,7 @@ import (
 
 // ghost is the server's side of an abandoned connection.
 type ghost struct {
-	w     *wire
+	w     *site
 	since time.Duration
 	inTx  bool          // a transaction was open: it holds locks, and a unit may wait for its end
 	done  chan struct{} // closed when there is nothing more to be done about it
@@ -51,10 +51,10 @@ func (c *conn) abandoned() {
 // background. Nothing can be done, and nil is returned, for one that livepool
 // has not dialled.
 func (ctr *connector) abandon(l *link, inTx bool) *ghost {
-	if !ctr.cfg.KillAbandoned || !ctr.mysql || l.threadID() == 0 || l.wire.forsaken.Swap(true) {
+	if !ctr.cfg.KillAbandoned || !ctr.mysql || l.threadID() == 0 || l.site == nil || l.site.forsaken.Swap(true) {
 		return nil
 	}
-	g := &ghost{w: l.wire, since: ctr.clock.now(), inTx: inTx, done: make(chan struct{})}
+	g := &ghost{w: l.site, since: ctr.clock.now(), inTx: inTx, done: make(chan struct{})}
 	if !ctr.reaper.takes(g, func() bool { return ctr.spawn(ctr.reap) }) {
 		ctr.giveUpGhosts([]*ghost{g})
 	}
@@ -95,7 +95,7 @@ func (ctr *connector) giveUpGhosts(ghosts []*ghost) {
 // returns those that are left, whether because another server is to be asked, and
 // why this one could not be.
 func (s *side) deal(batch []*ghost, tally *[fates]int) (left []*ghost, another bool, err error) {
-	ws := make([]*wire, len(batch))
+	ws := make([]*site, len(batch))
 	for i, g := range batch {
 		ws[i] = g.w
 	}
@@ -173,7 +173,7 @@ func (s *side) send(ghosts []*ghost, query string) error {
 	_, err := s.l.inner.ExecContext(ctx, query, nil)
 	now := ctr.clock.now()
 	for _, g := range ghosts {
-		ctr.cfg.logger().Debug("livepool: killing what an abandoned connection left on the server",
+		ctr.cfg.Log.Debug("livepool: killing what an abandoned connection left on the server",
 			slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(g.w.hello.threadID)), slog.String("query", query),
 			slog.Duration("age", now-g.w.born), slog.Duration("abandoned", now-g.since), slog.Any("error", err))
 	}
@@ -185,7 +185,7 @@ const noSuchThread = 1094
 
 // tellOfGhosts counts what became of some, and tells the operator.
 func (ctr *connector) tellOfGhosts(tally [fates]int) {
-	st, log := &ctr.stats, ctr.cfg.logger()
+	st, log := &ctr.stats, ctr.cfg.Log
 	st.killed.Add(int64(tally[fateKilled]))
 	st.killUnneeded.Add(int64(tally[fateGone]))
 	st.killUnproved.Add(int64(tally[fateUnproved]))

@@ -77,7 +77,7 @@ func (m *maintainer) reportLeak(c *conn, h *holding, age time.Duration) {
 	if name := h.unit.Load(); name != nil {
 		unit = *name
 	}
-	m.ctr.cfg.logger().LogAttrs(context.Background(), slog.LevelWarn,
+	m.ctr.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn,
 		"livepool: a connection is held for longer than LeakAfter (pool_leak_after): it is leaked, or its holder takes long",
 		slog.String("addr", m.ctr.addr), slog.Uint64("thread_id", uint64(thread)), slog.String("unit", unit),
 		slog.Duration("held", age), slog.String("stack", stackOf(h.stack)))

@@ -5,6 +5,7 @@ package livepool
 
 import (
 	"context"
+	"database/sql"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -13,7 +14,8 @@ import (
 
 // limits are those of the sql.DB of a Pool.
 type limits struct {
-	pool *Pool // nil for a connector without one; set before anything is opened
+	db     *sql.DB          // nil for a connector without a Pool; set before anything is opened
+	resize func(places int) // has as many sessions at a time; likewise
 	// open is how many connections there may be, 0: no limit. follow writes it,
 	// under mu.
 	open    atomic.Int64
@@ -26,7 +28,7 @@ type limits struct {
 
 // limit is how many connections the settings allow, in database/sql's words: 0 is
 // no limit.
-func (c *Config) limit() int {
+func (c *settings) limit() int {
 	if c.MaxOverflow < 0 {
 		return 0
 	}
@@ -80,16 +82,16 @@ func (ctr *connector) awaitOpening(ctx context.Context) (link, bool) {
 // sql.DB: who calls it holds none of livepool's.
 func (ctr *connector) follow() {
 	ls, cfg := &ctr.limits, ctr.cfg
-	if ls.pool == nil {
+	if ls.db == nil {
 		return
 	}
 	ctr.mu.Lock()
 	most := ls.most
 	ctr.mu.Unlock()
 	ls.mu.Lock()
-	st := ls.pool.DB.Stats()
+	st := ls.db.Stats()
 	if open := int64(st.MaxOpenConnections); ls.open.Swap(open) != open {
-		ls.pool.places.setLimit(st.MaxOpenConnections)
+		ls.resize(st.MaxOpenConnections)
 		ctr.maintainer.nudge()
 	}
 	keepsLess := most <= cfg.PoolSize && ls.allowed(cfg.PoolSize) == cfg.PoolSize // of MaxIdleClosed
@@ -106,7 +108,7 @@ func (ctr *connector) follow() {
 	ls.mu.Unlock() // the Logger is the user's
 	for i, text := range setters {
 		if news[i] {
-			cfg.logger().Warn("livepool: "+text, slog.String("addr", ctr.addr),
+			cfg.Log.Warn("livepool: "+text, slog.String("addr", ctr.addr),
 				slog.Int("max_open_conns", st.MaxOpenConnections), slog.Int("pool_size", cfg.PoolSize), slog.Int("max_overflow", cfg.MaxOverflow),
 				slog.Duration("recycle", cfg.Recycle), slog.Duration("idle_timeout", cfg.IdleTimeout))
 		}

@@ -8,6 +8,7 @@ package livepool
 
 import (
 	"context"
+	"database/sql"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +46,12 @@ type maintainer struct {
 // time: enough for a slow network, and few beside what a server takes.
 const maxHands = 4
 
-func (ctr *connector) startMaintainer(p *Pool) {
+// serve has the connector serve a Pool: its limits are those of db, whose changes it
+// tells to resize, and the maintainer, once it is started, looks after its
+// connections. It is called before any is opened. What it returns is closed when the
+// connector is.
+func (ctr *connector) serve(db *sql.DB, resize func(places int)) (closed <-chan struct{}) {
+	ctr.limits.db, ctr.limits.resize = db, resize
 	ctr.keepsHeld = ctr.tapped && ctr.cfg.KeepAlive > 0 && ctr.cfg.HoldLimit > 0
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{
@@ -53,9 +59,11 @@ func (ctr *connector) startMaintainer(p *Pool) {
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 		hands: make(chan struct{}, maxHands), freed: make(chan struct{}, 1), stirs: make(chan struct{}, 1),
 	}
-	p.places.init(ctr.cfg.limit(), ctx.Done())
-	go ctr.maintainer.run()
+	return ctx.Done()
 }
+
+// start starts the maintainer.
+func (ctr *connector) start() { go ctr.maintainer.run() }
 
 // nudge makes it look now. A connector without a Pool has none.
 func (m *maintainer) nudge() {

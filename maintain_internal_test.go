@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,14 +98,13 @@ func (s wardStmt) Exec([]driver.Value) (driver.Result, error) {
 }
 func (s wardStmt) Query([]driver.Value) (driver.Rows, error) { return nil, errors.New("ward: no rows") }
 
-func (w *ward) pool(t *testing.T, change func(*Config)) *Pool {
+func (w *ward) pool(t *testing.T, change func(*settings)) *testPool {
 	t.Helper()
-	cfg := NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg := defaults()
 	if change != nil {
 		change(cfg)
 	}
-	p, err := OpenConnector(w, cfg)
+	p, err := openTest(w, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +127,7 @@ func served(t *testing.T, run func() (sql.Result, error)) int64 {
 }
 
 // hold takes n connections and uses them.
-func hold(t *testing.T, p *Pool, n int) []*sql.Conn {
+func hold(t *testing.T, p *testPool, n int) []*sql.Conn {
 	t.Helper()
 	conns := make([]*sql.Conn, n)
 	for i := range conns {
@@ -144,7 +142,7 @@ func hold(t *testing.T, p *Pool, n int) []*sql.Conn {
 }
 
 // returned takes n connections and returns them to the pool.
-func returned(t *testing.T, p *Pool, n int) {
+func returned(t *testing.T, p *testPool, n int) {
 	t.Helper()
 	for _, c := range hold(t, p, n) {
 		c.Close()
@@ -245,7 +243,7 @@ func TestVisitWaitsForAStatementBeingClosed(t *testing.T) {
 	var closed sync.WaitGroup
 	closed.Go(func() { s.Close() })
 	<-closing
-	p.Recycle()
+	p.ctr.recycle()
 	time.Sleep(50 * time.Millisecond)
 	if w.all()[0].closed.Load() {
 		t.Error("the connection was closed in the middle of a statement's Close")
@@ -270,7 +268,7 @@ func TestSlowCloseOfAReplacedConnectionStallsNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Recycle()
+	p.ctr.recycle()
 	<-closing
 	soon(t, "sql.Stmt.Close", func() { s.Close() })
 	soon(t, "Stats", func() { p.Stats() })
@@ -283,10 +281,10 @@ func TestSlowCloseOfAReplacedConnectionStallsNobody(t *testing.T) {
 func TestReplacementOfAConnectionThatIsGoneIsClosed(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		close func(*Pool)
+		close func(*testPool)
 	}{
-		{"the pool keeps it no longer", func(p *Pool) { p.SetMaxIdleConns(-1) }},
-		{"the pool is closed", func(p *Pool) { p.DB.Close() }},
+		{"the pool keeps it no longer", func(p *testPool) { p.SetMaxIdleConns(-1) }},
+		{"the pool is closed", func(p *testPool) { p.DB.Close() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -297,7 +295,7 @@ func TestReplacementOfAConnectionThatIsGoneIsClosed(t *testing.T) {
 				}}
 				p := w.pool(t, nil)
 				returned(t, p, 1)
-				p.Recycle()
+				p.ctr.recycle()
 				synctest.Wait()
 				if n := len(w.all()); n != 2 {
 					t.Fatalf("%d connections opened, want the replacement under way", n)
@@ -324,7 +322,7 @@ func TestStatementIsPreparedAgainOnTheReplacement(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		p.Recycle()
+		p.ctr.recycle()
 		synctest.Wait()
 		for range 3 {
 			if id := served(t, func() (sql.Result, error) { return s.Exec() }); id != 2 {
@@ -342,16 +340,16 @@ func TestStatementIsPreparedAgainOnTheReplacement(t *testing.T) {
 func TestConnectionWhoseTimeIsUpIsClosedOnReturn(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		change func(*Config)
-		pass   func(*Pool)
+		change func(*settings)
+		pass   func(*testPool)
 	}{
 		{"past its age limit",
-			func(c *Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 },
+			func(c *settings) { c.Recycle, c.RecycleJitter = time.Minute, 0 },
 			// Between two looks of the maintainer's, which come every three seconds.
-			func(*Pool) { time.Sleep(2*time.Minute + time.Second) }},
+			func(*testPool) { time.Sleep(2*time.Minute + time.Second) }},
 		{"in use when Recycle was called",
-			func(c *Config) { c.Recycle = 0 },
-			(*Pool).Recycle},
+			func(c *settings) { c.Recycle = 0 },
+			func(p *testPool) { p.ctr.recycle() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -377,9 +375,9 @@ func TestConnectionWhoseTimeIsUpIsClosedOnReturn(t *testing.T) {
 func TestRecycleReplacesTheIdleAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &ward{}
-		p := w.pool(t, func(c *Config) { c.Recycle = 0 })
+		p := w.pool(t, func(c *settings) { c.Recycle = 0 })
 		returned(t, p, 5)
-		p.Recycle()
+		p.ctr.recycle()
 		synctest.Wait()
 		all := w.all()
 		for _, c := range all[:5] {
@@ -405,8 +403,7 @@ func (refusesBegin) Close() error { return nil }
 // refused, the level waits for the next transaction, which is another borrower's.
 func TestIsolationOfATransactionThatWasRefusedReachesNobody(t *testing.T) {
 	for _, level := range []driver.IsolationLevel{0, 6} {
-		cfg := NewConfig()
-		cfg.Logger = slog.New(slog.DiscardHandler)
+		cfg := defaults()
 		ctr, err := newConnector(fakeConnector{}, cfg)
 		if err != nil {
 			t.Fatal(err)

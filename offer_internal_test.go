@@ -3,7 +3,6 @@ package livepool
 import (
 	"context"
 	"database/sql/driver"
-	"log/slog"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -31,9 +30,8 @@ func TestOfferedConnectionHasNoStatements(t *testing.T) {
 			}
 			return l.Connect(ctx)
 		}}
-		cfg := NewConfig()
-		cfg.Logger = slog.New(slog.DiscardHandler)
-		p, err := OpenConnector(f, cfg)
+		cfg := defaults()
+		p, err := openTest(f, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

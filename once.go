@@ -19,15 +19,11 @@ package livepool
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
 	"time"
 )
-
-// maxKey is the length of the key column, in bytes.
-const maxKey = 255
 
 // Once applies the unit at most once among all units of the same key, ever: of
 // those that come later fn is not run, and they succeed. It needs the commit
@@ -60,10 +56,6 @@ func (s *Session) takeKey(ctx context.Context, key string) error {
 	return ct.explain(err)
 }
 
-// keyLiteral is the key in a statement's text, because a statement with arguments
-// costs the driver a round trip more.
-func keyLiteral(key string) string { return "x'" + hex.EncodeToString([]byte(key)) + "'" }
-
 // keyed is the work of a unit that has a key: that comes first.
 func keyed(fn func(context.Context, *Session) error, key string) func(context.Context, *Session) error {
 	return func(ctx context.Context, s *Session) error {
@@ -90,8 +82,8 @@ func (c *course) settle(ctx context.Context, lost *Session, commit error) (happe
 	p := c.pool
 	defer p.places.release(&lost.place)
 	patience := time.Duration(math.MaxInt64) // MaxElapsed 0: as long as the context
-	if limit := p.ctr.cfg.MaxElapsed; limit > 0 {
-		patience = limit + p.ctr.cfg.CommitTimeout
+	if limit := p.cfg.MaxElapsed; limit > 0 {
+		patience = limit + p.cfg.CommitTimeout
 	}
 	until := time.Now().Add(patience)
 	looking, cancel := context.WithDeadline(ctx, until)

@@ -67,7 +67,7 @@ func (o *sessionOptions) check(p *Pool) error {
 		o.name = "a unit of work"
 	}
 	if o.maxAttempts == 0 {
-		o.maxAttempts = p.ctr.cfg.MaxAttempts
+		o.maxAttempts = p.cfg.MaxAttempts
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package livepool
 
 import (
 	"errors"
-	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -12,8 +11,7 @@ import (
 // bearable; what could not be asked about waits, each for itself, and keeps
 // nobody else back.
 func TestOrderOfWhatWasAbandoned(t *testing.T) {
-	cfg := NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg := defaults()
 	ctr, err := newConnector(fakeConnector{}, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +19,7 @@ func TestOrderOfWhatWasAbandoned(t *testing.T) {
 	defer ctr.Close()
 	r := &ctr.reaper
 	lay := func(since time.Duration, inTx bool) *ghost {
-		g := &ghost{w: &wire{}, since: since, inTx: inTx, done: make(chan struct{})}
+		g := &ghost{w: &site{wire: &wire{}}, since: since, inTx: inTx, done: make(chan struct{})}
 		r.takes(g, func() bool { return true })
 		return g
 	}
@@ -72,8 +70,7 @@ func TestOrderOfWhatWasAbandoned(t *testing.T) {
 // A KILL of several stops at the first that is gone. The others are looked for
 // again; what was killed by then counts as that.
 func TestKillOfSeveralOfWhichOneIsGone(t *testing.T) {
-	cfg := NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg := defaults()
 	ctr, err := newConnector(fakeConnector{}, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +81,7 @@ func TestKillOfSeveralOfWhichOneIsGone(t *testing.T) {
 	var ghosts []*ghost
 	var ids []string
 	for _, id := range []string{"1", "2", "3"} {
-		ghosts, ids = append(ghosts, &ghost{w: &wire{}, done: make(chan struct{})}), append(ids, id)
+		ghosts, ids = append(ghosts, &ghost{w: &site{wire: &wire{}}, done: make(chan struct{})}), append(ids, id)
 	}
 	var tally [fates]int
 	for range 2 {

@@ -214,7 +214,7 @@ func (ctr *connector) failedToConnect(err error) {
 }
 
 func (ctr *connector) tellBeginning(lack lack, cause error) {
-	ctr.cfg.logger().Warn(lacks[lack].begins, slog.String("addr", ctr.addr), slog.Any("cause", cause))
+	ctr.cfg.Log.Warn(lacks[lack].begins, slog.String("addr", ctr.addr), slog.Any("cause", cause))
 }
 
 // fails says whether it is the beginning of an outage, or its end: a refusal is
@@ -273,7 +273,7 @@ func (ctr *connector) tellEnd(g *gate, more ...any) {
 		m.refused.Store(0)
 		m.nudge()
 	}
-	ctr.cfg.logger().Info(lacks[g.lack].ends, append([]any{
+	ctr.cfg.Log.Info(lacks[g.lack].ends, append([]any{
 		slog.String("addr", ctr.addr), slog.Duration("after", g.began), slog.Int("waited", g.waited)}, more...)...)
 }
 
@@ -415,7 +415,7 @@ func (ctr *connector) awaitGate(ctx context.Context, g *gate, deadline time.Time
 type hushed struct {
 	mysql.Logger
 	o   *outage
-	cfg *Config
+	cfg *settings
 }
 
 func (h *hushed) Print(v ...any) {

@@ -1,7 +1,6 @@
 package livepool
 
 import (
-	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -13,11 +12,10 @@ import (
 // Whoever is held has a reason, also where the outage ends at that moment: an
 // error without one is none of the server's, and would end the unit.
 func TestWhoeverIsHeldHasAReason(t *testing.T) {
-	ctr, err := newConnector(fakeConnector{}, nil)
+	ctr, err := newConnector(fakeConnector{}, defaults())
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctr.cfg.Logger = slog.New(slog.DiscardHandler)
 	defer ctr.Close()
 	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	stop := make(chan struct{})

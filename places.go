@@ -8,57 +8,16 @@ import (
 	"container/list"
 	"context"
 	"errors"
-	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 )
-
-// ErrPoolTimeout is what errors.Is finds in the error of a session that waited
-// for a connection longer than PoolTimeout.
-var ErrPoolTimeout = errors.New("livepool: no connection within PoolTimeout")
-
-// poolTimeoutError is ErrPoolTimeout with its story: is the pool exhausted, or
-// the database down?
-type poolTimeoutError struct {
-	waited  time.Duration
-	inUse   int // sessions that have a place
-	waiting int // sessions that wait for one, this one included
-	open    int // connections in use, by sessions and others
-	longest string
-	held    time.Duration // by longest
-	limit   int           // of SetMaxOpenConns, if the user has called it
-	last    error         // of the last connection that could not be opened, if none could since
-}
-
-func (e *poolTimeoutError) Error() string {
-	text := fmt.Sprintf("livepool: no connection within PoolTimeout (pool_timeout): waited %s; ", e.waited.Round(time.Millisecond))
-	if e.last != nil {
-		text += fmt.Sprintf("the database cannot be reached: %v; ", e.last)
-	} else {
-		text += "the pool is exhausted: "
-	}
-	text += fmt.Sprintf("%d sessions in use, %d waiting, %d connections in use", e.inUse, e.waiting, e.open)
-	if e.held > 0 {
-		text += fmt.Sprintf("; %s has held its connection longest, for %s", e.longest, e.held.Round(time.Millisecond))
-	}
-	switch {
-	case e.last != nil:
-	case e.limit > 0:
-		text += fmt.Sprintf("; the limit is that of SetMaxOpenConns(%d), which was called on the sql.DB: leave the call out and set pool_size and pool_max_overflow, or look for what holds connections", e.limit)
-	default:
-		text += "; raise pool_size, or look for what holds connections"
-	}
-	return text
-}
-func (e *poolTimeoutError) Is(target error) bool { return target == ErrPoolTimeout }
-func (e *poolTimeoutError) Unwrap() error        { return e.last }
 
 // places are the places of a pool.
 type places struct {
 	mu      sync.Mutex
 	limit   int             // 0: no limit; guarded by mu
 	closed  <-chan struct{} // when the pool is
+	why     error           // what those are told who wait then
 	holders place
 	held    int
 	queue   list.List // of waiters
@@ -66,16 +25,13 @@ type places struct {
 	waited   int64         // sessions that had to wait
 	wait     time.Duration // how long, together
 	timeouts int64         // in vain
-
-	beginning atomic.Int32 // sessions that have a place and take a connection
-	unbounded atomic.Int32 // of those, the ones that need not wait for it
 }
 
-// count adds what is known of the queue.
-func (ps *places) count(stats *Stats) {
+// count says how many had to wait, for how long together, and how many in vain.
+func (ps *places) count() (waited int64, wait time.Duration, timeouts int64) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = ps.waited, ps.wait, ps.timeouts
+	return ps.waited, ps.wait, ps.timeouts
 }
 
 // place is one session's. Those that are held form a ring in the order in which
@@ -86,8 +42,8 @@ type place struct {
 	next, prev *place
 }
 
-func (ps *places) init(limit int, closed <-chan struct{}) {
-	ps.limit, ps.closed = limit, closed
+func (ps *places) init(limit int, closed <-chan struct{}, why error) {
+	ps.limit, ps.closed, ps.why = limit, closed, why
 	ps.holders.next, ps.holders.prev = &ps.holders, &ps.holders
 }
 
@@ -120,7 +76,7 @@ func (ps *places) acquire(ctx context.Context, pl *place, name string, deadline 
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-ps.closed:
-		err = errPoolClosed
+		err = ps.why
 	case <-timer.C:
 		err = errWaitedTooLong
 	}
@@ -138,7 +94,7 @@ func (ps *places) acquire(ctx context.Context, pl *place, name string, deadline 
 	return err
 }
 
-// errWaitedTooLong is made into a poolTimeoutError by those who know the pool.
+// errWaitedTooLong: the deadline has passed.
 var errWaitedTooLong = errors.New("livepool: waited too long")
 
 type waiter struct {
@@ -190,19 +146,15 @@ func (ps *places) serve() {
 	}
 }
 
-// timeout tells what a session waited for in vain.
-func (ps *places) timeout(p *Pool, waited time.Duration) error {
-	st := p.DB.Stats()
-	e := &poolTimeoutError{waited: waited, open: st.InUse, last: p.ctr.outage.cause()}
-	if st.MaxOpenConnections != p.ctr.cfg.limit() {
-		e.limit = st.MaxOpenConnections
-	}
+// gaveUp counts one who waited in vain, and says how it stands: how many have a
+// place, how many wait, the one who gave up included, and who has had a place for
+// longest.
+func (ps *places) gaveUp() (inUse, waiting int, longest string, held time.Duration) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.timeouts++
-	e.inUse, e.waiting = ps.held, ps.queue.Len()+1
 	if oldest := ps.holders.next; oldest != &ps.holders {
-		e.longest, e.held = oldest.name, time.Since(oldest.since)
+		longest, held = oldest.name, time.Since(oldest.since)
 	}
-	return e
+	return ps.held, ps.queue.Len() + 1, longest, held
 }

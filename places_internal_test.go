@@ -26,7 +26,7 @@ func (c *askedContext) Err() error {
 // the next.
 func TestPlaceInTheNickOfTime(t *testing.T) {
 	var ps places
-	ps.init(1, nil)
+	ps.init(1, nil, nil)
 	far := time.Now().Add(time.Hour)
 	var holder, late, next place
 	if err := ps.acquire(t.Context(), &holder, "holder", far); err != nil {

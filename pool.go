@@ -33,8 +33,12 @@ import (
 // then closed.
 type Pool struct {
 	*sql.DB
+	cfg    *Config // the pool's own
 	ctr    *connector
 	places places
+
+	beginning atomic.Int32 // sessions that have a place and take a connection
+	unbounded atomic.Int32 // of those, the ones that need not wait for it
 }
 
 // Open opens a pool on a driver's DSN with livepool's pool_* parameters in it;
@@ -72,7 +76,7 @@ func OpenConnector(c driver.Connector, cfg *Config) (*Pool, error) {
 // wrapped by a connector that sets up each connection in its Connect: one that
 // has died is never replaced beneath it.
 func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
-	ctr, err := newConnector(c, cfg)
+	ctr, _, err := openConnector(c, cfg)
 	if err != nil {
 		return nil, err // and not a nil *connector, which would be no nil driver.Connector
 	}
@@ -80,18 +84,40 @@ func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
 }
 
 func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
-	ctr, err := newConnector(c, cfg)
+	ctr, cfg, err := openConnector(c, cfg)
 	if err != nil {
 		return nil, err
 	}
 	db := sql.OpenDB(ctr)
 	db.SetMaxOpenConns(ctr.cfg.limit())
-	db.SetMaxIdleConns(ctr.cfg.PoolSize)
-	db.SetConnMaxIdleTime(ctr.cfg.IdleTimeout)
-	p := &Pool{DB: db, ctr: ctr}
-	ctr.limits.pool = p
-	ctr.startMaintainer(p)
+	db.SetMaxIdleConns(cfg.PoolSize)
+	db.SetConnMaxIdleTime(cfg.IdleTimeout)
+	p := &Pool{DB: db, cfg: cfg, ctr: ctr}
+	p.places.init(ctr.cfg.limit(), ctr.serve(db, p.places.setLimit), errPoolClosed)
+	ctr.start()
 	return p, nil
+}
+
+// openConnector makes the connector, and returns its settings: a copy, completed.
+func openConnector(c driver.Connector, cfg *Config) (*connector, *Config, error) {
+	if cfg == nil {
+		cfg = NewConfig()
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, nil, err
+	}
+	cfg = cfg.clone()
+	switch {
+	case c != nil:
+		cfg.MySQL = nil
+	case cfg.MySQL == nil:
+		return nil, nil, errors.New("livepool: Config.MySQL is not set: it says where the server is; " +
+			"ParseDSN sets it, or set it to a *mysql.Config of the driver's")
+	default:
+		cfg.fitConnectTimeout()
+	}
+	ctr, err := newConnector(c, cfg.settings())
+	return ctr, cfg, err
 }
 
 // GetDBConn returns the *sql.DB itself; GORM asks for it.
@@ -106,7 +132,7 @@ func (p *Pool) Close() error { return p.DB.Close() }
 type connector struct {
 	inner driver.Connector
 	side  driver.Connector // for connections beside the pool: they may send several statements at a time
-	cfg   *Config
+	cfg   *settings
 	addr  string // for errors and logs, without user and password
 	// schema is the DSN's, "" for none or where it is not known. newConnector sets it.
 	schema  string
@@ -156,14 +182,10 @@ type connector struct {
 	stats counters
 }
 
-func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
-	if cfg == nil {
-		cfg = NewConfig()
-	}
-	if err := cfg.validate(); err != nil {
-		return nil, err
-	}
-	ctr := &connector{inner: c, side: c, cfg: cfg.clone(), clock: newClock(), addr: "the database", conns: map[*conn]struct{}{},
+// newConnector makes a connector that opens connections by c, or where that is nil,
+// by the MySQL driver with livepool's dialer below it. cfg is its own from here on.
+func newConnector(c driver.Connector, cfg *settings) (*connector, error) {
+	ctr := &connector{inner: c, side: c, cfg: cfg, clock: newClock(), addr: "the database", conns: map[*conn]struct{}{},
 		aside: map[*pinging]struct{}{}, ready: make(chan struct{}, 1)}
 	ctr.news.init()
 	ctr.limits.open.Store(int64(ctr.cfg.limit()))
@@ -175,10 +197,6 @@ func newConnector(c driver.Connector, cfg *Config) (*connector, error) {
 		_, ctr.mysql = c.Driver().(*mysql.MySQLDriver)
 		ctr.commits = newCommitTable(ctr.cfg.CommitTable, "", false)
 		return ctr, nil
-	}
-	if ctr.cfg.MySQL == nil {
-		return nil, errors.New("livepool: Config.MySQL is not set: it says where the server is; " +
-			"ParseDSN sets it, or set it to a *mysql.Config of the driver's")
 	}
 	if err := ctr.useDriver(ctr.cfg.MySQL); err != nil {
 		return nil, err
@@ -199,9 +217,8 @@ func (ctr *connector) useDriver(my *mysql.Config) error {
 	// part of it may have run; what is sent elsewhere is decided in failure.go.
 	ctr.rejectsReadOnly, my.RejectReadOnly = my.RejectReadOnly, false
 	ctr.cfg.warnOfTimeouts()
-	ctr.cfg.fitConnectTimeout()
 	if limit := ctr.cfg.ConnectTimeout; my.Timeout > limit {
-		ctr.cfg.logger().Warn(fmt.Sprintf("livepool: the driver's timeout of %s is cut short by ConnectTimeout (pool_connect_timeout), which is %s and bounds dial, handshake and login together: raise it, or leave it out", my.Timeout, limit),
+		ctr.cfg.Log.Warn(fmt.Sprintf("livepool: the driver's timeout of %s is cut short by ConnectTimeout (pool_connect_timeout), which is %s and bounds dial, handshake and login together: raise it, or leave it out", my.Timeout, limit),
 			slog.String("addr", address(my)))
 	}
 	ctr.asksForToken = hasBeforeConnect(my)

@@ -230,7 +230,7 @@ func (ctr *connector) reapBatch(s *side, batch []*ghost) (_ *side, err error) {
 	}
 	if err != nil {
 		left = ctr.postpone(left, &tally)
-		ctr.cfg.logger().Debug("livepool: what abandoned connections left on the server cannot be ended yet",
+		ctr.cfg.Log.Debug("livepool: what abandoned connections left on the server cannot be ended yet",
 			slog.String("addr", ctr.addr), slog.Int("connections", len(left)), slog.Any("cause", err))
 	}
 	r.returns(append(later, left...))

@@ -3,7 +3,6 @@ package livepool
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -17,8 +16,8 @@ import (
 // abandoned on a server that is gone for good keeps no goroutine for ever.
 func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := NewConfig()
-		cfg.MySQL, cfg.Logger = mysql.NewConfig(), slog.New(slog.DiscardHandler)
+		cfg := defaults()
+		cfg.MySQL = mysql.NewConfig()
 		var dials atomic.Int64
 		cfg.MySQL.DialFunc = func(context.Context, string, string) (net.Conn, error) {
 			dials.Add(1)
@@ -30,6 +29,7 @@ func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
 		}
 		l := link{wire: newWire(route{})}
 		l.wire.hello.threadID = 7
+		l.site = &site{wire: l.wire}
 		orphan := ctr.abandon(&l, true)
 		time.Sleep(barePatience / 2)
 		if isClosed(orphan.done) || dials.Load() == 0 {

@@ -14,7 +14,7 @@ const never = time.Duration(math.MaxInt64)
 
 // ageLimit draws one connection's age limit. It is drawn once, at birth:
 // drawing again at each look would make every limit the shortest.
-func (c *Config) ageLimit() time.Duration {
+func (c *settings) ageLimit() time.Duration {
 	if c.Recycle == 0 {
 		return never
 	}
@@ -42,11 +42,16 @@ func (l *link) retired(ctr *connector, now time.Duration) verdict {
 	return keep
 }
 
+// recycle ends the time of every connection that exists now.
+func (ctr *connector) recycle() {
+	ctr.generation.Add(1)
+	ctr.maintainer.nudge()
+}
+
 // Recycle replaces every connection that exists now: the idle ones in the
 // background or at their next checkout, whichever comes first, those in use
 // when they are returned; what is running on them is not disturbed. Use it
 // after a failover or a change of grants. It is safe for concurrent use.
 func (p *Pool) Recycle() {
-	p.ctr.generation.Add(1)
-	p.ctr.maintainer.nudge()
+	p.ctr.recycle()
 }

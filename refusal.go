@@ -73,6 +73,7 @@ func (e *guardedError) Error() string {
 	return fmt.Sprintf("livepool: not sent to another connection, because this one was made read-only itself (transaction_read_only), and not its server: %v", e.cause)
 }
 func (e *guardedError) Unwrap() error { return e.cause }
+func (e *guardedError) class() Class  { return StatementUndone }
 
 // guarded tells a refusal for which the session asked, by SET SESSION TRANSACTION
 // READ ONLY or a variable of the DSN, from that of a server which is read-only.

@@ -197,7 +197,7 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	c.prove()
 	wrapped := c.wrapStmt(s, query, seen) // counted before the maintainer may look
 	if preparing, ok := ctx.(*preparingContext); ok {
-		wrapped.unit = preparing.s
+		wrapped.unit = preparing.unit
 	}
 	c.rest()
 	return wrapped, nil

@@ -88,7 +88,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	if !errors.Is(err, cause) {
 		err = errors.Join(err, cause)
 	}
-	cfg := c.pool.ctr.cfg
+	cfg := c.pool.cfg
 	class := c.pool.ctr.classify(cause)
 	level, wait := slog.LevelInfo, time.Duration(0)
 	outwaited := c.outwaits(ctx, cause)
@@ -112,7 +112,7 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	}
 	c.paused = c.paused || tooLong
 	c.pool.ctr.stats.retried.Add(1)
-	c.pool.ctr.cfg.logger().Log(ctx, level, "livepool: a unit of work is run again",
+	cfg.log.Log(ctx, level, "livepool: a unit of work is run again",
 		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
 	if wait > 0 {
 		waitFor(ctx, nil, wait)
@@ -124,6 +124,22 @@ func (c *course) again(ctx context.Context, cause, err error) error {
 	return nil
 }
 
+// nextWait is how long the user's BackOff, or the default in its place where
+// that panics, has a unit wait before its next attempt.
+func (c *course) nextWait() (wait time.Duration) {
+	cfg := c.pool.cfg
+	if contain(cfg.log, "Config.BackOff", func() {
+		if c.waits == nil {
+			c.waits = cfg.BackOff()
+		}
+		wait = c.waits.NextBackOff()
+	}) {
+		return wait
+	}
+	c.waits = defaultBackOff()
+	return c.waits.NextBackOff()
+}
+
 // freeAtOnce is how many attempts that cost none follow each other without a
 // pause, when the prober has found that the server takes what they need.
 const freeAtOnce = 2
@@ -132,14 +148,14 @@ const freeAtOnce = 2
 // is why the attempt failed: nothing of it ran, or is left, so that it counts
 // against MaxElapsed alone. It is not for a unit that is never to be run again.
 func (c *course) outwaits(ctx context.Context, cause error) bool {
-	ctr := c.pool.ctr
+	ctr, limit := c.pool.ctr, c.pool.cfg.MaxElapsed
 	unreachable := ctr.lackOf(cause) != nothing
 	if c.options.maxAttempts == 1 || !unreachable && !refusesWrites(cause) {
 		return false
 	}
 	c.free++
-	deadline := time.Now().Add(ctr.cfg.MaxElapsed - c.elapsed())
-	if ctr.cfg.MaxElapsed == 0 {
+	deadline := time.Now().Add(limit - c.elapsed())
+	if limit == 0 {
 		deadline = time.Now().Add(time.Hour) // and then it tries by itself
 	}
 	if unreachable {

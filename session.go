@@ -231,6 +231,14 @@ func (s *Session) isDone() bool {
 	return false
 }
 
+// over is the error of a statement that comes too late, nil if none does.
+func (s *Session) over() error {
+	if s.isDone() {
+		return s.ended()
+	}
+	return nil
+}
+
 // open returns the transaction, which it begins at the first statement.
 func (s *Session) open(ctx context.Context) (*sql.Tx, error) {
 	root := s.root
@@ -259,11 +267,11 @@ func (s *Session) ended() error {
 // work. root.mu is held.
 func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	asked := time.Now()
-	deadline := asked.Add(s.pool.ctr.cfg.PoolTimeout)
+	deadline := asked.Add(s.pool.cfg.PoolTimeout)
 	var err error
 	if s.lookUntil.IsZero() {
 		s.course.asks(asked)
-		if limit := s.pool.ctr.cfg.MaxElapsed; limit > 0 {
+		if limit := s.pool.cfg.MaxElapsed; limit > 0 {
 			s.until = s.course.asked.Add(limit)
 		}
 		err = s.pool.places.acquire(ctx, &s.place, s.options.name, deadline)
@@ -281,7 +289,7 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	case s.caller.Err() != nil:
 		err = &sessionDoneError{s.options.name, contextEnd(s.caller), s.pool.ctr.outage.cause()}
 	case err == errWaitedTooLong:
-		err = s.pool.places.timeout(s.pool, time.Since(asked))
+		err = s.pool.timedOut(time.Since(asked))
 	case ctx.Err() == nil && s.pool.ctr.classify(err)&Retry != 0:
 		s.attempt.fails(err) // there is nothing to lose
 	}
@@ -297,7 +305,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 	if !s.until.IsZero() && s.until.Before(deadline) {
 		patience = s.until
 	}
-	if ctr.cfg.PoolTimeout > 0 || !s.lookUntil.IsZero() { // with 0 it waits for nobody, but may dial
+	if s.pool.cfg.PoolTimeout > 0 || !s.lookUntil.IsZero() { // with 0 it waits for nobody, but may dial
 		s.begin.until = patience
 	}
 	for {
@@ -327,7 +335,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 // that to be paid. Who waits lets those go first who were told that they need
 // not.
 func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
-	ps := &s.pool.places
+	ps := s.pool
 	ps.unbounded.Add(1)                   // before it counts for the others, who would else not wait for it
 	beginning := int(ps.beginning.Add(1)) // this one and others at the same time
 	defer ps.beginning.Add(-1)

@@ -41,9 +41,9 @@ func (c *slowConn) Ping(context.Context) error {
 // end a visit, by which the maintainer and the next caller would meet on the wire.
 func TestReturnOfWhatWasNotTakenEndsNoVisit(t *testing.T) {
 	db := &slowly{pinging: make(chan struct{}), finish: make(chan struct{})}
-	cfg := NewConfig()
+	cfg := defaults()
 	cfg.KeepAlive = 10 * time.Millisecond
-	p, err := OpenConnector(db, cfg)
+	p, err := openTest(db, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

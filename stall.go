@@ -9,9 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -45,6 +44,10 @@ func (e *stallError) Error() string {
 		e.waited.Round(time.Millisecond), e.thread, state)
 }
 
+
+// Unwrap is what the kernel says of a peer that has vanished.
+func (e *stallError) Unwrap() error { return syscall.ETIMEDOUT }
+
 // lookForStalls looks at every connection that waits for a reply, and has the
 // server asked about those that have waited for StallAfter. It returns when to
 // look again. What it costs a statement is two counts in wire.Read.
@@ -57,7 +60,7 @@ func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 	if m.looking.Load() {
 		return again
 	}
-	var late []*wire
+	var late []*site
 	now := m.ctr.clock.now()
 	for _, c := range all {
 		w := c.watched.Load()
@@ -90,7 +93,7 @@ func (m *maintainer) lookForStalls(all []*conn) time.Duration {
 // lookUp asks the server what it does for the connections that wait. One that
 // it does nothing for, at two looks in a row, is given up; what follows from
 // that is decided where the reply is waited for.
-func (m *maintainer) lookUp(late []*wire) {
+func (m *maintainer) lookUp(late []*site) {
 	ctr := m.ctr
 	all, err := ctr.locate(late)
 	for i, w := range late {
@@ -105,8 +108,8 @@ func (m *maintainer) lookUp(late []*wire) {
 		case w.facts.isDeadBy(found, w):
 			v.next, v.misses = now, 0
 			v.rests++
-			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}, &ctr.stats.stalled) {
-				ctr.cfg.logger().Warn("livepool: a connection is dead in the middle of a statement: "+w.condemned.Load().Error(),
+			if v.rests > 1 && w.condemn(v.read, &stallError{now - v.since, w.hello.threadID, found}, func() { ctr.stats.stalled.Add(1) }) {
+				ctr.cfg.Log.Warn("livepool: a connection is dead in the middle of a statement: "+(*w.condemned.Load()).Error(),
 					slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
 			}
 		case found == elsewhere && v.misses < maxReapTries:
@@ -125,7 +128,7 @@ func (m *maintainer) lookUp(late []*wire) {
 // tellOfBlindness tells the operator that statements could not be looked up though
 // the server is there: it takes no connection more and none of the pool's is idle,
 // or none of its threads can be proved to be ours.
-func (ctr *connector) tellOfBlindness(late []*wire, all []located, err error) {
+func (ctr *connector) tellOfBlindness(late []*site, all []located, err error) {
 	why := err
 	for i, f := range all {
 		if f.finding == unproved && late[i].beacon == "" {
@@ -135,7 +138,7 @@ func (ctr *connector) tellOfBlindness(late []*wire, all []located, err error) {
 	if why == nil || why == err && errorNumber(err) == 0 || !ctr.reaper.blind.may(ctr.clock.now()) {
 		return
 	}
-	ctr.cfg.logger().Warn("livepool: statements that have had no reply for StallAfter (pool_stall_after) cannot be looked up on the server, "+
+	ctr.cfg.Log.Warn("livepool: statements that have had no reply for StallAfter (pool_stall_after) cannot be looked up on the server, "+
 		"so that it is not noticed if the connection of one is dead",
 		slog.String("addr", ctr.addr), slog.Int("statements", len(late)), slog.Any("cause", why))
 }
@@ -143,7 +146,7 @@ func (ctr *connector) tellOfBlindness(late []*wire, all []located, err error) {
 var errNoBeacon = errors.New("no thread of the server can be proved to be the connection's: see Beacon (pool_beacon)")
 
 // locate asks the server what it does for connections that wait.
-func (ctr *connector) locate(late []*wire) (all []located, err error) {
+func (ctr *connector) locate(late []*site) (all []located, err error) {
 	ctr.stats.stallChecks.Add(int64(len(late)))
 	s, err := ctr.reachServer(ctr.life)
 	if err == nil {
@@ -170,13 +173,13 @@ type heldUp struct {
 
 // inquiry is one of them.
 type inquiry struct {
-	w     *wire
+	w     *site
 	works chan bool
 	tries int // that met another server
 }
 
 // worksOn says whether the server is seen to work on what a connection has sent.
-func (ctr *connector) worksOn(w *wire) bool {
+func (ctr *connector) worksOn(w *site) bool {
 	h, q := &ctr.heldUp, &inquiry{w: w, works: make(chan bool, 1)}
 	h.mu.Lock()
 	h.waiting = append(h.waiting, q)
@@ -191,7 +194,7 @@ func (ctr *connector) worksOn(w *wire) bool {
 	select {
 	case works := <-q.works:
 		if works && h.told.may(ctr.clock.now()) {
-			ctr.cfg.logger().Warn("livepool: a COMMIT or ROLLBACK has had no reply for CommitTimeout (pool_commit_timeout); "+
+			ctr.cfg.Log.Warn("livepool: a COMMIT or ROLLBACK has had no reply for CommitTimeout (pool_commit_timeout); "+
 				"it is waited for, since the server is seen to work on it, as under FLUSH TABLES WITH READ LOCK",
 				slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.hello.threadID)))
 		}
@@ -213,7 +216,7 @@ func (ctr *connector) inquire() {
 		if len(batch) == 0 {
 			return
 		}
-		ws := make([]*wire, len(batch))
+		ws := make([]*site, len(batch))
 		for i, q := range batch {
 			ws[i] = q.w
 		}
@@ -236,8 +239,8 @@ func (ctr *connector) inquire() {
 // than the one that was asked. A server with a thread pool lets a statement wait
 // for a worker, unread, while its connection looks idle; what it shows of its
 // queue is not all that waits.
-func (f *serverFacts) isDeadBy(found finding, w *wire) bool {
-	return f.isOwnID(w) && (found == gone || found == resting && !f.threadPool)
+func (f *serverFacts) isDeadBy(found finding, w *site) bool {
+	return f.isOwnID(w.wire) && (found == gone || found == resting && !f.threadPool)
 }
 
 // later is a sum that stays in bounds.
@@ -246,32 +249,6 @@ func later(now, d, more time.Duration) time.Duration {
 		return never
 	}
 	return now + d + more
-}
-
-// isCondemned marks the count of reads of a connection that is condemned.
-const isCondemned = 1 << 63
-
-// condemn ends a connection under the reader who waits for its reply, if he
-// still waits in that read. It is counted before he learns of it.
-func (w *wire) condemn(read uint64, why *stallError, count *atomic.Int64) bool {
-	if !w.reads.CompareAndSwap(read, read|isCondemned) {
-		return false
-	}
-	count.Add(1)
-	w.condemned.Store(why)
-	w.Conn.Close()
-	return true
-}
-
-// sentence is why the connection is condemned. It comes an instant after the
-// mark.
-func (w *wire) sentence() error {
-	for {
-		if why := w.condemned.Load(); why != nil {
-			return why
-		}
-		runtime.Gosched()
-	}
 }
 
 // stalledFor is how long the reply had been waited for, if that is what ended

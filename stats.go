@@ -120,28 +120,30 @@ func (p *Pool) Stats() Stats {
 		Resent:          s.resent.Load(),
 		Leaks:           s.leaks.Load(),
 	}
-	p.ctr.correct(&stats)
-	p.places.count(&stats)
+	reused, unseen := p.ctr.uncounted()
+	stats.Reused += reused
+	stats.Idle += unseen
+	stats.OpenConnections += unseen
+	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.places.count()
 	return stats
 }
 
-// correct makes up for what database/sql does not know: the connections that it
-// does not have yet, and the idle ones that are closed but for their shell.
-func (ctr *connector) correct(stats *Stats) {
+// uncounted is what makes the counts whole: the checkouts of the connections that
+// there are, and how many more idle connections there are than database/sql knows.
+// It does not have the spares yet, and has some that are closed but for their shell.
+func (ctr *connector) uncounted() (reused int64, idle int) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	for c := range ctr.conns {
-		stats.Reused += c.reused.Load()
-		idle := !held(c.state.Load())
-		switch {
-		case idle && c.spare && c.linked.Load():
-			stats.Idle++
-			stats.OpenConnections++
-		case idle && !c.spare && !c.linked.Load():
-			stats.Idle--
-			stats.OpenConnections--
+		reused += c.reused.Load()
+		switch isIdle := !held(c.state.Load()); {
+		case isIdle && c.spare && c.linked.Load():
+			idle++
+		case isIdle && !c.spare && !c.linked.Load():
+			idle--
 		}
 	}
+	return reused, idle
 }
 
 // died spreads the news of a connection that was found dead, once. since is, of
@@ -168,5 +170,5 @@ func (ctr *connector) tell(l *link, first bool, what string, cause error) {
 	if cause != nil {
 		about = append(about, slog.Any("cause", cause))
 	}
-	ctr.cfg.logger().Log(context.Background(), level, what, about...)
+	ctr.cfg.Log.Log(context.Background(), level, what, about...)
 }

@@ -17,8 +17,8 @@ type stmt struct {
 	inner driver.Stmt
 	query string
 	seen  sqltext.Effects
-	on    int64    // the serial of the link it was prepared on
-	unit  *Session // inside another one, which has prepared it; nil for most
+	on    int64 // the serial of the link it was prepared on
+	unit  unit  // inside another one, which has prepared it; nil for most
 }
 
 // wrapStmt uses the conn's own slot for the first open statement: a query with
@@ -63,8 +63,10 @@ func (s *stmt) Close() error {
 // enter is the conn's, and prepares the statement again where its link has been
 // replaced, which happens only while nobody uses the connection.
 func (s *stmt) enter(ctx context.Context) (mark uint64, err error) {
-	if s.unit != nil && s.unit.isDone() { // what undoes the unit waits for the connection
-		return 0, s.unit.ended()
+	if s.unit != nil {
+		if err := s.unit.over(); err != nil { // what undoes the unit waits for the connection
+			return 0, err
+		}
 	}
 	seen := s.seen
 	if !s.c.ctr.mysql { // only units read its statements, and it may not have been in one then

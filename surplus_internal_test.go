@@ -3,7 +3,6 @@ package livepool
 import (
 	"context"
 	"database/sql/driver"
-	"log/slog"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -37,10 +36,9 @@ func TestSurplusSpareIsClosedWhereNothingElseIsDue(t *testing.T) {
 	for _, keepAlive := range []time.Duration{30 * time.Second, 0} {
 		synctest.Test(t, func(t *testing.T) {
 			l := &late{}
-			cfg := NewConfig()
-			cfg.Logger = slog.New(slog.DiscardHandler)
+			cfg := defaults()
 			cfg.KeepAlive, cfg.Recycle, cfg.PoolSize = keepAlive, 0, 1
-			p, err := OpenConnector(l, cfg)
+			p, err := openTest(l, cfg)
 			if err != nil {
 				t.Fatal(err)
 			}

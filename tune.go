@@ -29,7 +29,7 @@ func (ctr *connector) fit(l *link, s *knownServer) {
 	if advice == "" || !ctr.servers.warns(s, advice) {
 		return
 	}
-	ctr.cfg.logger().Warn("livepool: a setting does not fit the server's wait_timeout: "+advice,
+	ctr.cfg.Log.Warn("livepool: a setting does not fit the server's wait_timeout: "+advice,
 		slog.String("addr", ctr.addr), slog.String("server", l.facts.server), slog.Duration("wait_timeout", waitTimeout),
 		slog.Duration("keepalive_in_effect", l.keepAlive), slog.Duration("ping_after_in_effect", l.trust))
 }
@@ -59,13 +59,12 @@ func (ctr *connector) shortestKeepAlive() time.Duration { return time.Duration(c
 
 // unfit says which settings cannot work under wait_timeout, and what to set. A
 // default is fitted without a word.
-func (c *Config) unfit(waitTimeout time.Duration) (advice []string) {
-	defaults := NewConfig()
+func (c *settings) unfit(waitTimeout time.Duration) (advice []string) {
 	tooLong := func(d time.Duration) bool { return d == 0 || d >= waitTimeout }
-	if c.KeepAlive >= waitTimeout && c.KeepAlive != defaults.KeepAlive {
+	if c.KeepAlive >= waitTimeout && c.KeepAlive != defaultKeepAlive {
 		advice = append(advice, fmt.Sprintf("KeepAlive (pool_keepalive) is %s, by when the server has closed what is idle: set it below %s, or raise wait_timeout", c.KeepAlive, waitTimeout))
 	}
-	if c.PingAfter >= waitTimeout && c.PingAfter != defaults.PingAfter {
+	if c.PingAfter >= waitTimeout && c.PingAfter != defaultPingAfter {
 		advice = append(advice, fmt.Sprintf("PingAfter (pool_ping_after) is %s, so that a connection which the server has closed would be trusted: set it below %s", c.PingAfter, waitTimeout))
 	}
 	if c.KeepAlive == 0 && c.PrePing == PrePingOff && tooLong(c.Recycle) && tooLong(c.IdleTimeout) {

@@ -14,14 +14,13 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
-	"time"
 )
 
 // contain runs code of the user's, and says whether it did not panic.
-func (c *Config) contain(what string, f func()) (ok bool) {
+func contain(log *slog.Logger, what string, f func()) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.logger().Error("livepool: "+what+" panicked", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			log.Error("livepool: "+what+" panicked", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 		}
 	}()
 	f()
@@ -57,28 +56,10 @@ func (ctr *connector) connectDriver(ctx context.Context, by driver.Connector) (d
 	return dc, err
 }
 
-// nextWait is how long the user's BackOff, or the default in its place where
-// that panics, has a unit wait before its next attempt.
-func (c *course) nextWait() (wait time.Duration) {
-	cfg := c.pool.ctr.cfg
-	if cfg.contain("Config.BackOff", func() {
-		if c.waits == nil {
-			c.waits = cfg.BackOff()
-		}
-		wait = c.waits.NextBackOff()
-	}) {
-		return wait
-	}
-	c.waits = defaultBackOff()
-	return c.waits.NextBackOff()
-}
-
-// logger is never nil.
-func (c *Config) logger() *slog.Logger {
-	if c.log != nil {
-		return c.log
-	}
-	return slog.Default()
+// carefulLogger is a logger whose panics go no further. A nil one stands for
+// slog.Default(), as that is at the time.
+func carefulLogger(logger *slog.Logger) *slog.Logger {
+	return slog.New(&carefulHandler{logger: logger})
 }
 
 // carefulHandler hands on to a logger whose handler may panic. A nil one stands

@@ -1,0 +1,52 @@
+package livepool
+
+import (
+	"database/sql"
+	"database/sql/driver"
+	"log/slog"
+	"time"
+)
+
+// testPool is what a Pool is to its connector: a sql.DB that it serves.
+type testPool struct {
+	*sql.DB
+	ctr *connector
+}
+
+// defaults are those of a Pool, without its log.
+func defaults() *settings {
+	return &settings{
+		PoolSize: 10, MaxOverflow: 10, IdleTimeout: 30 * time.Minute,
+		Recycle: time.Hour, RecycleJitter: 0.2,
+		PrePing: PrePingIdle, PingAfter: defaultPingAfter, PingTimeout: time.Second,
+		KeepAlive: defaultKeepAlive, HoldLimit: time.Hour,
+		ConnectTimeout: 5 * time.Second, ConnectLimit: 16, OutageWait: 10 * time.Second, CommitTimeout: 10 * time.Second,
+		KillAbandoned: true, Beacon: BeaconAuto, StallAfter: 5 * time.Second,
+		CommitTable: "livepool_commits", Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+// openTest opens a pool on any driver.
+func openTest(c driver.Connector, cfg *settings) (*testPool, error) {
+	ctr, err := newConnector(c, cfg)
+	if err != nil {
+		return nil, err
+	}
+	db := sql.OpenDB(ctr)
+	db.SetMaxOpenConns(cfg.limit())
+	db.SetMaxIdleConns(cfg.PoolSize)
+	db.SetConnMaxIdleTime(cfg.IdleTimeout)
+	ctr.serve(db, func(int) {})
+	ctr.start()
+	return &testPool{db, ctr}, nil
+}
+
+// testStats are those of a Pool's that the tests look at.
+type testStats struct{ Opened, Pinged, Deaths, Leaks int64 }
+
+func (p *testPool) Stats() testStats {
+	s := &p.ctr.stats
+	p.ctr.uncounted() // which takes the locks that Pool.Stats takes
+	p.DB.Stats()
+	return testStats{s.opened.Load(), s.pings.Load(), s.deaths.Load(), s.leaks.Load()}
+}
