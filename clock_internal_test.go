@@ -16,9 +16,9 @@ func TestAReadingFromBeforeAStopTrustsNothing(t *testing.T) {
 		returned(t, p, 1)
 		p.ctr.mysql = true // whose connections may lead over a network
 		clock.bounds()
-		clock.expiry.Stop() // so that it is late
+		clock.close() // so that the reading's end is late
 		time.Sleep(1500 * time.Millisecond)
-		if r := time.Duration(clock.reading.Load()); r < 0 || clock.now()-r < time.Second {
+		if r, _ := clock.bounds(); clock.now()-r < time.Second {
 			t.Fatalf("the reading is %s, of now %s: the test shows nothing", r, clock.now())
 		}
 		returned(t, p, 1)

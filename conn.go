@@ -298,8 +298,8 @@ func (c *conn) firstUse(ctx context.Context) error {
 	c.holds("")
 	c.unchecked = false
 	mode := c.ctr.cfg.PrePing
-	if mode == PrePingAlways && !c.worked {
-		mode = PrePingIdle // the handshake was the ping, unless it was long ago
+	if mode == pingAlways && !c.worked {
+		mode = pingIdle // the handshake was the ping, unless it was long ago
 	}
 	if c.shell {
 		return c.renew(ctx, byDriver)

@@ -185,7 +185,7 @@ func TestWhatEndedAConnection(t *testing.T) {
 		{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, hungUp},
 		{&net.OpError{Op: "read", Err: syscall.ETIMEDOUT}, wentSilent},
 		{&net.OpError{Op: "read", Err: syscall.EHOSTUNREACH}, wentSilent},
-		{&stallError{}, wentSilent},
+		{syscall.ETIMEDOUT, wentSilent},
 		{&net.OpError{Op: "read", Err: net.ErrClosed}, notLost},
 	} {
 		if got := howLost(tt.err); got != tt.want {

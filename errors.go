@@ -47,7 +47,10 @@ const (
 	BackOff
 )
 
-var classNames = []word[Class]{
+var classNames = []struct {
+	name  string
+	value Class
+}{
 	{"ConnDead", ConnDead}, {"NotRun", NotRun}, {"Elsewhere", Elsewhere},
 	{"StatementUndone", StatementUndone}, {"TxGone", TxGone}, {"CommitUnknown", CommitUnknown},
 	{"Retry", Retry}, {"BackOff", BackOff},

@@ -252,7 +252,7 @@ func (ctr *connector) meet(ctx context.Context, l *link, facts *serverFacts) (*k
 		return nil, err
 	}
 	s := &knownServer{direct: seen.isSelf(l.wire) && facts.isOwnID(l.wire)}
-	if ctr.cfg.Beacon == BeaconOff && l.wire != nil && !facts.isOwnID(l.wire) {
+	if ctr.cfg.Beacon == beaconOff && l.wire != nil && !facts.isOwnID(l.wire) {
 		ss.silent.Store(true)
 	}
 	ss.add(facts.server, s)
@@ -282,9 +282,9 @@ func (ctr *connector) needsBeacon(direct bool) bool {
 		return false
 	}
 	switch ctr.cfg.Beacon {
-	case BeaconOn:
+	case beaconOn:
 		return true
-	case BeaconAuto:
+	case beaconAuto:
 		return !direct
 	}
 	return false

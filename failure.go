@@ -272,5 +272,5 @@ func (e *withheldError) Error() string { return e.cause.Error() }
 func (e *withheldError) Is(target error) bool {
 	return target != driver.ErrBadConn && errors.Is(e.cause, target)
 }
-func (e *withheldError) class() Class       { return classify(e.cause) }
+func (e *withheldError) class() Class       { return Classify(e.cause) }
 func (e *withheldError) As(target any) bool { return errors.As(e.cause, target) }

@@ -320,6 +320,22 @@ func coherent(t *testing.T, what any, c Class) {
 	}
 }
 
+// toldError is an error that tells more of its cause.
+type toldError struct {
+	text  string
+	cause error
+}
+
+func (e *toldError) Error() string { return e.text + ": " + e.cause.Error() }
+func (e *toldError) Unwrap() error { return e.cause }
+
+// failedConnect is a connection that could not be opened.
+type failedConnect toldError
+
+func (e *failedConnect) Error() string { return e.text + ": " + e.cause.Error() }
+func (e *failedConnect) Unwrap() error { return e.cause }
+func (e *failedConnect) class() Class  { return ofConnect(e.cause) }
+
 // wrappings of an error through which Classify looks.
 func wrappings(err error, text string) []error {
 	return []error{
@@ -328,7 +344,7 @@ func wrappings(err error, text string) []error {
 		errors.Join(errors.New(text), err),
 		errors.Join(err, errors.New(text)),
 		fmt.Errorf("%w, and %w", errors.New(text), err),
-		&poisonedError{what: text, cause: err},
+		&toldError{text, err},
 	}
 }
 
@@ -341,8 +357,8 @@ func FuzzClassify(f *testing.F) {
 	f.Add(uint16(1062), "23000", "Duplicate entry")
 	local := []error{
 		driver.ErrBadConn, mysql.ErrInvalidConn, mysql.ErrPktSync, mysql.ErrMalformPkt, mysql.ErrPktTooLarge, io.EOF, io.ErrUnexpectedEOF,
-		net.ErrClosed, &net.OpError{Op: "read", Err: syscall.ECONNRESET}, syscall.EPIPE, &stallError{}, errors.New("sold out"),
-		&connectError{text: "connecting", cause: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}},
+		net.ErrClosed, &net.OpError{Op: "read", Err: syscall.ECONNRESET}, syscall.EPIPE, fmt.Errorf("no reply: %w", syscall.ETIMEDOUT), errors.New("sold out"),
+		&failedConnect{"connecting", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}},
 	}
 	f.Fuzz(func(t *testing.T, number uint16, state, message string) {
 		my := &mysql.MySQLError{Number: number, Message: message}
@@ -353,7 +369,7 @@ func FuzzClassify(f *testing.F) {
 		// An error of the server's means the same wherever it is found.
 		ended := []error{context.Canceled, context.DeadlineExceeded}
 		for _, err := range append(wrappings(my, message),
-			&connectError{text: message, cause: my}, errors.Join(ended[0], my), errors.Join(my, ended[1]), errors.Join(my, io.EOF)) {
+			&failedConnect{message, my}, errors.Join(ended[0], my), errors.Join(my, ended[1]), errors.Join(my, io.EOF)) {
 			if got := Classify(err); got != class {
 				t.Errorf("%v: %s as it is, wrapped (%T) %s", my, class, err, got)
 			}
@@ -398,7 +414,7 @@ func FuzzClassify(f *testing.F) {
 			}
 		}
 		for _, err := range ended {
-			for _, err := range append(wrappings(err, message), err, &connectError{text: message, cause: err}) {
+			for _, err := range append(wrappings(err, message), err, &failedConnect{message, err}) {
 				if got := Classify(err); got != 0 {
 					t.Errorf("%v (%T): %s", err, err, got)
 				}

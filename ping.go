@@ -85,7 +85,7 @@ func raise(at *atomic.Int64, t time.Duration) {
 }
 
 // check looks at a connection that nobody uses, cheapest look first.
-func (c *conn) check(ctx context.Context, mode PrePing) verdict {
+func (c *conn) check(ctx context.Context, mode pingMode) verdict {
 	_, now := c.ctr.clock.bounds()
 	if now >= c.expires {
 		now = c.ctr.clock.now()
@@ -103,10 +103,10 @@ func (c *conn) check(ctx context.Context, mode PrePing) verdict {
 	if err := c.inner.ResetSession(ctx); err != nil {
 		return byDriver
 	}
-	if mode == PrePingIdle && c.needsNoPing(ctx, now) {
-		mode = PrePingOff
+	if mode == pingIdle && c.needsNoPing(ctx, now) {
+		mode = pingOff
 	}
-	if mode == PrePingOff {
+	if mode == pingOff {
 		return keep
 	}
 	return c.prePing(ctx)

@@ -18,10 +18,10 @@ func defaults() *settings {
 	return &settings{
 		PoolSize: 10, MaxOverflow: 10, IdleTimeout: 30 * time.Minute,
 		Recycle: time.Hour, RecycleJitter: 0.2,
-		PrePing: PrePingIdle, PingAfter: defaultPingAfter, PingTimeout: time.Second,
+		PrePing: pingIdle, PingAfter: defaultPingAfter, PingTimeout: time.Second,
 		KeepAlive: defaultKeepAlive, HoldLimit: time.Hour,
 		ConnectTimeout: 5 * time.Second, ConnectLimit: 16, OutageWait: 10 * time.Second, CommitTimeout: 10 * time.Second,
-		KillAbandoned: true, Beacon: BeaconAuto, StallAfter: 5 * time.Second,
+		KillAbandoned: true, Beacon: beaconAuto, StallAfter: 5 * time.Second,
 		CommitTable: "livepool_commits", Log: slog.New(slog.DiscardHandler),
 	}
 }

@@ -20,8 +20,14 @@ type watchedRows struct {
 	driver.Rows
 	c         *conn
 	query     string
-	bound     *boundContext // under which it is read, nil where it needs no release
-	delivered bool          // the program has got a row of it
+	bound     releaser // the context under which it is read, nil where it needs no release
+	delivered bool     // the program has got a row of it
+}
+
+// releaser is a context that holds on to others until it is released.
+type releaser interface {
+	context.Context
+	release()
 }
 
 // wrapRows uses the conn's own slot for the first open result: a connection has
@@ -35,7 +41,7 @@ func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) dri
 	if wrapped.Rows != nil {
 		wrapped = new(watchedRows)
 	}
-	bound, _ := ctx.(*boundContext)
+	bound, _ := ctx.(releaser)
 	*wrapped = watchedRows{Rows: rows, c: c, query: query, bound: bound}
 	c.results++
 	return wrapped

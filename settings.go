@@ -20,7 +20,7 @@ type settings struct {
 	Recycle                        time.Duration
 	RecycleJitter                  float64
 
-	PrePing                PrePing
+	PrePing                pingMode
 	PingAfter, PingTimeout time.Duration
 	KeepAlive, HoldLimit   time.Duration
 
@@ -28,13 +28,31 @@ type settings struct {
 	ConnectLimit                              int
 
 	KillAbandoned         bool
-	Beacon                Beacon
+	Beacon                beaconMode
 	StallAfter, LeakAfter time.Duration
 
 	CommitTable string
 	Classify    func(error) (Class, bool) // nil where livepool decides
 	Log         *slog.Logger              // never nil, and its panics go no further
 }
+
+// pingMode is a PrePing, and has its values.
+type pingMode int
+
+const (
+	pingOff pingMode = iota
+	pingIdle
+	pingAlways
+)
+
+// beaconMode is a Beacon, and has its values.
+type beaconMode int
+
+const (
+	beaconOff beaconMode = iota
+	beaconAuto
+	beaconOn
+)
 
 // Of these the connector itself must know whether they were chosen.
 const (

@@ -44,7 +44,6 @@ func (e *stallError) Error() string {
 		e.waited.Round(time.Millisecond), e.thread, state)
 }
 
-
 // Unwrap is what the kernel says of a peer that has vanished.
 func (e *stallError) Unwrap() error { return syscall.ETIMEDOUT }
 

@@ -67,7 +67,7 @@ func (c *settings) unfit(waitTimeout time.Duration) (advice []string) {
 	if c.PingAfter >= waitTimeout && c.PingAfter != defaultPingAfter {
 		advice = append(advice, fmt.Sprintf("PingAfter (pool_ping_after) is %s, so that a connection which the server has closed would be trusted: set it below %s", c.PingAfter, waitTimeout))
 	}
-	if c.KeepAlive == 0 && c.PrePing == PrePingOff && tooLong(c.Recycle) && tooLong(c.IdleTimeout) {
+	if c.KeepAlive == 0 && c.PrePing == pingOff && tooLong(c.Recycle) && tooLong(c.IdleTimeout) {
 		advice = append(advice, fmt.Sprintf("KeepAlive (pool_keepalive) and PrePing (pool_pre_ping) are off, and Recycle (pool_recycle) is %s: "+
 			"idle connections die unseen after %s; set KeepAlive or Recycle below that", c.Recycle, waitTimeout))
 	}
