@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check and test of every module, on real servers that it fetches by
-# itself. With CI=true nothing may be skipped.
+# itself. With CI=true nothing may be skipped. `bash ./test.sh lint` and
+# `bash ./test.sh fuzz` run that part alone.
 #
 # The race detector needs a C compiler: as root it is installed where missing;
 # otherwise the tests run without it, and say so.
@@ -38,7 +39,50 @@ sharded() {
 	[ $failed = 0 ] || failures
 }
 
-staticcheck='honnef.co/go/tools/cmd/staticcheck@v0.8.2'
+# What is found without running anything. The first run compiles the linters, for
+# some minutes. They need a newer Go than the library, which go fetches by itself.
+linter='github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0'
+lint() {
+	step 'gofmt'
+	local unformatted system
+	unformatted=$(gofmt -l .)
+	if [ -n "$unformatted" ]; then
+		printf 'gofmt would change:\n%s\n' "$unformatted" >&2
+		return 1
+	fi
+
+	step 'vet'
+	go vet ./... ./bench/...
+	for system in darwin windows; do GOOS=$system go vet ./...; done
+
+	step 'linters'
+	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/...
+}
+
+# Every target there is; an input that fails is left in testdata/fuzz beside it.
+# By number, because a target whose time is up may fail by that alone ("context
+# deadline exceeded").
+fuzz() {
+	step 'fuzzing, some seconds each'
+	local targets file target
+	targets=$(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort)
+	while IFS=: read -r file target; do
+		echo "${target#func }"
+		go test -run '^$' -fuzz "^${target#func }\$" -fuzztime "${FUZZTIME:-20000x}" -fuzzminimizetime 100x -timeout 5m "$(dirname "$file")" </dev/null
+	done <<<"$targets"
+}
+
+case "${1:-all}" in
+all) ;;
+lint | fuzz)
+	"$1"
+	exit
+	;;
+*)
+	echo 'usage: bash ./test.sh [lint | fuzz]' >&2
+	exit 2
+	;;
+esac
 
 race=-race
 if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then
@@ -55,19 +99,7 @@ if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then
 	fi
 fi
 
-step 'gofmt'
-unformatted=$(gofmt -l .)
-if [ -n "$unformatted" ]; then
-	printf 'gofmt would change:\n%s\n' "$unformatted" >&2
-	exit 1
-fi
-
-step 'vet'
-go vet ./... ./bench/...
-for system in darwin windows; do GOOS=$system go vet ./...; done
-
-step 'staticcheck'
-go run "$staticcheck" ./... ./bench/...
+lint
 
 step 'tests of livepool'
 sharded $race -parallel 4 -timeout 45m
@@ -75,15 +107,7 @@ sharded $race -parallel 4 -timeout 45m
 step 'tests of the test ground'
 tests $race -parallel 4 -timeout 20m ./internal/...
 
-step 'fuzzing, some seconds each'
-# Every target there is; an input that fails is left in testdata/fuzz beside it.
-# By number, because a target whose time is up may fail by that alone ("context
-# deadline exceeded").
-targets=$(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort)
-while IFS=: read -r file target; do
-	echo "${target#func }"
-	go test -run '^$' -fuzz "^${target#func }\$" -fuzztime 20000x -fuzzminimizetime 100x -timeout 5m "$(dirname "$file")" </dev/null
-done <<<"$targets"
+fuzz
 
 step 'tests of the benchmark, and each of its benchmarks once'
 tests $race -p 1 -timeout 20m ./bench/... # one after the other: their jobs have little time

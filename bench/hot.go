@@ -39,7 +39,13 @@ type hotRow struct {
 // hot measures on the driver that does nothing and on the site's server, and
 // says whether livepool allocated no more than plain database/sql. Times are
 // shown beside their targets; on a noisy machine they prove nothing.
-func hot(ctx context.Context, s *site, _ string) (kept bool, err error) {
+func hot(ctx context.Context, s *site, o options) (kept bool, err error) {
+	var past *history
+	if o.history != "" {
+		if past, err = openHistory(ctx, o.history); err != nil {
+			return false, err
+		}
+	}
 	onNoop, err := hotOnNoop(ctx, noopRounds)
 	if err != nil {
 		return false, err
@@ -51,6 +57,12 @@ func hot(ctx context.Context, s *site, _ string) (kept bool, err error) {
 	}
 	writeHot(os.Stdout, "on "+s.String(), onServer)
 	fmt.Println("time: median of interleaved rounds; ratio: median of the rounds' ratios to plain database/sql")
+	if past != nil {
+		if err := past.add(measurement{"no-op driver", onNoop}, measurement{s.String(), onServer}); err != nil {
+			return false, err
+		}
+		fmt.Printf("appended to %s\n", o.history)
+	}
 	if excess := allocExcess(onNoop); excess != "" {
 		fmt.Println(excess)
 		return false, nil
@@ -112,10 +124,14 @@ func hotOnServer(ctx context.Context, s *site) ([]hotRow, error) {
 		return nil, err
 	}
 	defer again.Close()
-	pools = slices.Insert(pools, 1, named{"plain, again", again, 0}) // what the measuring is worth
+	pools = slices.Insert(pools, 1, named{plainAgain, again, 0})
 	query, err := hotPair(ctx, "point query", realRounds, realRound, pointQuery, pools...)
 	return append(checkout, query...), err
 }
+
+// plainAgain is a second plain pool: how far it is from the first says what the
+// measuring is worth.
+const plainAgain = "plain, again"
 
 // realPools opens a plain pool and one with each mode of the pre-ping.
 func realPools(server *mysql.Config) (pools []named, closePools func(), err error) {

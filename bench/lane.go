@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -137,9 +138,7 @@ func laneDSN(server *mysql.Config, proxy string) string {
 	cfg := server.Clone()
 	cfg.Addr = proxy
 	params := map[string]string{"wait_timeout": fmt.Sprint(waitTimeout.Seconds())}
-	for name, value := range cfg.Params {
-		params[name] = value
-	}
+	maps.Copy(params, cfg.Params)
 	cfg.Params = params
 	return cfg.FormatDSN()
 }

@@ -28,7 +28,7 @@ import (
 )
 
 const usage = `usage: go run ./bench [flags]        a worker whose connections die, on plain database/sql and on livepool
-       go run ./bench [flags] hot    what livepool costs where nothing is wrong
+       go run ./bench [flags] hot    what livepool costs where nothing is wrong; -history keeps it
        go run ./bench soak [flags]   units of work under faults for as long as you like; soak -h tells more
 
 The server is that of -dsn, or a MariaDB or MySQL on this machine, started privately; failing
@@ -46,13 +46,14 @@ func main() {
 	dsn := flag.String("dsn", "", "use your own server: `user:password@tcp(host:port)/database`; it is not restarted,\nonly this program's own tables and connections are touched")
 	kind := flag.String("server", "auto", "`which` server to start: auto, mariadb, mariadb-11.8, mysql or embedded")
 	out := flag.String("out", filepath.Join("bench", "out"), "`directory` for the picture and the log")
+	history := flag.String("history", "", "`file` to which hot appends its figures, such as bench/history.csv: for a run on a quiet\nmachine; not if two equal pools differ by more than 2%")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)
 		flag.PrintDefaults()
 	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code, err := dispatch(ctx, flag.Args(), *dsn, *kind, *out)
+	code, err := dispatch(ctx, flag.Args(), options{*dsn, *kind, *out, *history})
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
@@ -66,8 +67,11 @@ const (
 	exitNoRun
 )
 
-func dispatch(ctx context.Context, args []string, dsn, kind, out string) (int, error) {
-	var command func(context.Context, *site, string) (kept bool, err error)
+// options are the flags of the command line.
+type options struct{ dsn, kind, out, history string }
+
+func dispatch(ctx context.Context, args []string, o options) (int, error) {
+	var command func(context.Context, *site, options) (kept bool, err error)
 	switch {
 	case len(args) > 0 && args[0] == "soak":
 		return soak.Main(ctx, args[1:], os.Stdout, os.Stderr)
@@ -78,17 +82,20 @@ func dispatch(ctx context.Context, args []string, dsn, kind, out string) (int, e
 	default:
 		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot or soak; -h tells more", args))
 	}
-	closeLog, err := logTo(filepath.Join(out, logName))
+	if o.history != "" && len(args) == 0 {
+		return exitNoRun, usageError("-history: only hot has figures for it")
+	}
+	closeLog, err := logTo(filepath.Join(o.out, logName))
 	if err != nil {
 		return exitNoRun, err
 	}
 	defer closeLog()
-	site, err := findSite(ctx, os.Stderr, dsn, kind)
+	site, err := findSite(ctx, os.Stderr, o.dsn, o.kind)
 	if err != nil {
 		return exitNoRun, err
 	}
 	defer site.close()
-	kept, err := command(ctx, site, out)
+	kept, err := command(ctx, site, o)
 	switch {
 	case ctx.Err() != nil:
 		return exitNoRun, errors.New("interrupted")
@@ -101,7 +108,7 @@ func dispatch(ctx context.Context, args []string, dsn, kind, out string) (int, e
 }
 
 // endure plays the plan, prints what came of it and draws the picture.
-func endure(ctx context.Context, site *site, out string) (kept bool, err error) {
+func endure(ctx context.Context, site *site, opts options) (kept bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the workers
 	phases, skipped := planFor(site)
@@ -122,10 +129,10 @@ func endure(ctx context.Context, site *site, out string) (kept bool, err error) 
 		return false, err
 	}
 	o.write(os.Stdout)
-	if err := o.draw(out); err != nil {
+	if err := o.draw(opts.out); err != nil {
 		return false, err
 	}
-	fmt.Printf("\npicture: %s\nwhat the pools logged: %s\n", filepath.Join(out, pageName), filepath.Join(out, logName))
+	fmt.Printf("\npicture: %s\nwhat the pools logged: %s\n", filepath.Join(opts.out, pageName), filepath.Join(opts.out, logName))
 	kept, _ = o.verdict()
 	return kept, nil
 }

@@ -109,7 +109,7 @@ type traces struct {
 
 func takeTraces() *traces {
 	t := &traces{goroutines: map[string]int{}, children: children()}
-	for _, stack := range strings.Split(stacks(), "\n\n") {
+	for stack := range strings.SplitSeq(stacks(), "\n\n") {
 		t.goroutines[starter(stack)]++
 	}
 	return t
@@ -170,7 +170,7 @@ func (t *traces) compare(patience time.Duration) (vs []violation) {
 }
 
 func exampleOf(name string) string {
-	for _, stack := range strings.Split(stacks(), "\n\n") {
+	for stack := range strings.SplitSeq(stacks(), "\n\n") {
 		if starter(stack) == name {
 			return stack
 		}

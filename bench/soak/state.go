@@ -180,7 +180,8 @@ func (w *stateWatch) finish(patience time.Duration) []violation {
 func (w *stateWatch) look(how int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	pool, t, by := w.run.pool, w.run.work.lane.tables, ""
+	pool, t := w.run.pool, w.run.work.lane.tables
+	var by string
 	var s sight
 	var err error
 	switch how {

@@ -136,7 +136,7 @@ func (l *lexer) space() {
 			if l.executes {
 				l.enter(rest)
 			} else {
-				l.skipNested(rest)
+				l.skipNested()
 			}
 		case c == '/' && strings.HasPrefix(rest, "/*"):
 			l.pos += 2
@@ -169,7 +169,7 @@ func (l *lexer) enter(rest string) {
 
 // skipNested skips a comment in which there may be others, of which not all
 // servers think the same.
-func (l *lexer) skipNested(rest string) {
+func (l *lexer) skipNested() {
 	l.pos += 2
 	for depth := 1; depth > 0; {
 		n := strings.IndexAny(l.text[l.pos:], "*/")

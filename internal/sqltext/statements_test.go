@@ -117,7 +117,7 @@ func TestStatementsOfTheManuals(t *testing.T) {
 				switch {
 				case !row.isFor(kind):
 				case notRun.MatchString(row.remark):
-					for _, name := range strings.Split(notRun.FindStringSubmatch(row.remark)[1], ", ") {
+					for name := range strings.SplitSeq(notRun.FindStringSubmatch(row.remark)[1], ", ") {
 						l.counted["Com_"+name] = true
 					}
 				default:
