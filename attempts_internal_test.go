@@ -1,6 +1,7 @@
 package livepool
 
 import (
+	"context"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -19,9 +20,9 @@ func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 		began := ctr.clock.now()
 		time.Sleep(time.Millisecond)
 		var cancelled atomic.Bool
-		o := &opening{ctr: ctr, began: began, cancel: func() { cancelled.Store(true) }, leave: func(time.Duration, bool) {}}
+		o := &opening{ctr: ctr, began: began, cancel: func() { cancelled.Store(true) }, leave: noTurn}
 		ctr.outage.remember(o, 16)
-		o.goesOn()
+		o.goesOn(context.Canceled)
 		time.Sleep(ctr.cfg.ConnectTimeout - time.Second)
 		ctr.failedToConnect(&connectError{text: "x", cause: &connectTimeoutError{}, began: ctr.clock.now(), silent: true})
 		if !ctr.outage.isDown() {

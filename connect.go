@@ -27,7 +27,8 @@ type opening struct {
 	// loggedIn: what it does from here on is none of the handshake.
 	loggedIn atomic.Bool
 	cancel   context.CancelFunc
-	leave    func(took time.Duration, ok bool) // gives its turn back, once
+	// leave gives its turn back, once, and says whether that noted a failure.
+	leave func(took time.Duration, err error) (noted bool)
 
 	// state is decided once: either the attempt ends while its caller waits, or
 	// the caller leaves.
@@ -61,30 +62,36 @@ func (ctr *connector) openInTurn(caller context.Context, side bool) (link, error
 		if err := ctr.outage.keepsBack(); err != nil {
 			return link{}, err
 		}
-		return ctr.open(caller, side, ctr.cfg.ConnectLimit, func(time.Duration, bool) {})
+		return ctr.open(caller, side, ctr.cfg.ConnectLimit, noTurn)
 	}
 	if err := ctr.outage.enter(caller); err != nil {
 		if !impatient(err) {
 			return link{}, err
 		}
 		waited := (ctr.clock.now() - asked).Round(time.Millisecond)
-		return link{}, &connectError{began: asked, cause: err, undialled: true, text: fmt.Sprintf(
+		err = &connectError{began: asked, cause: err, undialled: true, text: fmt.Sprintf(
 			"livepool: no connection to %s was opened: its caller gave up after %s of waiting for others to be opened (pool_connect_limit)", ctr.addr, waited)}
+		ctr.failedToConnect(err)
+		return link{}, err
 	}
-	return ctr.open(caller, side, ctr.cfg.ConnectLimit, ctr.outage.leave)
+	return ctr.open(caller, side, ctr.cfg.ConnectLimit, ctr.leaveTurn)
 }
 
 // open opens a connection without waiting for a turn. If its caller leaves it
 // goes on for the pool, unless as many as keep do so already.
-func (ctr *connector) open(caller context.Context, side bool, keep int, leave func(time.Duration, bool)) (link, error) {
+func (ctr *connector) open(caller context.Context, side bool, keep int, leave func(time.Duration, error) bool) (link, error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(caller))
 	o := &opening{ctr: ctr, began: ctr.clock.now(), side: side, cancel: cancel, done: make(chan struct{})}
 	var once sync.Once
-	o.leave = func(took time.Duration, ok bool) { once.Do(func() { leave(took, ok) }) }
+	o.leave = func(took time.Duration, err error) (noted bool) {
+		once.Do(func() { noted = leave(took, err) })
+		return noted
+	}
 	if !ctr.begin(func() { o.run(ctx) }) {
 		cancel()
-		o.leave(0, false)
-		return link{}, ctr.connectError(o, errPoolClosed, true)
+		err := ctr.connectError(o, errPoolClosed, true)
+		o.leave(0, err)
+		return link{}, err
 	}
 	patience := time.NewTimer(ctr.cfg.ConnectTimeout)
 	defer patience.Stop()
@@ -105,9 +112,9 @@ func (ctr *connector) open(caller context.Context, side bool, keep int, leave fu
 	}
 	err = ctr.connectError(o, err, false)
 	if goesOn {
-		o.goesOn()
+		o.goesOn(err)
 	} else {
-		o.giveUp()
+		o.giveUp(err)
 	}
 	return link{}, err
 }
@@ -157,7 +164,7 @@ func (o *opening) ends() {
 		o.link, o.err = link{}, ctr.connectError(o, o.err, true)
 	}
 	o.cancel()
-	o.leave(ctr.clock.now()-o.began, o.err == nil)
+	noted := o.leave(ctr.clock.now()-o.began, o.err)
 	if o.state.CompareAndSwap(underWay, finished) {
 		close(o.done)
 		return
@@ -165,7 +172,7 @@ func (o *opening) ends() {
 	switch goneOn := ctr.outage.forget(o); {
 	case o.err == nil:
 		ctr.cameLate(o)
-	case goneOn: // and was not given up
+	case goneOn && !noted: // and was not given up
 		ctr.failedToConnect(o.err)
 	}
 }
@@ -213,31 +220,33 @@ func (ctr *connector) settleIn(ctx context.Context, l *link) error {
 // was stopped answers it when it goes on, and one that has often been left counts
 // that against the client's host, which it blocks in the end (error 1129,
 // max_connect_errors). It is given up if others get through meanwhile.
-func (o *opening) goesOn() {
+func (o *opening) goesOn(err error) {
 	ctr := o.ctr
 	wait := ctr.cfg.ConnectTimeout - (ctr.clock.now() - o.began)
 	early := wait > 0 // so that nobody has been told that there is no answer
 	if !early {
-		o.leave(0, false)
+		o.leave(0, err)
 		wait = ctr.cfg.ConnectTimeout
 	}
 	time.AfterFunc(wait, func() {
 		if !ctr.outage.remembers(o) {
 			return
 		}
-		o.leave(0, false)
 		if early {
-			ctr.failedToConnect(ctr.connectError(o, &connectTimeoutError{}, false))
+			err := ctr.connectError(o, &connectTimeoutError{}, false)
+			if !o.leave(0, err) {
+				ctr.failedToConnect(err)
+			}
 		}
 		if !ctr.outage.isDown() && ctr.outage.forget(o) {
-			o.giveUp()
+			o.giveUp(err)
 		}
 	})
 }
 
 // giveUp ends an attempt that nobody waits for.
-func (o *opening) giveUp() {
-	o.leave(0, false)
+func (o *opening) giveUp(err error) {
+	o.leave(0, err)
 	o.cancel()
 }
 
@@ -356,9 +365,6 @@ func (ctr *connector) dialOnce(caller context.Context) (link, error) {
 	}
 	l, err := ctr.connectToReady(caller)
 	if err != nil {
-		if !errors.As(err, new(*heldError)) {
-			ctr.failedToConnect(err)
-		}
 		return link{}, err
 	}
 	ctr.connected()

@@ -6,10 +6,12 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/server"
@@ -70,9 +72,90 @@ func left(t *testing.T, s *server.Server) (rows []int) {
 	return rows
 }
 
-// meetsDeadlock is a unit that inserts 1, meets a deadlock inside of query the
-// first time, swallows what it is told, and inserts 2.
-func meetsDeadlock(t *testing.T, s *server.Server, query string, told *error) fn {
+// errNoDeadlock: the other transaction ended before the two could meet.
+var errNoDeadlock = errors.New("the other transaction does not wait")
+
+// deadlock runs a unit that inserts 1, meets a deadlock inside of query the first
+// time, swallows what it is told, and inserts 2. It returns when the other
+// transaction is over too.
+func deadlock(t *testing.T, p *livepool.Pool, s *server.Server, query string, opts ...livepool.SessionOption) (told, err error) {
+	t.Helper()
+	db := openPlain(t, s.DSN())
+	for range 3 {
+		if err := s.Exec("DELETE FROM test.t"); err != nil {
+			t.Fatal(err)
+		}
+		other := &otherSide{}
+		err = p.WithSession(t.Context(), other.meetsUnit(s, db, query, &told), opts...)
+		if other.ended != nil {
+			<-other.ended
+		}
+		if err == nil && (other.ended == nil || isServerError(other.err, 1213)) { // lost before, or spared
+			err = errNoDeadlock
+		}
+		if !errors.Is(err, errNoDeadlock) {
+			return told, err
+		}
+		t.Logf("%s: again: %v", query, err)
+	}
+	t.Fatal(err)
+	return nil, nil
+}
+
+// otherSide is the other transaction of a deadlock.
+type otherSide struct {
+	tx     *sql.Tx
+	thread int
+	ended  chan struct{} // nil until it begins
+	err    error         // with which its UPDATE ended, if it has
+}
+
+// begins has it change more than the unit, which the server then rolls back, and
+// wait for the unit.
+func (o *otherSide) begins(ctx context.Context, s *server.Server, db *sql.DB) (err error) {
+	if o.tx, err = db.BeginTx(context.WithoutCancel(ctx), nil); err != nil {
+		return err
+	}
+	o.ended = make(chan struct{})
+	prepared := make(chan error, 1)
+	go func() {
+		defer close(o.ended)
+		defer o.tx.Rollback()
+		err := o.prepare()
+		if prepared <- err; err == nil {
+			_, o.err = o.tx.Exec("UPDATE account SET balance = 0 WHERE id = 1")
+		}
+	}()
+	if err := <-prepared; err != nil {
+		return err
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		select {
+		case <-o.ended:
+			return fmt.Errorf("%w: its UPDATE has ended: %v", errNoDeadlock, o.err)
+		default:
+		}
+		if n, err := transactions(s, fmt.Sprintf("trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = %d", o.thread)); err == nil && n > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: not within 20s", errNoDeadlock)
+}
+
+func (o *otherSide) prepare() error {
+	if err := o.tx.QueryRow("SELECT CONNECTION_ID()").Scan(&o.thread); err != nil {
+		return err
+	}
+	for i := range 100 {
+		if _, err := o.tx.Exec("INSERT INTO t (v) VALUES (?)", 1000+i); err != nil {
+			return err
+		}
+	}
+	_, err := o.tx.Exec("UPDATE account SET balance = 0 WHERE id = 9")
+	return err
+}
+
+func (o *otherSide) meetsUnit(s *server.Server, db *sql.DB, query string, told *error) fn {
 	return func(ctx context.Context, u *livepool.Session) error {
 		if err := insert(1)(ctx, u); err != nil {
 			return err
@@ -83,28 +166,9 @@ func meetsDeadlock(t *testing.T, s *server.Server, query string, told *error) fn
 		if _, err := u.ExecContext(ctx, "UPDATE account SET balance = balance + 1 WHERE id = 1"); err != nil {
 			return err
 		}
-		other := openPlain(t, s.DSN())
-		tx, err := other.Begin()
-		if err != nil {
+		if err := o.begins(ctx, s, db); err != nil {
 			return err
 		}
-		for i := range 100 { // the server rolls back the one that has changed less
-			if _, err := tx.Exec("INSERT INTO t (v) VALUES (?)", 1000+i); err != nil {
-				return err
-			}
-		}
-		if _, err := tx.Exec("UPDATE account SET balance = 0 WHERE id = 9"); err != nil {
-			return err
-		}
-		go func() {
-			tx.Exec("UPDATE account SET balance = 0 WHERE id = 1")
-			tx.Rollback()
-		}()
-		eventually(t, "the other transaction waits", func() bool {
-			var waiting int
-			err := s.QueryRow("SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'", &waiting)
-			return err == nil && waiting > 0
-		})
 		_, *told = u.ExecContext(ctx, query)
 		insert(2)(ctx, u)
 		return nil
@@ -119,11 +183,7 @@ func TestDeadlockInsideOfDo(t *testing.T) {
 		p := ledgerWithProcedures(t, s)
 		for i, query := range []string{"DO (SELECT balance FROM account WHERE id = 9 FOR UPDATE)", "DO takes_nine()", "do 1, takes_nine(), 2"} {
 			for _, opts := range [][]livepool.SessionOption{nil, {livepool.Once("key" + strconv.Itoa(i))}, {livepool.VerifyCommit()}} {
-				if err := s.Exec("DELETE FROM test.t"); err != nil {
-					t.Fatal(err)
-				}
-				var told error
-				err := p.WithSession(t.Context(), meetsDeadlock(t, s, query, &told), opts...)
+				told, err := deadlock(t, p, s, query, opts...)
 				if rows := left(t, s); err != nil || !slices.Equal(rows, []int{1, 2}) {
 					t.Errorf("%s: %v are there, want 1 and 2: %v", query, rows, err)
 				}
@@ -151,11 +211,7 @@ func TestDeadlockInsideOfAnyStatement(t *testing.T) {
 			"SHOW TABLES WHERE takes_nine()", "KILL QUERY (" + row + ")", "SELECT 1 INTO @x FROM account WHERE takes_nine()",
 			"PREPARE s FROM 'SELECT 1'", "TABLE account", "VALUES ROW(1)", "VALUES (takes_nine())", "SIGNAL SQLSTATE '45000'", "HANDLER account OPEN", "CHECKSUM TABLE account",
 		} {
-			if err := s.Exec("DELETE FROM test.t"); err != nil {
-				t.Fatal(err)
-			}
-			var told error
-			err := p.WithSession(t.Context(), meetsDeadlock(t, s, query, &told))
+			told, err := deadlock(t, p, s, query)
 			if rows := left(t, s); err == nil && !slices.Equal(rows, []int{1, 2}) || err != nil && rows != nil {
 				t.Errorf("%s: %v are there; the statement says %v, the unit %v", query, rows, told, err)
 			}
@@ -170,8 +226,7 @@ func TestDeadlockThatAProcedureHandles(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		p := ledgerWithProcedures(t, s)
-		var told error
-		err := p.WithSession(t.Context(), meetsDeadlock(t, s, "CALL handles()", &told))
+		told, err := deadlock(t, p, s, "CALL handles()")
 		if rows := left(t, s); err == nil || told == nil || rows != nil {
 			t.Errorf("%v are there, want none; the statement says %v, the unit %v", rows, told, err)
 		}

@@ -191,6 +191,15 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// transactions counts those that are open on a server and meet the condition.
+// InnoDB tells what it told before to whoever asks again within 0.1s, however
+// often: each look is of its own.
+func transactions(s *server.Server, where string) (n int, err error) {
+	time.Sleep(120 * time.Millisecond)
+	err = s.QueryRow("SELECT COUNT(*) FROM information_schema.innodb_trx WHERE "+where, &n)
+	return n, err
+}
+
 func isServerError(err error, number uint16) bool {
 	var my *mysql.MySQLError
 	return errors.As(err, &my) && my.Number == number

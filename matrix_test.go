@@ -239,12 +239,8 @@ func (m *matrix) rows(unit int) (n int) {
 func awaitNoTransaction(t *testing.T, s *server.Server) {
 	t.Helper()
 	eventually(t, "no transaction is open", func() bool {
-		var open int
-		if s.QueryRow("SELECT COUNT(*) FROM information_schema.innodb_trx", &open) == nil && open == 0 {
-			return true
-		}
-		time.Sleep(200 * time.Millisecond) // the table shows old news to whoever asks more often
-		return false
+		open, err := transactions(s, "TRUE")
+		return err == nil && open == 0
 	})
 }
 

@@ -195,21 +195,28 @@ func (o *outage) latest(err error, waited time.Duration) error {
 	return err
 }
 
-// failedToConnect notes a connection that could not be opened.
-func (ctr *connector) failedToConnect(err error) {
+// failedToConnect notes a connection that could not be opened, and tells of it.
+func (ctr *connector) failedToConnect(err error) { ctr.noteFailure(err)() }
+
+// noteFailure leaves the telling to its caller.
+func (ctr *connector) noteFailure(err error) (tell func()) {
 	ctr.stats.connectFailed.Add(1)
 	if impatient(err) || ctr.life.Err() != nil {
-		return
+		return func() {}
 	}
 	lack := ctr.lackOf(err)
 	begins, ends := ctr.outage.fails(ctr, err, lack, ctr.clock.now())
-	if ends != nil {
-		ctr.tellEnd(ends, slog.Any("refusal", err))
-	}
 	if begins {
 		ctr.stats.outages.Add(1)
 		ctr.outage.await(ctr, 0)
-		ctr.tellBeginning(lack, err)
+	}
+	return func() {
+		if ends != nil {
+			ctr.tellEnd(ends, slog.Any("refusal", err))
+		}
+		if begins {
+			ctr.tellBeginning(lack, err)
+		}
 	}
 }
 
@@ -303,7 +310,7 @@ func (o *outage) giveUpGoneOn(wait time.Duration) {
 	time.AfterFunc(wait, func() {
 		for _, other := range silent {
 			if o.forget(other) {
-				other.giveUp()
+				other.giveUp(context.Canceled) // which notes nothing of the server
 			}
 		}
 	})

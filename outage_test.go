@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -118,12 +119,13 @@ func noErrors(t *testing.T, errs []error) {
 // The pools of which a promise is to hold: sessions wait for a place where there
 // is a limit, and all of them for the server where there is none.
 var limits = []struct {
-	name string
-	set  func(*livepool.Config)
+	name   string
+	places int
+	set    func(*livepool.Config)
 }{
-	{"pool of 10 to 20", func(*livepool.Config) {}},
-	{"pool of one", func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 }},
-	{"pool without limit", func(c *livepool.Config) { c.MaxOverflow = -1 }},
+	{"pool of 10 to 20", 20, func(*livepool.Config) {}},
+	{"pool of one", 1, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 }},
+	{"pool without limit", math.MaxInt, func(c *livepool.Config) { c.MaxOverflow = -1 }},
 }
 
 // patient lets units wait for as long as a test's outage lasts.
@@ -147,17 +149,19 @@ func TestOutageThousandsOfUnitsDialLikeOne(t *testing.T) {
 					a.goes(nil)
 					noErrors(t, wait())
 
+					// The outage is found by a unit's own attempt, or by two: as many
+					// handshakes may be under way at first. Then the prober begins.
+					found := min(n, 2, limit.places)
 					dials[n] = len(times)
-					if most != 1 {
+					if most > found {
 						t.Errorf("%d units: %d attempts at the same time", n, most)
 					}
-					// The first is a unit's own, by which the outage is found.
-					if len(times) < 3 {
+					if len(times) < found+2 {
 						t.Fatalf("%d units: %d attempts in %s", n, len(times), lasts)
 					}
 					shortest, longest := lasts, time.Duration(0)
 					early := map[time.Duration]bool{}
-					for i := 2; i < len(times); i++ {
+					for i := found + 1; i < len(times); i++ {
 						d := times[i].Sub(times[i-1])
 						shortest, longest = min(shortest, d), max(longest, d)
 						if i < 50 {

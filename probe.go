@@ -76,7 +76,7 @@ func (p *prober) dial(g *gate) (tried bool) {
 	done := make(chan struct{})
 	if !ctr.spawn(func() {
 		defer close(done)
-		switch l, err := ctr.open(ctr.life, false, maxProbesLeft, func(time.Duration, bool) {}); {
+		switch l, err := ctr.open(ctr.life, false, maxProbesLeft, noTurn); {
 		case err != nil:
 			ctr.failedToConnect(err)
 		case !o.isDown():

@@ -61,8 +61,15 @@ func (ctr *connector) connectToReady(caller context.Context) (l link, err error)
 	for tried := 1; ; tried++ {
 		l, err = ctr.connect(caller)
 		took := ctr.clock.now() - start
-		if !isNotReady(err) || tried == nodesTried || took > ctr.cfg.ConnectTimeout || ctr.outage.isDown() || ctr.life.Err() != nil {
-			return l, tellNodes(err, tried, took)
+		if !isNotReady(err) {
+			return l, err
+		}
+		if tried == nodesTried || took > ctr.cfg.ConnectTimeout || ctr.outage.isDown() || ctr.life.Err() != nil {
+			if !errors.As(err, new(*heldError)) { // whose cause is others' too
+				err = tellNodes(err, tried, took)
+				ctr.failedToConnect(err)
+			}
+			return l, err
 		}
 		waitFor(caller, ctr.life.Done(), rand.N(nodesPause))
 	}
@@ -71,7 +78,7 @@ func (ctr *connector) connectToReady(caller context.Context) (l link, err error)
 // tellNodes adds what was tried to the last refusal.
 func tellNodes(err error, tried int, took time.Duration) error {
 	var connect *connectError
-	if tried > 1 && isNotReady(err) && errors.As(err, &connect) {
+	if tried > 1 && errors.As(err, &connect) {
 		connect.text += fmt.Sprintf(" (the last of %d connections in %s, each to a node that takes no work)", tried, took.Round(time.Millisecond))
 	}
 	return err

@@ -77,6 +77,22 @@ func (o *outage) enter(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// leaveTurn gives a turn back. A failure is noted before: whoever is next in the
+// queue is not to find out for himself, and the next after him, that there is no
+// server. A node that takes no work is left for another, so that what it says is
+// noted by who looks for one.
+func (ctr *connector) leaveTurn(took time.Duration, err error) (noted bool) {
+	if noted = err != nil && !isNotReady(err); noted {
+		tell := ctr.noteFailure(err)
+		defer tell() // the user's logger has no turn
+	}
+	ctr.outage.leave(took, err == nil)
+	return noted
+}
+
+// noTurn is for an attempt that has waited for none. Its caller notes its failure.
+func noTurn(time.Duration, error) (noted bool) { return false }
+
 // leave gives a turn back, with how long its handshake took, if that succeeded.
 func (o *outage) leave(took time.Duration, ok bool) {
 	o.mu.Lock()

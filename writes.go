@@ -59,7 +59,7 @@ func (p *prober) askForWrites(g *gate) {
 	ctr := p.ctr
 	now := ctr.clock.now()
 	if p.link.inner.Conn == nil || now-p.opened > freshLook {
-		l, err := ctr.open(ctr.life, false, 0, func(time.Duration, bool) {})
+		l, err := ctr.open(ctr.life, false, 0, noTurn)
 		if err != nil {
 			ctr.failedToConnect(err)
 			p.pause(g)
