@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // flushLock holds FLUSH TABLES WITH READ LOCK, as a backup does, until the

@@ -15,7 +15,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // A server that is killed and started again under statements outside units, and

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // examples is the server that they share.

@@ -12,8 +12,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // A statement that is larger than the server takes is sent once, and told for

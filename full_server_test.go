@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool/internal/proxy"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // fewFor is a DSN of a user who may have only so many connections.

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/proxy"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // haunted runs f on a server of each kind, on both at the same time. The server

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // Three levels: the middle unit returns while the innermost runs, and is undone. The

@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 type orderID string

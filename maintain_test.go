@@ -18,9 +18,9 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/proxy"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // Ten connections are left alone for an hour. Each is pinged at every thirtieth

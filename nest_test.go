@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // Units inside units: an inner error undoes the inner part only, and a full

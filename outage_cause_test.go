@@ -19,8 +19,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // A failure is what the dialer says it is: a name that does not resolve, a

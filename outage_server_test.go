@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/loopback"
-	"github.com/livepool/livepool/internal/proxy"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/loopback"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 var quiet = slog.New(slog.DiscardHandler)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // The deadlock may come while rows are read, which few programs check for.

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool/internal/loopback"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/loopback"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // splitter is such a proxy, before one server by two connections. It greets with

@@ -17,8 +17,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/proxy"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // A statement may take as long as it likes. The stall check looks, and sees that

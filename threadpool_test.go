@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // One of two groups of threads is busy; the statement of a connection in it waits

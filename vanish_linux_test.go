@@ -16,9 +16,9 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/netns"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/netns"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // kernelOnly keeps livepool from looking at its connections in the background.

@@ -11,7 +11,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
 // phase is one stretch of a run: the workers idle, something may befall them,

@@ -13,7 +13,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
 const (

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
 // load is how much work a phase brings.

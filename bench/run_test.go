@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/testenv"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/testenv"
 )
 
 // A short run on a real server: every job is accounted for, and livepool loses

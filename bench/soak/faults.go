@@ -6,7 +6,7 @@ package soak
 import (
 	"context"
 
-	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
 // kinds are all there are. How long each lasts is about what it takes to be

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/livepool/livepool/internal/proxy"
+	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
 // end closes what there is, before the one proxy or the other.

@@ -30,7 +30,7 @@ import (
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/bench/gauge"
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // What Main returns for the program to end with.

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/testenv"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/testenv"
 )
 
 func TestTheSeedDecidesWhatIsDone(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/livepool/livepool/internal/server"
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // adminPatience bounds what the nemesis asks of a server that may be frozen.

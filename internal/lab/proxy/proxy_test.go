@@ -19,10 +19,10 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/livepool/livepool/internal/loopback"
-	"github.com/livepool/livepool/internal/proxy"
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/loopback"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 func start(t *testing.T, upstream string, opts ...proxy.Option) *proxy.Proxy {

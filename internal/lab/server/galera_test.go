@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/server/servertest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // runGalera starts a cluster of three with a table t.

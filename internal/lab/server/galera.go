@@ -17,7 +17,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/livepool/livepool/internal/loopback"
+	"github.com/livepool/livepool/internal/lab/loopback"
 )
 
 // A Galera is a cluster of MariaDB 10.11 nodes, each of which takes writes.

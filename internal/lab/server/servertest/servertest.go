@@ -6,8 +6,8 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/livepool/livepool/internal/server"
-	"github.com/livepool/livepool/internal/testenv"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/testenv"
 )
 
 // Run starts a server for a test, with more options for its program if args are given. Where

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-const root = "../.."
+const root = "../../.."
 
 // The table fits the library: what it breaks is there, once, and so are the tests
 // that it names.

@@ -25,7 +25,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/livepool/livepool/internal/loopback"
+	"github.com/livepool/livepool/internal/lab/loopback"
 )
 
 // patience bounds every wait for a server to come up, to stop or to answer an admin.

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool/internal/testenv"
+	"github.com/livepool/livepool/internal/lab/testenv"
 )
 
 // The child is told by these which test it is there for, and which network to be out of.

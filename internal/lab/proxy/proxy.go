@@ -18,7 +18,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/livepool/livepool/internal/loopback"
+	"github.com/livepool/livepool/internal/lab/loopback"
 )
 
 // A Proxy passes connections on to its upstreams. Its methods may be called from any goroutine.

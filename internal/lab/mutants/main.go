@@ -2,8 +2,8 @@
 // and shows that a test fails for each: a mistake of that kind would be seen. No
 // file is changed; the compiler gets the broken one in place of the whole one.
 //
-//	go run ./internal/mutants
-//	go run ./internal/mutants -run 'COMMIT'
+//	go run ./internal/lab/mutants
+//	go run ./internal/lab/mutants -run 'COMMIT'
 //
 // It fails if a mutant survives, does not compile or no longer fits the library.
 package main
