@@ -4,159 +4,39 @@ package livepool_test
 
 import (
 	"context"
-	"errors"
 	"net"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// returns fails the test if f takes longer.
-func returns(t *testing.T, what string, limit time.Duration, f func()) {
-	t.Helper()
-	start := time.Now()
-	done := make(chan struct{})
-	go func() { defer close(done); f() }()
-	select {
-	case <-done:
-		t.Logf("%s: %s", what, time.Since(start).Round(time.Millisecond))
-	case <-time.After(limit):
-		t.Fatalf("%s hangs", what)
-	}
-}
-
 func TestDialerThatMindsNoContext(t *testing.T) {
+	t.Parallel()
 	cfg, err := livepool.ParseDSN("u@tcp(127.0.0.1:1)/?pool_connect_timeout=500ms&pool_outage_wait=0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	hang := make(chan struct{})
 	defer close(hang)
-	cfg.Logger = quiet
+	cfg.Logger = labtest.Quiet
 	cfg.MySQL.DialFunc = func(context.Context, string, string) (net.Conn, error) { <-hang; return nil, net.ErrClosed }
 	p, err := livepool.OpenConfig(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	returns(t, "Exec under a context", 10*time.Second, func() {
+	labtest.Returns(t, "Exec under a context", 10*time.Second, func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		if _, err := p.ExecContext(ctx, "DO 1"); err != context.DeadlineExceeded {
 			t.Errorf("%v", err)
 		}
 	})
-	returns(t, "Exec", 10*time.Second, func() {
+	labtest.Returns(t, "Exec", 10*time.Second, func() {
 		if _, err := p.ExecContext(context.Background(), "DO 1"); err == nil {
 			t.Error("it succeeded")
 		}
 	})
-	returns(t, "Close", 10*time.Second, func() { p.Close() })
-}
-
-// stubborn is a connection without deadlines, whose Close ends no Read. Frozen, it
-// takes what is sent and gives nothing back.
-type stubborn struct {
-	net.Conn
-	frozen *atomic.Bool
-	wedged chan struct{}
-}
-
-func (c *stubborn) wait() {
-	if c.frozen.Load() {
-		<-c.wedged
-	}
-}
-func (c *stubborn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.wait()
-	return n, err
-}
-func (c *stubborn) Write(b []byte) (int, error)      { return c.Conn.Write(b) }
-func (c *stubborn) Close() error                     { c.wait(); return c.Conn.Close() }
-func (c *stubborn) SetDeadline(time.Time) error      { return errors.New("no deadlines here") }
-func (c *stubborn) SetReadDeadline(time.Time) error  { return errors.New("no deadlines here") }
-func (c *stubborn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
-
-func TestConnectionsThatMindNoDeadline(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	wedged := make(chan struct{})
-	defer close(wedged)
-	var frozen *atomic.Bool // of the connections that are dialled now
-	open := func() *livepool.Pool {
-		frozen = new(atomic.Bool)
-		p := openWith(t, s.DSN(), func(c *livepool.Config) {
-			c.Logger, c.ConnectTimeout, c.CommitTimeout, c.StallAfter, c.OutageWait = quiet, time.Second, time.Second, time.Second, 0
-			c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-				nc, err := new(net.Dialer).DialContext(ctx, network, addr)
-				return &stubborn{nc, frozen, wedged}, err
-			}
-		})
-		warmReal(t, p.DB, 2)
-		return p
-	}
-	freeze := func() { frozen.Store(true) }
-	thaw := func() { frozen = new(atomic.Bool) } // for those to come
-
-	p := open()
-	returns(t, "work", 10*time.Second, func() {
-		for range 20 {
-			if err := p.WithSession(t.Context(), insert(1)); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	freeze()
-	returns(t, "Exec under a context", 10*time.Second, func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer cancel()
-		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v", err)
-		}
-	})
-	returns(t, "Ping", 20*time.Second, func() {
-		if err := p.Ping(); err == nil {
-			t.Error("it succeeded")
-		}
-	})
-	returns(t, "Close", 20*time.Second, func() { p.Close() })
-
-	p = open()
-	tx, err := p.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Exec("INSERT INTO t (v) VALUES (2)"); err != nil {
-		t.Fatal(err)
-	}
-	freeze()
-	returns(t, "Commit", 20*time.Second, func() {
-		if err := tx.Commit(); !errors.Is(err, livepool.ErrCommitUnknown) {
-			t.Errorf("%v, want an unknown outcome", err)
-		}
-	})
-	returns(t, "Close", 20*time.Second, func() { p.Close() })
-
-	p = open()
-	c, err := p.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	connectionID(t, c)
-	freeze()
-	thaw()
-	returns(t, "Exec that stalls", 30*time.Second, func() {
-		if _, err := c.ExecContext(context.Background(), "DO 1"); err == nil {
-			t.Error("it succeeded")
-		}
-	})
-	returns(t, "a unit meanwhile", 30*time.Second, func() {
-		if err := p.WithSession(t.Context(), insert(3)); err != nil {
-			t.Error(err)
-		}
-	})
-	c.Close()
-	returns(t, "Close", 20*time.Second, func() { p.Close() })
+	labtest.Returns(t, "Close", 10*time.Second, func() { p.Close() })
 }

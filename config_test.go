@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 const base = "app:s3cret@tcp(db.example:3306)/shop"
@@ -287,15 +288,15 @@ func TestConnectTimeoutAndTheDriversOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var log lifeLog
+		var log labtest.Log
 		cfg.Logger = slog.New(&log)
 		p, err := livepool.OpenConfig(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		p.Close()
-		if cfg.ConnectTimeout != want.timeout || (len(log.about("pool_connect_timeout")) == 1) != want.warns {
-			t.Errorf("%q: %s, %q", params, cfg.ConnectTimeout, log.about(""))
+		if cfg.ConnectTimeout != want.timeout || (len(log.About("pool_connect_timeout")) == 1) != want.warns {
+			t.Errorf("%q: %s, %q", params, cfg.ConnectTimeout, log.About(""))
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 const readOnlyText = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
@@ -29,29 +30,29 @@ func TestWhatIsSentAgain(t *testing.T) {
 		{"lost after it was written", mysql.ErrInvalidConn, "INSERT INTO t VALUES (1)", false, false},
 		{"lost after it was written, idempotent", mysql.ErrInvalidConn, "INSERT INTO t VALUES (1)", true, true},
 		{"a read lost after it was written", mysql.ErrInvalidConn, "SELECT 1", false, false},
-		{"4031: closed while idle", serverError(4031, "The client was disconnected by the server because of inactivity"), "INSERT INTO t VALUES (1)", false, true},
-		{"4031, a procedure", serverError(4031, "The client was disconnected by the server because of inactivity"), "CALL p()", false, true},
-		{"1290 of a read-only server", serverError(1290, readOnlyText), "INSERT INTO t VALUES (1)", false, true},
-		{"1290 behind a tracing comment", serverError(1290, readOnlyText), "/* trace=1 */ -- x\n update t set a=1", false, true},
-		{"1290 for another option", serverError(1290, "The MySQL server is running with the --secure-file-priv option so it cannot execute this statement"), "SELECT 1 INTO OUTFILE 'x'", false, false},
-		{"1290 in a procedure, which may have committed half", serverError(1290, readOnlyText), "CALL p()", false, false},
-		{"1290 in an executable comment", serverError(1290, readOnlyText), "/*! CALL p() */", false, false},
-		{"1792", serverError(1792, "Cannot execute statement in a READ ONLY transaction"), "DELETE FROM t", false, true},
-		{"1836", serverError(1836, "Running in read-only mode"), "DELETE FROM t", false, true},
-		{"1047 of a Galera node", serverError(1047, "WSREP has not yet prepared node for application use"), "SELECT a FROM t", false, true},
-		{"1047 for another reason", serverError(1047, "Unknown command"), "SELECT a FROM t", false, false},
-		{"a duplicate key", serverError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", false, false},
-		{"a duplicate key, idempotent", serverError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", true, false},
-		{"a deadlock", serverError(1213, "Deadlock found"), "UPDATE t SET a=1", false, false},
-		{"shutdown in progress", serverError(1053, "Server shutdown in progress"), "UPDATE t SET a=1", false, false},
+		{"4031: closed while idle", fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity"), "INSERT INTO t VALUES (1)", false, true},
+		{"4031, a procedure", fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity"), "CALL p()", false, true},
+		{"1290 of a read-only server", fakedb.ServerError(1290, readOnlyText), "INSERT INTO t VALUES (1)", false, true},
+		{"1290 behind a tracing comment", fakedb.ServerError(1290, readOnlyText), "/* trace=1 */ -- x\n update t set a=1", false, true},
+		{"1290 for another option", fakedb.ServerError(1290, "The MySQL server is running with the --secure-file-priv option so it cannot execute this statement"), "SELECT 1 INTO OUTFILE 'x'", false, false},
+		{"1290 in a procedure, which may have committed half", fakedb.ServerError(1290, readOnlyText), "CALL p()", false, false},
+		{"1290 in an executable comment", fakedb.ServerError(1290, readOnlyText), "/*! CALL p() */", false, false},
+		{"1792", fakedb.ServerError(1792, "Cannot execute statement in a READ ONLY transaction"), "DELETE FROM t", false, true},
+		{"1836", fakedb.ServerError(1836, "Running in read-only mode"), "DELETE FROM t", false, true},
+		{"1047 of a Galera node", fakedb.ServerError(1047, "WSREP has not yet prepared node for application use"), "SELECT a FROM t", false, true},
+		{"1047 for another reason", fakedb.ServerError(1047, "Unknown command"), "SELECT a FROM t", false, false},
+		{"a duplicate key", fakedb.ServerError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", false, false},
+		{"a duplicate key, idempotent", fakedb.ServerError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", true, false},
+		{"a deadlock", fakedb.ServerError(1213, "Deadlock found"), "UPDATE t SET a=1", false, false},
+		{"shutdown in progress", fakedb.ServerError(1053, "Server shutdown in progress"), "UPDATE t SET a=1", false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := &fake{}
+			f := &fakedb.DB{}
 			p := openFake(t, f, nil)
-			warm(t, p.DB, 1)
-			f.execs.Store(0)
-			f.onExec = func(_ context.Context, c *fakeConn, _ string) error {
-				if c.id == 1 {
+			fakedb.Warm(t, p.DB, 1)
+			f.Execs.Store(0)
+			f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
+				if c.ID == 1 {
 					return tt.err
 				}
 				return nil
@@ -61,7 +62,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 				ctx = livepool.Idempotent(ctx)
 			}
 			_, err := p.ExecContext(ctx, tt.query)
-			switch n := f.execs.Load(); {
+			switch n := f.Execs.Load(); {
 			case tt.again && (err != nil || n != 2):
 				t.Errorf("got %v after %d tries, want success at the second", err, n)
 			case !tt.again && (err == nil || n != 1 || err.Error() != tt.err.Error()):
@@ -74,15 +75,15 @@ func TestWhatIsSentAgain(t *testing.T) {
 func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
 	for _, failure := range []error{
 		driver.ErrBadConn, mysql.ErrInvalidConn,
-		serverError(4031, "disconnected"), serverError(1290, readOnlyText),
+		fakedb.ServerError(4031, "disconnected"), fakedb.ServerError(1290, readOnlyText),
 	} {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
 		tx, err := p.BeginTx(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.onExec = func(context.Context, *fakeConn, string) error { return failure }
+		f.OnExec = func(context.Context, *fakedb.Conn, string) error { return failure }
 		if _, err := tx.ExecContext(livepool.Idempotent(t.Context()), "INSERT INTO t VALUES (1)"); failure == driver.ErrBadConn {
 			// database/sql would wait for the transaction if it were on a sql.Conn.
 			if errors.Is(err, failure) || err.Error() != failure.Error() || livepool.Classify(err) != livepool.Classify(failure) {
@@ -91,7 +92,7 @@ func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
 		} else if err != failure {
 			t.Errorf("got %v, want %v as the driver has it", err, failure)
 		}
-		if n := f.execs.Load(); n != 1 {
+		if n := f.Execs.Load(); n != 1 {
 			t.Errorf("%v: sent %d times, want once", failure, n)
 		}
 		tx.Rollback()
@@ -100,27 +101,27 @@ func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
 
 // PREPARE and BEGIN have no effect that outlives their connection.
 func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
-	lostOnce := func(c *fakeConn) error {
-		if c.id == 1 {
-			c.valid.Store(false)
+	lostOnce := func(c *fakedb.Conn) error {
+		if c.ID == 1 {
+			c.Valid.Store(false)
 			return mysql.ErrInvalidConn
 		}
 		return nil
 	}
-	f := &fake{}
+	f := &fakedb.DB{}
 	p := openFake(t, f, nil)
-	warm(t, p.DB, 1)
-	f.onPrepare = lostOnce
+	fakedb.Warm(t, p.DB, 1)
+	f.OnPrepare = lostOnce
 	s, err := p.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
 	if err != nil {
 		t.Fatalf("prepare: %v", err)
 	}
 	s.Close()
 
-	f = &fake{}
+	f = &fakedb.DB{}
 	p = openFake(t, f, nil)
-	warm(t, p.DB, 1)
-	f.onBegin = lostOnce
+	fakedb.Warm(t, p.DB, 1)
+	f.OnBegin = lostOnce
 	tx, err := p.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatalf("begin: %v", err)
@@ -132,7 +133,7 @@ func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
 
 // When every try fails the caller is told why, not just "bad connection".
 func TestLastErrorTellsTheStory(t *testing.T) {
-	f := &fake{onBegin: func(c *fakeConn) error { return mysql.ErrInvalidConn }}
+	f := &fakedb.DB{OnBegin: func(c *fakedb.Conn) error { return mysql.ErrInvalidConn }}
 	p := openFake(t, f, nil)
 	_, err := p.BeginTx(t.Context(), nil)
 	if !errors.Is(err, mysql.ErrInvalidConn) || !errors.Is(err, driver.ErrBadConn) {
@@ -143,7 +144,7 @@ func TestLastErrorTellsTheStory(t *testing.T) {
 			t.Errorf("%q does not say %q", err, part)
 		}
 	}
-	if n := f.connects.Load(); n != 3 {
+	if n := f.Connects.Load(); n != 3 {
 		t.Errorf("%d connections tried, want 3", n)
 	}
 }
@@ -152,10 +153,10 @@ func TestLastErrorTellsTheStory(t *testing.T) {
 // on writing to it does not reconnect each time.
 func TestRefusalByEveryServerIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 3)
-		f.onExec = func(context.Context, *fakeConn, string) error { return serverError(1290, readOnlyText) }
+		fakedb.Warm(t, p.DB, 3)
+		f.OnExec = func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1290, readOnlyText) }
 		insert := func() {
 			t.Helper()
 			_, err := p.ExecContext(t.Context(), "INSERT INTO t VALUES (1)")
@@ -167,15 +168,15 @@ func TestRefusalByEveryServerIsReported(t *testing.T) {
 		for range 100 {
 			insert()
 		}
-		if n := f.connects.Load(); n != 4 {
+		if n := f.Connects.Load(); n != 4 {
 			t.Errorf("%d connections opened for 100 refused writes at once, want 4: three old ones, one that tells the truth", n)
 		}
 		// But it is asked anew later: the address may lead elsewhere by then.
 		time.Sleep(2 * time.Second)
-		before := f.connects.Load()
-		f.onExec = func(_ context.Context, c *fakeConn, _ string) error {
-			if c.id <= before {
-				return serverError(1290, readOnlyText)
+		before := f.Connects.Load()
+		f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
+			if c.ID <= before {
+				return fakedb.ServerError(1290, readOnlyText)
 			}
 			return nil
 		}
@@ -187,8 +188,8 @@ func TestRefusalByEveryServerIsReported(t *testing.T) {
 
 func TestClassifyOverride(t *testing.T) {
 	odd := errors.New("proxy: backend moved")
-	f := &fake{onExec: func(_ context.Context, c *fakeConn, _ string) error {
-		if c.id == 1 {
+	f := &fakedb.DB{OnExec: func(_ context.Context, c *fakedb.Conn, _ string) error {
+		if c.ID == 1 {
 			return odd
 		}
 		return nil
@@ -207,7 +208,7 @@ func TestClassifyOverride(t *testing.T) {
 // it was prepared on.
 func TestPreparedStatementSurvivesReplacement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.Recycle = time.Minute })
 		s, err := p.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
 		if err != nil {

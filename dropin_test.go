@@ -14,20 +14,22 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // variant is a fake with connections of another kind, made of its own.
 type variant struct {
-	*fake
-	of func(*fakeConn) driver.Conn
+	*fakedb.DB
+	of func(*fakedb.Conn) driver.Conn
 }
 
 func (v variant) Connect(ctx context.Context) (driver.Conn, error) {
-	c, err := v.fake.Connect(ctx)
+	c, err := v.DB.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return v.of(c.(*fakeConn)), nil
+	return v.of(c.(*fakedb.Conn)), nil
 }
 
 // converting is a connection of a driver of the old school, whose statements
@@ -48,7 +50,7 @@ func (c *converting) ColumnConverter(int) driver.ValueConverter    { return c }
 func (c *converting) ConvertValue(v any) (driver.Value, error)     { return c.convert(v) }
 func (c *converting) Query(args []driver.Value) (driver.Rows, error) {
 	c.got = args
-	return &noopRows{}, nil
+	return &fakedb.OneRow{}, nil
 }
 func (c *converting) Exec(args []driver.Value) (driver.Result, error) {
 	c.got = args
@@ -115,7 +117,7 @@ func TestColumnConverterOfTheDriver(t *testing.T) {
 				return outcomes
 			}
 			plain := outcome(sql.OpenDB)
-			live := outcome(func(c driver.Connector) *sql.DB { return openOn(t, c, nil).DB })
+			live := outcome(func(c driver.Connector) *sql.DB { return labtest.Open(t, c, nil).DB })
 			for i, way := range []string{"Exec", "Query", "Prepare and Exec"} {
 				if live[i] != plain[i] {
 					t.Errorf("%s: livepool: %s; plain: %s", way, live[i], plain[i])
@@ -128,7 +130,7 @@ func TestColumnConverterOfTheDriver(t *testing.T) {
 // recorder is a connection that takes queries and keeps their arguments. It
 // leaves out an argument that is a hint.
 type recorder struct {
-	*fakeConn
+	*fakedb.Conn
 	got []driver.NamedValue
 }
 
@@ -141,17 +143,17 @@ func (r *recorder) CheckNamedValue(nv *driver.NamedValue) error {
 	case error:
 		return nv.Value.(error)
 	}
-	return r.fakeConn.CheckNamedValue(nv)
+	return r.Conn.CheckNamedValue(nv)
 }
 
 func (r *recorder) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	r.got = args
-	return r.fakeConn.ExecContext(ctx, query, args)
+	return r.Conn.ExecContext(ctx, query, args)
 }
 
 func (r *recorder) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
 	r.got = args
-	return &noopRows{}, nil
+	return &fakedb.OneRow{}, nil
 }
 
 // waitersConn is a connection that db opened for a caller who waited for it.
@@ -212,8 +214,8 @@ func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
 			t.Run(name+", "+tt.name, func(t *testing.T) {
 				outcome := func(open func(driver.Connector) *sql.DB) string {
 					var last *recorder
-					db := open(variant{&fake{}, func(c *fakeConn) driver.Conn {
-						last = &recorder{fakeConn: c}
+					db := open(variant{&fakedb.DB{}, func(c *fakedb.Conn) driver.Conn {
+						last = &recorder{Conn: c}
 						return last
 					}})
 					defer db.Close()
@@ -223,7 +225,7 @@ func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
 					return fmt.Sprintf("%v, the driver got %+v", err, append([]driver.NamedValue(nil), last.got...))
 				}
 				plain := outcome(sql.OpenDB)
-				live := outcome(func(c driver.Connector) *sql.DB { return openOn(t, c, nil).DB })
+				live := outcome(func(c driver.Connector) *sql.DB { return labtest.Open(t, c, nil).DB })
 				if live != plain {
 					t.Errorf("livepool: %s; plain: %s", live, plain)
 				}
@@ -262,7 +264,7 @@ func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
 			}
 			continue
 		}
-		var log lockedBuffer
+		var log labtest.Buffer
 		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		p, err := livepool.OpenConfig(cfg)
 		if err == nil {
@@ -283,7 +285,7 @@ func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
 // A pool in what is to be serialised, as an argument of a job, is a mistake
 // that is told at once, at whatever depth it lies.
 func TestPoolInsideAnotherValueRefusesJSON(t *testing.T) {
-	p := openFake(t, &fake{}, nil)
+	p := openFake(t, &fakedb.DB{}, nil)
 	for _, v := range []any{p, []any{p}, map[string]any{"pool": p}, struct{ Pool *livepool.Pool }{p}} {
 		if b, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
 			t.Errorf("json of %s: %s, %v", reflect.TypeOf(v), b, err)

@@ -10,93 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/server"
-	"github.com/livepool/livepool/internal/lab/server/servertest"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
-
-// A statement that is larger than the server takes is sent once, and told for
-// what it is, however its connection ended.
-func TestStatementAboveMaxAllowedPacket(t *testing.T) {
-	t.Parallel()
-	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		withTable(t, s)
-		for _, size := range []int{3 << 20, 20 << 20} {
-			query := "INSERT INTO t (v) VALUES (LENGTH('" + strings.Repeat("x", size) + "'))"
-			for name, tt := range map[string]struct {
-				params string
-				send   func(ctx context.Context, u execer) error
-			}{
-				"text": {"", func(ctx context.Context, u execer) error { _, err := u.ExecContext(ctx, query); return err }},
-				"interpolated": {"interpolateParams=true", func(ctx context.Context, u execer) error {
-					_, err := u.ExecContext(ctx, "INSERT INTO t (v) VALUES (LENGTH(?))", query)
-					return err
-				}},
-			} {
-				t.Run(fmt.Sprintf("%s, %d MB", name, size>>20), func(t *testing.T) {
-					p := open(t, s.DSN(), tt.params)
-					warmReal(t, p.DB, 3)
-					runs := 0
-					unit := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error { runs++; return tt.send(ctx, u) })
-					swallowed := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error { tt.send(ctx, u); return nil })
-					plain := tt.send(t.Context(), p)
-					vouched := tt.send(livepool.Idempotent(t.Context()), p)
-					retried := p.Retry(t.Context(), func(ctx context.Context) error { runs++; return tt.send(ctx, p) })
-					for what, err := range map[string]error{"unit": unit, "unit that swallows it": swallowed, "plain": plain, "idempotent": vouched, "Retry": retried} {
-						if !isServerError(err, 1153) || !strings.Contains(err.Error(), "max_allowed_packet of 1048576 bytes") || livepool.Classify(err)&livepool.Retry != 0 {
-							t.Errorf("%s: %v, want 1153 with its sizes", what, err)
-						}
-					}
-					if st := p.Stats(); runs != 2 || st.Opened > 8 || st.Deaths != 0 || st.Retried != 0 {
-						t.Errorf("%d runs, %d connections opened, %d deaths told, %d units retried; want 2, at most 8, none, none", runs, st.Opened, st.Deaths, st.Retried)
-					}
-				})
-			}
-		}
-		if n := count(t, s, "t"); n != 0 {
-			t.Errorf("%d rows", n)
-		}
-	}, "--max-allowed-packet=1M")
-}
-
-// What the driver's readTimeout cuts twice in a row is not cut a third time, and
-// the error names it.
-func TestReadTimeoutIsNamedAndNotMetAgainAndAgain(t *testing.T) {
-	t.Parallel()
-	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		p, log := openLogged(t, s.DSN(), "readTimeout=500ms&pool_kill_abandoned=false")
-		runs := 0
-		unit := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
-			runs++
-			return u.QueryRowContext(ctx, "SELECT SLEEP(2)").Scan(new(int))
-		})
-		if runs != 2 {
-			t.Errorf("the unit ran %d times, want 2", runs)
-		}
-		runs = 0
-		retried := p.Retry(t.Context(), func(ctx context.Context) error {
-			runs++
-			return p.QueryRowContext(ctx, "SELECT SLEEP(2)").Scan(new(int))
-		})
-		if runs != 1 {
-			t.Errorf("Retry ran %d times, want once, with its statement sent twice", runs)
-		}
-		plain := p.QueryRowContext(t.Context(), "SELECT SLEEP(2)").Scan(new(int))
-		for what, err := range map[string]error{"unit": unit, "Retry": retried, "plain": plain} {
-			if err == nil || !strings.Contains(err.Error(), "readTimeout of the DSN, 500ms") || !errors.Is(err, mysql.ErrInvalidConn) {
-				t.Errorf("%s: %v, want readTimeout named", what, err)
-			}
-			if what != "plain" && !strings.Contains(err.Error(), "twice in a row") {
-				t.Errorf("%s: %v", what, err)
-			}
-		}
-		t.Log(unit)
-		if lines := log.about("readTimeout and writeTimeout of the DSN"); len(lines) != 1 {
-			t.Errorf("warned %d times: %q", len(lines), lines)
-		}
-	})
-}
 
 // A statement that ends the connection each time is sent twice. Losses at other
 // statements in between are accidents.
@@ -109,13 +25,13 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 		"in turn":         {func(attempt int) string { return fmt.Sprint("DO ", 1+attempt%2) }, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &fake{}
+			f := &fakedb.DB{}
 			p := openFake(t, f, func(c *livepool.Config) { c.MaxAttempts = 6 })
 			runs := 0
-			f.onExec = func(_ context.Context, c *fakeConn, query string) error {
+			f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
 				if query == tt.fatal(runs) {
-					c.valid.Store(false)
-					return errGone
+					c.Valid.Store(false)
+					return fakedb.ErrGone
 				}
 				return nil
 			}
@@ -129,7 +45,7 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 				}
 				return nil
 			})
-			if !errors.Is(err, errGone) || runs != tt.runs || time.Since(start) > 20*time.Second {
+			if !errors.Is(err, fakedb.ErrGone) || runs != tt.runs || time.Since(start) > 20*time.Second {
 				t.Errorf("%v after %d runs, want the loss after %d", err, runs, tt.runs)
 			}
 			if strings.Contains(fmt.Sprint(err), `twice in a row while the server worked on "DO 2"`) != (tt.runs == 2) {

@@ -1,62 +1,29 @@
 package livepool_test
 
-// What the tests on real servers share: pools, ways to them, units of work, logs.
+// What the tests on a fake driver share.
 
 import (
-	"context"
 	"database/sql"
-	"database/sql/driver"
-	"errors"
 	"log/slog"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
-	"time"
+	"testing/synctest"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/proxy"
-	"github.com/livepool/livepool/internal/lab/server"
-	"github.com/livepool/livepool/internal/lab/server/servertest"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
-// open opens a pool on a driver's DSN with parameters appended.
-func open(t testing.TB, dsn, params string) *livepool.Pool {
-	t.Helper()
-	p, err := livepool.Open(withParams(dsn, params))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	return p
-}
-
-// openWith opens a pool on a driver's DSN with the defaults as changed by
-// change, for what a DSN cannot say.
-func openWith(t *testing.T, dsn string, change func(*livepool.Config)) *livepool.Pool {
-	t.Helper()
-	cfg, err := livepool.ParseDSN(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	change(cfg)
-	p, err := livepool.OpenConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	return p
-}
-
-// openOn opens a pool on a connector with the defaults as changed by change.
-func openOn(t *testing.T, c driver.Connector, change func(*livepool.Config)) *livepool.Pool {
+// openFake opens a pool on f with the defaults as changed by change, but for the
+// keep-alive: what callers meet is theirs to find.
+func openFake(t testing.TB, f *fakedb.DB, change func(*livepool.Config)) *livepool.Pool {
 	t.Helper()
 	cfg := livepool.NewConfig()
+	cfg.KeepAlive = 0
+	cfg.Logger = slog.New(slog.DiscardHandler)
 	if change != nil {
 		change(cfg)
 	}
-	p, err := livepool.OpenConnector(c, cfg)
+	p, err := livepool.OpenConnector(f, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,61 +31,15 @@ func openOn(t *testing.T, c driver.Connector, change func(*livepool.Config)) *li
 	return p
 }
 
-// driversConnector is the driver's own, with no dialer of livepool's below it.
-func driversConnector(t *testing.T, dsn string) driver.Connector {
+// openRecording opens a pool of the defaults as changed by change.
+func openRecording(t testing.TB, d *fakedb.RecordingDB, change func(*livepool.Config)) *livepool.Pool {
 	t.Helper()
-	my, err := mysql.ParseDSN(dsn)
-	if err != nil {
-		t.Fatal(err)
+	cfg := livepool.NewConfig()
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	if change != nil {
+		change(cfg)
 	}
-	c, err := mysql.NewConnector(my)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func openPlain(t testing.TB, dsn string) *sql.DB {
-	t.Helper()
-	db, err := sql.Open("mysql", dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return db
-}
-
-// openLogged opens a pool whose log is kept.
-func openLogged(t testing.TB, dsn, params string) (*livepool.Pool, *lifeLog) {
-	t.Helper()
-	cfg, err := livepool.ParseDSN(withParams(dsn, params))
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := &lifeLog{}
-	cfg.Logger = slog.New(log)
-	p, err := livepool.OpenConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	return p, log
-}
-
-func withParams(dsn, params string) string {
-	switch {
-	case params == "":
-		return dsn
-	case strings.Contains(dsn, "?"):
-		return dsn + "&" + params
-	}
-	return dsn + "?" + params
-}
-
-// front puts a fault proxy before a server.
-func front(t testing.TB, s *server.Server) *proxy.Proxy {
-	t.Helper()
-	p, err := proxy.New(s.Addr())
+	p, err := livepool.OpenConnector(d, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,166 +47,26 @@ func front(t testing.TB, s *server.Server) *proxy.Proxy {
 	return p
 }
 
-// connectionID asks the server which connection this is.
-func connectionID(t testing.TB, db interface {
-	QueryRowContext(context.Context, string, ...any) *sql.Row
-}) (id int64) {
+// tellsTruth compares the pool's own account with the database's.
+func tellsTruth(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
 	t.Helper()
-	if err := db.QueryRowContext(t.Context(), "SELECT CONNECTION_ID()").Scan(&id); err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
-// takeConn takes a connection out of the pool.
-func takeConn(t *testing.T, p *livepool.Pool) (c *sql.Conn, id int64) {
-	t.Helper()
-	c, err := p.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c, connectionID(t, c)
-}
-
-// idsOf asks n connections of a pool, held at the same time, who they are.
-func idsOf(t testing.TB, p *livepool.Pool, n int) (ids []int64) {
-	t.Helper()
-	var held []*sql.Conn
-	for range n {
-		c, err := p.Conn(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		held, ids = append(held, c), append(ids, connectionID(t, c))
-	}
-	giveBack(held)
-	slices.Sort(ids)
-	return ids
-}
-
-// warmReal opens n connections to a server and returns them to the pool.
-func warmReal(t testing.TB, db *sql.DB, n int) {
-	t.Helper()
-	conns := make([]*sql.Conn, n)
-	for i := range conns {
-		c, err := db.Conn(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		connectionID(t, c)
-		conns[i] = c
-	}
-	for _, c := range conns {
-		c.Close()
+	synctest.Wait()
+	s := p.Stats()
+	if n := d.OpenConns(); s.OpenConnections != n || s.Idle != n-s.InUse {
+		t.Errorf("%d connections are open; the pool says %d, of which %d in use and %d idle", n, s.OpenConnections, s.InUse, s.Idle)
 	}
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited 20s in vain until %s", what)
-		}
+// concurrently has n callers take a connection each at the same time.
+func concurrently(t testing.TB, p *livepool.Pool, n int) []*sql.Conn {
+	held := make([]*sql.Conn, n)
+	var wg sync.WaitGroup
+	for i := range held {
+		wg.Go(func() {
+			c, _ := fakedb.Take(t, p.DB, 1)
+			held[i] = c[0]
+		})
 	}
-}
-
-// transactions counts those that are open on a server and meet the condition.
-// InnoDB tells what it told before to whoever asks again within 0.1s, however
-// often: each look is of its own.
-func transactions(s *server.Server, where string) (n int, err error) {
-	time.Sleep(120 * time.Millisecond)
-	err = s.QueryRow("SELECT COUNT(*) FROM information_schema.innodb_trx WHERE "+where, &n)
-	return n, err
-}
-
-func isServerError(err error, number uint16) bool {
-	var my *mysql.MySQLError
-	return errors.As(err, &my) && my.Number == number
-}
-
-type fn = func(context.Context, *livepool.Session) error
-
-// ledger is a server with a table of units and their rows, and accounts 1 to 9.
-func ledger(t *testing.T, kind server.Kind, args ...string) (*server.Server, *livepool.Pool) {
-	t.Helper()
-	s := servertest.Run(t, kind, args...)
-	for _, q := range []string{
-		"CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)",
-		"CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)",
-		"INSERT INTO test.account VALUES (1,0),(2,0),(3,0),(4,0),(5,0),(6,0),(7,0),(8,0),(9,0)",
-	} {
-		if err := s.Exec(q); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p := open(t, s.DSN(), "")
-	if err := p.CreateCommitTable(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return s, p
-}
-
-func count(t *testing.T, s *server.Server, where string) (n int) {
-	t.Helper()
-	if err := s.QueryRow("SELECT COUNT(*) FROM test."+where, &n); err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-func insert(v int) fn {
-	return func(ctx context.Context, s *livepool.Session) error {
-		_, err := s.ExecContext(ctx, "INSERT INTO t (v) VALUES (?)", v)
-		return err
-	}
-}
-
-// work is a unit of one statement.
-func work(ctx context.Context, s *livepool.Session) error {
-	_, err := s.ExecContext(ctx, "DO 1")
-	return err
-}
-
-// lifeLog gathers what the pool says.
-type lifeLog struct {
-	mu      sync.Mutex
-	records []slog.Record
-}
-
-func (l *lifeLog) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
-func (l *lifeLog) WithAttrs([]slog.Attr) slog.Handler               { return l }
-func (l *lifeLog) WithGroup(string) slog.Handler                    { return l }
-func (l *lifeLog) Handle(_ context.Context, r slog.Record) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.records = append(l.records, r)
-	return nil
-}
-
-// about returns the records whose message contains s, as text.
-func (l *lifeLog) about(s string) (found []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, r := range l.records {
-		if strings.Contains(r.Message, s) {
-			text := r.Message
-			r.Attrs(func(a slog.Attr) bool { text += "\n" + a.String(); return true })
-			found = append(found, text)
-		}
-	}
-	return found
-}
-
-// afterNextQuery runs f a moment after the next query has come by.
-func afterNextQuery(via *proxy.Proxy, f func()) {
-	seen := via.Counts().Query
-	go func() {
-		for end := time.Now().Add(20 * time.Second); via.Counts().Query == seen && time.Now().Before(end); {
-			time.Sleep(5 * time.Millisecond)
-		}
-		time.Sleep(100 * time.Millisecond)
-		f()
-	}()
+	wg.Wait()
+	return held
 }

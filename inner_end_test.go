@@ -14,53 +14,15 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
-
-// Three levels: the middle unit returns while the innermost runs, and is undone. The
-// innermost is undone with it, as a whole, and the outer one goes on without both.
-func TestInnermostUnitEndsWithTheMiddleOne(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
-	half, undone, second, committed := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
-	ended := make(chan struct{})
-	var middleErr, innerErr, secondErr error
-	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
-		middleErr = p.WithSession(ctx, func(ctx context.Context, middle *livepool.Session) error {
-			go func() {
-				defer close(ended)
-				innerErr = p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
-					if err := insert(1)(ctx, in); err != nil {
-						return err
-					}
-					close(half)
-					<-undone
-					secondErr = insert(2)(ctx, in)
-					close(second)
-					<-committed
-					return secondErr
-				})
-			}()
-			<-half
-			return nil
-		})
-		close(undone)
-		<-second
-		return insert(3)(ctx, outer) // the middle one's error is handled
-	})
-	n, whole := count(t, s, "t"), count(t, s, "t WHERE v = 3")
-	close(committed)
-	<-ended
-	if err != nil || n != 1 || whole != 1 || middleErr == nil || innerErr == nil || !errors.Is(secondErr, livepool.ErrSessionDone) {
-		t.Errorf("%d rows, of the outer unit %d, want 1 and 1; outer said %v, the middle one %v, the inner one %v, its second statement %v", n, whole, err, middleErr, innerErr, secondErr)
-	}
-}
 
 // A unit waits for what is being sent two levels below before it is undone.
 func TestLateGoroutineOfAnInnermostUnit(t *testing.T) {
-	f := &fake{}
+	f := &fakedb.DB{}
 	var mu sync.Mutex
 	var log []string
-	f.onExec = func(_ context.Context, _ *fakeConn, q string) error {
+	f.OnExec = func(_ context.Context, _ *fakedb.Conn, q string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		log = append(log, q)
@@ -98,7 +60,7 @@ func TestLateGoroutineOfAnInnermostUnit(t *testing.T) {
 
 // The innermost unit ends while the outer one commits.
 func TestInnermostUnitEndsDuringTheOuterCommit(t *testing.T) {
-	p := openFake(t, &fake{}, nil)
+	p := openFake(t, &fakedb.DB{}, nil)
 	for range 200 {
 		half, ended, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 		err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
@@ -126,10 +88,10 @@ func TestInnermostUnitEndsDuringTheOuterCommit(t *testing.T) {
 // Whichever comes first, the end of the middle unit or that of the innermost, which
 // fails: nothing of the innermost is applied.
 func TestInnermostUnitFailsWhileTheMiddleOneEnds(t *testing.T) {
-	f := &fake{}
+	f := &fakedb.DB{}
 	var mu sync.Mutex
 	kept := map[string]bool{} // what has been written and not undone
-	f.onExec = func(_ context.Context, _ *fakeConn, q string) error {
+	f.OnExec = func(_ context.Context, _ *fakedb.Conn, q string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if q == "INSERT" || strings.HasPrefix(q, "ROLLBACK TO") {
@@ -163,85 +125,6 @@ func TestInnermostUnitFailsWhileTheMiddleOneEnds(t *testing.T) {
 	}
 }
 
-// A statement prepared by a unit inside is that unit's: a goroutine that has
-// outlived it adds nothing to the outer one.
-func TestPreparedStatementOfAnInnerUnitEndsWithIt(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
-	refused := errors.New("refused")
-	var during, late, whileOuter error
-	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
-		goOn, done := make(chan struct{}), make(chan struct{})
-		inner := p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
-			stmt, err := in.PrepareContext(ctx, "INSERT INTO t (v) VALUES (2)")
-			if err != nil {
-				return err
-			}
-			_, during = stmt.ExecContext(ctx)
-			go func() {
-				defer close(done)
-				<-goOn
-				_, late = stmt.ExecContext(ctx)
-			}()
-			return refused
-		})
-		close(goOn)
-		<-done
-		if !errors.Is(inner, refused) {
-			return inner
-		}
-		stmt, err := outer.PrepareContext(ctx, "INSERT INTO t (v) VALUES (3)")
-		if err != nil {
-			return err
-		}
-		return p.WithSession(ctx, func(ctx context.Context, in *livepool.Session) error {
-			_, whileOuter = stmt.ExecContext(ctx)
-			return whileOuter
-		})
-	})
-	if n := count(t, s, "t WHERE v = 2"); n != 0 || err != nil || during != nil || !errors.Is(late, livepool.ErrSessionDone) {
-		t.Errorf("%d rows of an inner unit that was undone; outer %v; during %v; late %v", n, err, during, late)
-	}
-	if n := count(t, s, "t WHERE v = 3"); n != 1 || whileOuter != nil {
-		t.Errorf("the outer unit's own statement: %v, %d rows", whileOuter, n)
-	}
-}
-
-// The key of a unit inside that has ended is in the outer transaction: one of a
-// transaction of its own would wait for it as long as it is waited for.
-func TestOnceOfAnotherTransactionWithTheKeyOfAnInnerUnitThatHasEnded(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
-	once := livepool.Once("k")
-	again := func(ctx context.Context) error { return p.WithSession(ctx, insert(2), livepool.RequiresNew(), once) }
-	nested := func(ctx context.Context, _ *livepool.Session) error { return p.WithSession(ctx, insert(1), once) }
-	for name, unit := range map[string]fn{
-		"after it": func(ctx context.Context, outer *livepool.Session) error {
-			return errors.Join(nested(ctx, outer), again(ctx))
-		},
-		"after one two levels below": func(ctx context.Context, _ *livepool.Session) error {
-			return errors.Join(p.WithSession(ctx, nested), again(ctx))
-		},
-		"inside a unit after it": func(ctx context.Context, outer *livepool.Session) error {
-			return errors.Join(nested(ctx, outer), p.WithSession(ctx, func(ctx context.Context, _ *livepool.Session) error { return again(ctx) }))
-		},
-		"inside a RequiresNew after it": func(ctx context.Context, outer *livepool.Session) error {
-			return errors.Join(nested(ctx, outer), p.WithSession(ctx, nested, livepool.RequiresNew()))
-		},
-	} {
-		if err := p.WithSession(t.Context(), unit); err == nil || !strings.Contains(err.Error(), "holds this key") {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	err := p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
-		p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
-			return errors.Join(nested(ctx, s), errors.New("refused"))
-		})
-		return again(ctx) // the key has been undone
-	})
-	if one, two := count(t, s, "t WHERE v = 1"), count(t, s, "t WHERE v = 2"); err != nil || one != 0 || two != 1 {
-		t.Errorf("after one that was undone: %v, %d and %d rows, want 0 and 1", err, one, two)
-	}
-}
-
 // gate is a context that stops who asks whether it is done: database/sql, after the
 // session has let the statement through and before it is sent.
 type gate struct {
@@ -261,7 +144,7 @@ func TestStatementOfAnInnermostUnitIsWaitedFor(t *testing.T) {
 	var mu sync.Mutex
 	var log []string
 	undone := make(chan struct{})
-	p := openFake(t, &fake{onExec: func(_ context.Context, _ *fakeConn, q string) error {
+	p := openFake(t, &fakedb.DB{OnExec: func(_ context.Context, _ *fakedb.Conn, q string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if log = append(log, q); q == "ROLLBACK TO SAVEPOINT livepool_1" {

@@ -17,6 +17,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // book is a database with a table of rows and the commit table. What a
@@ -59,7 +61,7 @@ func (b *book) Connect(context.Context) (driver.Conn, error) {
 func (b *book) pool(t *testing.T) *livepool.Pool {
 	t.Helper()
 	b.keys = map[string]bool{}
-	return openOn(t, b, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
+	return labtest.Open(t, b, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
 }
 
 func (c *page) Close() error  { c.closed.Store(true); return nil }
@@ -81,7 +83,7 @@ func (c *page) ExecContext(_ context.Context, query string, _ []driver.NamedValu
 	switch {
 	case strings.HasPrefix(query, "INSERT INTO livepool_commits"):
 		if c.b.keys[query] {
-			return nil, serverError(1062, "Duplicate entry")
+			return nil, fakedb.ServerError(1062, "Duplicate entry")
 		}
 		c.keys = append(c.keys, query)
 	case strings.HasPrefix(query, "DELETE FROM livepool_commits"):
@@ -243,7 +245,7 @@ func TestConnectionWhoseRollbackFailedIsClosed(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := &book{failRollback: serverError(1317, "Query execution was interrupted")}
+			b := &book{failRollback: fakedb.ServerError(1317, "Query execution was interrupted")}
 			p := b.pool(t)
 			tt.run(t, p)
 			if !b.conns[0].closed.Load() {
@@ -259,7 +261,7 @@ func TestConnectionWhoseRollbackFailedIsClosed(t *testing.T) {
 // A result that is closed early may meet its error then: the caller is told, and
 // what that error has ended is over.
 func TestFailureOfRowsClose(t *testing.T) {
-	b := &book{failClose: serverError(1213, "Deadlock found")}
+	b := &book{failClose: fakedb.ServerError(1213, "Deadlock found")}
 	p := b.pool(t)
 	tx, err := p.Begin()
 	if err != nil {
@@ -270,7 +272,7 @@ func TestFailureOfRowsClose(t *testing.T) {
 	if err != nil || !rows.Next() {
 		t.Fatalf("no rows: %v", err)
 	}
-	if err := rows.Close(); !isServerError(err, 1213) {
+	if err := rows.Close(); !labtest.IsServerError(err, 1213) {
 		t.Errorf("Close: %v, want the deadlock", err)
 	}
 	if _, err := tx.Exec("INSERT"); !errors.Is(err, livepool.ErrPoisoned) {
@@ -285,7 +287,7 @@ func TestFailureOfRowsClose(t *testing.T) {
 // and does not wait for a dial.
 func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{onConnect: func(_ context.Context, n int64) error {
+		f := &fakedb.DB{OnConnect: func(_ context.Context, n int64) error {
 			if n > 2 {
 				time.Sleep(time.Second)
 			}
@@ -293,12 +295,12 @@ func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
 		}}
 		p := openFake(t, f, func(c *livepool.Config) { c.MinIdle = 2 })
 		synctest.Wait()
-		used := servedBy(t, p) // one of the two that are ready, and now database/sql's
+		used := fakedb.ServedBy(t, p) // one of the two that are ready, and now database/sql's
 		time.Sleep(time.Second)
-		f.all()[used-1].dead.Store(true)
+		f.Conns()[used-1].Dead.Store(true)
 		start := time.Now()
 		if err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
-			if id := servedBy(t, s); id == used || time.Since(start) != 0 {
+			if id := fakedb.ServedBy(t, s); id == used || time.Since(start) != 0 {
 				t.Errorf("served by connection %d after %s, want another than %d at once", id, time.Since(start), used)
 			}
 			return nil
@@ -310,7 +312,7 @@ func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
 
 // openBare opens a sql.DB on a connector of livepool's, for which nothing runs in
 // the background: whatever is wrong with a connection is found at its checkout.
-func openBare(t *testing.T, f *fake, change func(*livepool.Config)) *sql.DB {
+func openBare(t *testing.T, f *fakedb.DB, change func(*livepool.Config)) *sql.DB {
 	t.Helper()
 	cfg := livepool.NewConfig()
 	cfg.Logger = slog.New(slog.DiscardHandler)
@@ -329,18 +331,18 @@ func openBare(t *testing.T, f *fake, change func(*livepool.Config)) *sql.DB {
 // also where nobody does it in the background before.
 func TestHangUpIsNewsWithoutAPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		db := openBare(t, f, func(*livepool.Config) {})
-		warm(t, db, 3)
-		last := f.all()[2]
-		last.dead.Store(true)
-		if _, err := db.Exec("DO 1"); !errors.Is(err, errGone) {
+		fakedb.Warm(t, db, 3)
+		last := f.Conns()[2]
+		last.Dead.Store(true)
+		if _, err := db.Exec("DO 1"); !errors.Is(err, fakedb.ErrGone) {
 			t.Fatalf("got %v from a connection that is gone", err)
 		}
 		time.Sleep(time.Millisecond)
 		for range 2 {
-			warm(t, db, 2)
-			if n := f.pings.Load(); n != 2 {
+			fakedb.Warm(t, db, 2)
+			if n := f.Pings.Load(); n != 2 {
 				t.Errorf("%d pings, want one of each of the others", n)
 			}
 		}
@@ -356,10 +358,10 @@ func TestAgeLimitHoldsWithoutAPool(t *testing.T) {
 		{time.Minute, 2},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			db := openBare(t, &fake{}, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
-			servedBy(t, db)
+			db := openBare(t, &fakedb.DB{}, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
+			fakedb.ServedBy(t, db)
 			time.Sleep(tt.age)
-			if id := servedBy(t, db); id != tt.want {
+			if id := fakedb.ServedBy(t, db); id != tt.want {
 				t.Errorf("at the age of %s: served by connection %d, want %d", tt.age, id, tt.want)
 			}
 		})
@@ -370,16 +372,16 @@ func TestAgeLimitHoldsWithoutAPool(t *testing.T) {
 // again by each of the connections that are left of it.
 func TestRefusedUnitMeetsNoOtherOldConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 5)
-		f.onExec = func(_ context.Context, c *fakeConn, _ string) error {
-			if c.id <= 5 {
-				return serverError(1290, readOnlyText)
+		fakedb.Warm(t, p.DB, 5)
+		f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
+			if c.ID <= 5 {
+				return fakedb.ServerError(1290, readOnlyText)
 			}
 			return nil
 		}
-		if err := p.WithSession(t.Context(), insert(1), livepool.MaxAttempts(2)); err != nil {
+		if err := p.WithSession(t.Context(), labtest.Insert(1), livepool.MaxAttempts(2)); err != nil {
 			t.Errorf("got %v, want success at the second attempt", err)
 		}
 	})

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // Who holds a connection for longer than LeakAfter is reported, once, by name,
@@ -26,9 +28,9 @@ func TestLeaksAreReported(t *testing.T) {
 		for _, ready := range []string{"dialled", "idle", "ready", "waited for"} {
 			t.Run(tt.name+", "+ready, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					var log lifeLog
-					d := &diary{}
-					p := openDiary(t, d, func(c *livepool.Config) {
+					var log labtest.Log
+					d := &fakedb.RecordingDB{}
+					p := openRecording(t, d, func(c *livepool.Config) {
 						c.LeakAfter, c.Logger, c.KeepAlive = 10*time.Second, slog.New(&log), 0
 						c.PoolSize, c.MaxOverflow = 1, 0
 						if ready == "ready" {
@@ -38,13 +40,13 @@ func TestLeaksAreReported(t *testing.T) {
 					time.Sleep(3 * time.Second)
 					synctest.Wait()
 					if ready == "idle" {
-						servedBy(t, p)
+						fakedb.ServedBy(t, p)
 					}
 					if ready == "waited for" {
-						held, _ := takes(t, p.DB, 1)
+						held, _ := fakedb.Take(t, p.DB, 1)
 						time.AfterFunc(time.Second, func() { held[0].Close() })
 					}
-					reports := func() []string { synctest.Wait(); return log.about("LeakAfter") }
+					reports := func() []string { synctest.Wait(); return log.About("LeakAfter") }
 
 					release := tt.take(t, p)
 					time.Sleep(10*time.Second - time.Nanosecond)
@@ -83,7 +85,7 @@ func TestLeaksAreReported(t *testing.T) {
 						t.Errorf("%d reports after the next leak, want 2", n)
 					}
 					release()
-					d.closed(t, p)
+					d.CheckClosed(t, p)
 				})
 			})
 		}

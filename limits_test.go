@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/server"
-	"github.com/livepool/livepool/internal/lab/server/servertest"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 const limitAdvice = "SetMaxOpenConns was called"
@@ -25,8 +25,8 @@ const limitAdvice = "SetMaxOpenConns was called"
 func TestSetMaxOpenConnsHolds(t *testing.T) {
 	for _, already := range []bool{false, true} { // the spares are there before it is called
 		synctest.Test(t, func(t *testing.T) {
-			log, f := &lifeLog{}, &fake{}
-			f.onConnect = func(context.Context, int64) error { time.Sleep(10 * time.Millisecond); return nil }
+			log, f := &labtest.Log{}, &fakedb.DB{}
+			f.OnConnect = func(context.Context, int64) error { time.Sleep(10 * time.Millisecond); return nil }
 			p := openFake(t, f, func(c *livepool.Config) {
 				c.MinIdle, c.PoolTimeout, c.Logger = 4, time.Second, slog.New(log)
 			})
@@ -36,16 +36,16 @@ func TestSetMaxOpenConnsHolds(t *testing.T) {
 			p.SetMaxOpenConns(3)
 			time.Sleep(time.Minute)
 			for range 3 {
-				held, _ := takes(t, p.DB, 3)
+				held, _ := fakedb.Take(t, p.DB, 3)
 				for range 100 {
 					time.Sleep(50 * time.Millisecond)
-					if n := f.open(); n > 3 {
+					if n := f.OpenConns(); n > 3 {
 						t.Fatalf("%d connections with SetMaxOpenConns(3) and three in use", n)
 					}
 				}
-				giveBack(held)
+				fakedb.GiveBack(held)
 				time.Sleep(time.Minute)
-				if n := f.open(); n != 3 {
+				if n := f.OpenConns(); n != 3 {
 					t.Fatalf("%d connections, want 3 ready, for MinIdle", n)
 				}
 			}
@@ -53,7 +53,7 @@ func TestSetMaxOpenConnsHolds(t *testing.T) {
 			for range 3 {
 				wg.Go(func() {
 					p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-						servedBy(t, s)
+						fakedb.ServedBy(t, s)
 						time.Sleep(time.Minute)
 						return nil
 					})
@@ -61,7 +61,7 @@ func TestSetMaxOpenConnsHolds(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 			waited := p.Stats().SessionsWaited
-			err := p.WithSession(t.Context(), insert(1))
+			err := p.WithSession(t.Context(), labtest.Insert(1))
 			if err == nil || !strings.Contains(err.Error(), "SetMaxOpenConns(3)") || strings.Contains(err.Error(), "raise pool_size") {
 				t.Errorf("the error is %v", err)
 			}
@@ -70,11 +70,11 @@ func TestSetMaxOpenConnsHolds(t *testing.T) {
 			}
 			p.SetMaxOpenConns(4) // and all follow it
 			go takeOne(p.DB)
-			if err := p.WithSession(t.Context(), insert(1)); err != nil {
+			if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil {
 				t.Error(err)
 			}
 			wg.Wait()
-			if told := log.about(limitAdvice); len(told) != 1 || !strings.Contains(told[0], "pool_max_overflow") || !strings.Contains(told[0], "max_open_conns=3") {
+			if told := log.About(limitAdvice); len(told) != 1 || !strings.Contains(told[0], "pool_max_overflow") || !strings.Contains(told[0], "max_open_conns=3") {
 				t.Errorf("told %q, want once", told)
 			}
 		})
@@ -84,17 +84,17 @@ func TestSetMaxOpenConnsHolds(t *testing.T) {
 // Callers who come while connections are opened for MinIdle take those.
 func TestSetMaxOpenConnsDuringMinIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
-		f.onConnect = func(context.Context, int64) error { time.Sleep(time.Second); return nil }
+		f := &fakedb.DB{}
+		f.OnConnect = func(context.Context, int64) error { time.Sleep(time.Second); return nil }
 		p := openFake(t, f, func(c *livepool.Config) { c.MinIdle = 4 })
 		synctest.Wait() // four are under way
 		p.SetMaxOpenConns(3)
 		held := concurrently(t, p, 3)
 		time.Sleep(time.Second)
-		if n, open := f.connects.Load(), f.open(); n != 4 || open != 3 {
+		if n, open := f.Connects.Load(), f.OpenConns(); n != 4 || open != 3 {
 			t.Errorf("%d connections were opened, %d are open, want 4 and 3", n, open)
 		}
-		giveBack(held)
+		fakedb.GiveBack(held)
 	})
 }
 
@@ -108,18 +108,18 @@ func takeOne(db *sql.DB) {
 // A connection that grows old is replaced, and never by one above the limit.
 func TestReplacementKeepsToSetMaxOpenConns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, start := &fake{}, time.Now()
+		f, start := &fakedb.DB{}, time.Now()
 		p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
 		p.SetMaxOpenConns(3)
-		held, _ := takes(t, p.DB, 3)
-		giveBack(held)
+		held, _ := fakedb.Take(t, p.DB, 3)
+		fakedb.GiveBack(held)
 		for range 3 * 60 * 20 {
 			time.Sleep(50 * time.Millisecond)
-			if n := f.open(); n > 3 {
+			if n := f.OpenConns(); n > 3 {
 				t.Fatalf("%d connections after %s", n, time.Since(start))
 			}
 		}
-		if n := f.connects.Load(); n < 6 {
+		if n := f.Connects.Load(); n < 6 {
 			t.Errorf("%d connections were opened: none was replaced", n)
 		}
 	})
@@ -143,56 +143,25 @@ func TestSettersThatWereLeftIn(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				log := &lifeLog{}
-				p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.KeepAlive, c.Logger = 6, 30*time.Second, slog.New(log) })
+				log := &labtest.Log{}
+				p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.KeepAlive, c.Logger = 6, 30*time.Second, slog.New(log) })
 				tt.set(p)
 				use := func(n int) {
 					if st := p.DB.Stats(); st.MaxOpenConnections > 0 {
 						n = min(n, st.MaxOpenConnections)
 					}
-					held, _ := takes(t, p.DB, n)
-					giveBack(held)
+					held, _ := fakedb.Take(t, p.DB, n)
+					fakedb.GiveBack(held)
 					time.Sleep(10 * time.Minute)
 				}
 				for _, n := range []int{6, 6, 16, 6, 6, 16} { // for an hour, twice IdleTimeout
 					use(n)
 				}
-				told := log.about(" was called on the pool's sql.DB")
+				told := log.About(" was called on the pool's sql.DB")
 				if tt.want == "" && len(told) > 0 || tt.want != "" && (len(told) != 1 || !strings.Contains(told[0], tt.want)) {
 					t.Errorf("told %q, want once of %q", told, tt.want)
 				}
 			})
 		})
-	}
-}
-
-// The server sees no more than SetMaxOpenConns allows.
-func TestServerSeesSetMaxOpenConns(t *testing.T) {
-	s := servertest.Run(t, server.MariaDB)
-	p, log := openLogged(t, s.DSN(), "pool_min_idle=4")
-	eventually(t, "four are ready", func() bool { return p.Stats().Idle == 4 })
-	p.SetMaxOpenConns(3)
-	seen := func() (n int) {
-		if err := s.QueryRow("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE DB = 'test' AND ID <> CONNECTION_ID()", &n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	for range 3 {
-		var held []*sql.Conn
-		for range 3 {
-			c, _ := takeConn(t, p)
-			held = append(held, c)
-		}
-		eventually(t, "the fourth is closed", func() bool { return seen() == 3 })
-		for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-			if n := seen(); n > 3 {
-				t.Fatalf("the server sees %d connections", n)
-			}
-		}
-		giveBack(held)
-	}
-	if told := log.about(limitAdvice); len(told) != 1 {
-		t.Errorf("told %q", told)
 	}
 }

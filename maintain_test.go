@@ -1,7 +1,7 @@
 package livepool_test
 
 // What the maintainer promises, as seen from outside: exactly, in fake time, on
-// a driver that keeps a diary; and on real servers.
+// a driver that notes what happens to each connection.
 
 import (
 	"context"
@@ -18,9 +18,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/proxy"
-	"github.com/livepool/livepool/internal/lab/server"
-	"github.com/livepool/livepool/internal/lab/server/servertest"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // Ten connections are left alone for an hour. Each is pinged at every thirtieth
@@ -28,55 +27,55 @@ import (
 // is up, by one that was opened a little before; a caller then finds them.
 func TestAnHourOfSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &diary{}
-		p := openDiary(t, d, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 20*time.Minute, 0 })
+		d := &fakedb.RecordingDB{}
+		p := openRecording(t, d, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 20*time.Minute, 0 })
 		start := time.Now()
-		warm(t, p.DB, 10)
+		fakedb.Warm(t, p.DB, 10)
 		for range 3600 {
 			time.Sleep(time.Second)
 			synctest.Wait()
 			early := 0 // successors, opened a quarter of a second before they are needed
-			for _, l := range d.all() {
-				if l.died.IsZero() && l.born.After(start) && time.Since(l.born) < 250*time.Millisecond {
+			for _, l := range d.Lives() {
+				if l.Died.IsZero() && l.Born.After(start) && time.Since(l.Born) < 250*time.Millisecond {
 					early++
 				}
 			}
-			if open, told := d.open(), p.Stats().OpenConnections; told != 10 || open != 10+early {
+			if open, told := d.OpenConns(), p.Stats().OpenConnections; told != 10 || open != 10+early {
 				t.Fatalf("after %s: %d open, the pool says %d, %d of the others wait to take over", time.Since(start), open, told, early)
 			}
 		}
-		dials := d.connects.Load()
-		held, _ := takes(t, p.DB, 10)
-		giveBack(held)
-		if n := d.connects.Load(); n != dials {
+		dials := d.Connects.Load()
+		held, _ := fakedb.Take(t, p.DB, 10)
+		fakedb.GiveBack(held)
+		if n := d.Connects.Load(); n != dials {
 			t.Errorf("%d callers had to dial", n-dials)
 		}
-		d.closed(t, p)
+		d.CheckClosed(t, p)
 
 		var deaths, births []time.Duration
 		replaced := 0
-		for i, l := range d.all() {
+		for i, l := range d.Lives() {
 			if i >= 10 {
-				births = append(births, l.born.Sub(start)+250*time.Millisecond)
+				births = append(births, l.Born.Sub(start)+250*time.Millisecond)
 			}
-			if l.died.Sub(start) < time.Hour {
+			if l.Died.Sub(start) < time.Hour {
 				replaced++
-				deaths = append(deaths, l.died.Sub(start))
-				if age := l.died.Sub(l.born); age < 16*time.Minute || age > 20*time.Minute {
+				deaths = append(deaths, l.Died.Sub(start))
+				if age := l.Died.Sub(l.Born); age < 16*time.Minute || age > 20*time.Minute {
 					t.Errorf("connection %d was closed at the age of %s, want 16m to 20m", i+1, age)
 				}
 			}
-			until := min(l.died.Sub(l.born), start.Add(time.Hour).Sub(l.born))
+			until := min(l.Died.Sub(l.Born), start.Add(time.Hour).Sub(l.Born))
 			var want []time.Time
 			for at := 30 * time.Second; at < until; at += 30 * time.Second {
-				want = append(want, l.born.Add(at))
+				want = append(want, l.Born.Add(at))
 			}
-			got := slices.DeleteFunc(slices.Clone(l.pings), func(at time.Time) bool { return !at.Before(start.Add(time.Hour)) })
+			got := slices.DeleteFunc(slices.Clone(l.Pings), func(at time.Time) bool { return !at.Before(start.Add(time.Hour)) })
 			// Rounds are a millisecond apart, so that each ping may be one late,
 			// and the next is counted from there.
 			if !slices.EqualFunc(got, want, func(got, want time.Time) bool {
 				late := got.Sub(want)
-				return late >= 0 && late <= want.Sub(l.born)/(30*time.Second)*time.Millisecond
+				return late >= 0 && late <= want.Sub(l.Born)/(30*time.Second)*time.Millisecond
 			}) {
 				t.Errorf("connection %d was pinged %d times, want %d, at each 30s of its life of %s", i+1, len(got), len(want), until)
 			}
@@ -97,12 +96,12 @@ func TestAnHourOfTraffic(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := &diary{}
+				d := &fakedb.RecordingDB{}
 				const (
 					longest = 20 * time.Second     // that a caller holds a connection
 					soon    = 30 * time.Second / 4 // until a connection that was in use is looked at
 				)
-				p := openDiary(t, d, func(c *livepool.Config) {
+				p := openRecording(t, d, func(c *livepool.Config) {
 					c.PoolSize, c.MaxOverflow, c.MinIdle = 8, 4, 2
 					c.Recycle, c.IdleTimeout = 10*time.Minute, 5*time.Minute
 					c.PrePing = livepool.PrePingOff // so that all pings are the maintainer's
@@ -114,10 +113,10 @@ func TestAnHourOfTraffic(t *testing.T) {
 					wg.Go(func() {
 						for time.Since(start) < time.Hour {
 							time.Sleep(time.Duration(r.Int64N(int64(2 * time.Minute))))
-							held, ids := takes(t, p.DB, 1)
-							d.isHeld(ids[0], true)
+							held, ids := fakedb.Take(t, p.DB, 1)
+							d.NoteHeld(ids[0], true)
 							time.Sleep(time.Duration(r.Int64N(int64(longest))))
-							d.isHeld(ids[0], false)
+							d.NoteHeld(ids[0], false)
 							held[0].Close()
 						}
 					})
@@ -127,22 +126,22 @@ func TestAnHourOfTraffic(t *testing.T) {
 					synctest.Wait()
 					now := time.Now()
 					open, early := 0, 0
-					for i, l := range d.all() {
-						if !l.died.IsZero() {
+					for i, l := range d.Lives() {
+						if !l.Died.IsZero() {
 							continue
 						}
 						open++
-						if now.Sub(l.born) < 6*time.Second { // a hundredth of Recycle at most
+						if now.Sub(l.Born) < 6*time.Second { // a hundredth of Recycle at most
 							early++
 						}
-						if l.inUse {
+						if l.InUse {
 							continue
 						}
-						if now.Sub(l.spoke) > 30*time.Second && now.Sub(l.returned) > soon {
-							t.Errorf("after %s: connection %d has been silent for %s", now.Sub(start), i+1, now.Sub(l.spoke))
+						if now.Sub(l.LastAnswer) > 30*time.Second && now.Sub(l.Returned) > soon {
+							t.Errorf("after %s: connection %d has been silent for %s", now.Sub(start), i+1, now.Sub(l.LastAnswer))
 						}
 						// The clock is not read at a return, only by the maintainer's next look.
-						if age := now.Sub(l.born); age > 10*time.Minute && now.Sub(l.returned) > soon {
+						if age := now.Sub(l.Born); age > 10*time.Minute && now.Sub(l.Returned) > soon {
 							t.Errorf("after %s: connection %d is idle and %s old", now.Sub(start), i+1, age)
 						}
 					}
@@ -155,8 +154,8 @@ func TestAnHourOfTraffic(t *testing.T) {
 				if s := p.Stats(); s.ClosedByAge < 20 || s.KeptAlive < 100 || s.Deaths != 0 {
 					t.Errorf("the test shows nothing, or deaths: %+v", s)
 				}
-				t.Logf("%d dials, %d pings, at most %d open", d.connects.Load(), d.pings.Load(), d.most.Load())
-				d.closed(t, p)
+				t.Logf("%d dials, %d pings, at most %d open", d.Connects.Load(), d.Pings.Load(), d.Peak.Load())
+				d.CheckClosed(t, p)
 			})
 		})
 	}
@@ -165,22 +164,23 @@ func TestAnHourOfTraffic(t *testing.T) {
 // A replacement that the server refuses is not tried again at once: the server
 // may refuse because too many try. In real time, since a storm stops the fake one.
 func TestRefusedReplacementIsNoStorm(t *testing.T) {
-	d := &diary{}
-	d.onConnect = func(_ context.Context, n int64) error {
+	t.Parallel()
+	d := &fakedb.RecordingDB{}
+	d.OnConnect = func(_ context.Context, n int64) error {
 		if n > 1 {
 			return &mysql.MySQLError{Number: 1203, Message: "User has too many active connections"}
 		}
 		return nil
 	}
-	p := openDiary(t, d, func(c *livepool.Config) {
-		c.Recycle, c.RecycleJitter, c.KeepAlive = 3*time.Second, 0, 500*time.Millisecond
+	p := openRecording(t, d, func(c *livepool.Config) {
+		c.Recycle, c.RecycleJitter, c.KeepAlive = time.Second, 0, 200*time.Millisecond
 	})
-	servedBy(t, p)
-	eventually(t, "the replacement is dialled", func() bool { return d.connects.Load() > 1 })
+	fakedb.ServedBy(t, p)
+	labtest.Eventually(t, "the replacement is dialled", func() bool { return d.Connects.Load() > 1 })
 	time.Sleep(200 * time.Millisecond)
 	p.Close()
-	if n := d.connects.Load() - 1; n > 8 || n < 1 {
-		t.Errorf("one connection's replacement was dialled %d times in %s", n, 30*time.Millisecond)
+	if n := d.Connects.Load() - 1; n > 8 || n < 1 {
+		t.Errorf("one connection's replacement was dialled %d times", n)
 	}
 }
 
@@ -191,16 +191,16 @@ func TestOneCallerPaysForAMassDeath(t *testing.T) {
 	const dial = time.Millisecond
 	for _, tt := range []struct {
 		name   string
-		onPing func(context.Context, *fakeConn) error
+		onPing func(context.Context, *fakedb.Conn) error
 		cost   time.Duration
 		pings  int64 // by callers; database/sql has two tries at what is idle
 	}{
-		{"black hole", blackHole, time.Second, 1},
+		{"black hole", fakedb.BlackHole, time.Second, 1},
 		{"hung up", nil, 0, 2},
-		{"hung up, and far away", func(_ context.Context, c *fakeConn) error {
+		{"hung up, and far away", func(_ context.Context, c *fakedb.Conn) error {
 			time.Sleep(100 * time.Millisecond)
-			if c.dead.Load() {
-				return errGone
+			if c.Dead.Load() {
+				return fakedb.ErrGone
 			}
 			return nil
 		}, 200 * time.Millisecond, 2},
@@ -208,15 +208,15 @@ func TestOneCallerPaysForAMassDeath(t *testing.T) {
 		for _, keepAlive := range []time.Duration{0, 30 * time.Second} {
 			t.Run(fmt.Sprintf("%s, keep-alive %s", tt.name, keepAlive), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					d := &diary{}
-					d.onPing = tt.onPing
-					d.onConnect = func(context.Context, int64) error { time.Sleep(dial); return nil }
-					p := openDiary(t, d, func(c *livepool.Config) { c.PoolSize, c.KeepAlive = 20, keepAlive })
-					warm(t, p.DB, 20)
+					d := &fakedb.RecordingDB{}
+					d.OnPing = tt.onPing
+					d.OnConnect = func(context.Context, int64) error { time.Sleep(dial); return nil }
+					p := openRecording(t, d, func(c *livepool.Config) { c.PoolSize, c.KeepAlive = 20, keepAlive })
+					fakedb.Warm(t, p.DB, 20)
 					time.Sleep(10 * time.Second)
-					d.kill()
+					d.Kill()
 					start := time.Now()
-					servedBy(t, p)
+					fakedb.ServedBy(t, p)
 					took := time.Since(start)
 					s := p.Stats()
 					if paid := s.Pinged - s.KeptAlive; took > tt.cost+dial || paid > tt.pings {
@@ -224,15 +224,15 @@ func TestOneCallerPaysForAMassDeath(t *testing.T) {
 					}
 					time.Sleep(time.Second) // the sweep, four at a time
 					synctest.Wait()
-					for i, l := range d.all()[:20] {
-						if l.died.IsZero() {
+					for i, l := range d.Lives()[:20] {
+						if l.Died.IsZero() {
 							t.Errorf("connection %d is dead and has not been swept", i+1)
 						}
 					}
-					d.tellsTruth(t, p)
+					tellsTruth(t, d, p)
 					paid := p.Stats().Pinged
 					start = time.Now()
-					giveBack(concurrently(t, p, 20))
+					fakedb.GiveBack(concurrently(t, p, 20))
 					if took := time.Since(start); took > tt.cost/2+5*dial { // a few at a time, more where they are quick
 						t.Errorf("callers after that waited for %s", took)
 					}
@@ -242,63 +242,32 @@ func TestOneCallerPaysForAMassDeath(t *testing.T) {
 					if s := p.Stats(); s.Swept < 17 || s.Deaths == 0 {
 						t.Errorf("%d swept, %d deaths", s.Swept, s.Deaths)
 					}
-					d.closed(t, p)
+					d.CheckClosed(t, p)
 				})
 			})
 		}
 	}
 }
 
-// Twenty idle connections die together: at most one caller notices.
-func TestSweepOnRealServers(t *testing.T) {
-	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		for _, tt := range []struct {
-			name  string
-			do    func(*proxy.Proxy)
-			pings int64 // for which the first caller may have to wait
-		}{{"FIN", (*proxy.Proxy).FIN, 2}, {"black hole", (*proxy.Proxy).Stall, 1}} {
-			t.Run(tt.name, func(t *testing.T) {
-				via := front(t, s)
-				p := open(t, s.DSNVia(via.Addr()), "pool_size=20")
-				warmReal(t, p.DB, 20)
-				time.Sleep(600 * time.Millisecond)
-				tt.do(via)
-				time.Sleep(50 * time.Millisecond)
-				connectionID(t, p.DB)
-				paid := p.Stats().Pinged - p.Stats().KeptAlive
-				if paid > tt.pings {
-					t.Errorf("the first caller waited for %d pings, want at most %d", paid, tt.pings)
-				}
-				eventually(t, "the others are swept", func() bool { st := p.Stats(); return st.OpenConnections == 1 && st.Swept >= 17 })
-				warmReal(t, p.DB, 20)
-				if n := p.Stats().Pinged - p.Stats().KeptAlive - paid; n > 1 { // the first one's connection may be old enough
-					t.Errorf("twenty callers after that waited for %d pings", n)
-				}
-				via.Heal()
-			})
-		}
-	})
-}
-
 // Keep-alive pings under way in a black hole do not add up for a caller: he is
 // not made to wait for the second when the first has told of the silence.
 func TestPingsUnderWayDoNotAddUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &diary{}
-		d.onPing = blackHole
-		p := openDiary(t, d, nil)
-		held, _ := takes(t, p.DB, 2)
+		d := &fakedb.RecordingDB{}
+		d.OnPing = fakedb.BlackHole
+		p := openRecording(t, d, nil)
+		held, _ := fakedb.Take(t, p.DB, 2)
 		time.Sleep(900 * time.Millisecond)
-		servedBy(t, held[1]) // its ping is due 900ms after the other's
+		fakedb.ServedBy(t, held[1]) // its ping is due 900ms after the other's
 		held[1].Close()
 		held[0].Close() // at the top
-		d.kill()
+		d.Kill()
 		time.Sleep(30*time.Second - 899*time.Millisecond) // a millisecond into the first ping
-		if n := d.pings.Load(); n != 1 {
+		if n := d.Pings.Load(); n != 1 {
 			t.Fatalf("%d pings, want one under way", n)
 		}
 		start := time.Now()
-		servedBy(t, p)
+		fakedb.ServedBy(t, p)
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("a caller waited for %s, want at most PingTimeout", took)
 		}
@@ -309,26 +278,26 @@ func TestPingsUnderWayDoNotAddUp(t *testing.T) {
 // nothing about it.
 func TestPingsDoNotReorder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &diary{}
-		p := openDiary(t, d, nil)
-		held, ids := takes(t, p.DB, 5)
+		d := &fakedb.RecordingDB{}
+		p := openRecording(t, d, nil)
+		held, ids := fakedb.Take(t, p.DB, 5)
 		for _, i := range []int{3, 0, 4, 1, 2} {
 			time.Sleep(time.Second)
-			servedBy(t, held[i])
+			fakedb.ServedBy(t, held[i])
 			held[i].Close()
 		}
 		for range 4 {
 			time.Sleep(40 * time.Second)
 		}
-		if d.pings.Load() < 20 {
-			t.Fatalf("%d pings: the test shows nothing", d.pings.Load())
+		if d.Pings.Load() < 20 {
+			t.Fatalf("%d pings: the test shows nothing", d.Pings.Load())
 		}
-		held, got := takes(t, p.DB, 5)
+		held, got := fakedb.Take(t, p.DB, 5)
 		if want := []int64{ids[2], ids[1], ids[4], ids[0], ids[3]}; !slices.Equal(got, want) {
 			t.Errorf("handed out in the order %v, want %v", got, want)
 		}
-		giveBack(held)
-		d.closed(t, p)
+		fakedb.GiveBack(held)
+		d.CheckClosed(t, p)
 	})
 }
 
@@ -348,12 +317,12 @@ func TestCallerMeetsAPing(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := &diary{}
-				d.onPing = func(context.Context, *fakeConn) error { time.Sleep(300 * time.Millisecond); return nil }
-				p := openDiary(t, d, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
-				servedBy(t, p)
+				d := &fakedb.RecordingDB{}
+				d.OnPing = func(context.Context, *fakedb.Conn) error { time.Sleep(300 * time.Millisecond); return nil }
+				p := openRecording(t, d, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
+				fakedb.ServedBy(t, p)
 				time.Sleep(30*time.Second + 100*time.Millisecond)
-				if n := d.pings.Load(); n != 1 {
+				if n := d.Pings.Load(); n != 1 {
 					t.Fatalf("%d pings, want one under way", n)
 				}
 				ctx, cancel := t.Context(), func() {}
@@ -372,12 +341,12 @@ func TestCallerMeetsAPing(t *testing.T) {
 					}
 				}
 				time.Sleep(time.Second)
-				d.tellsTruth(t, p)
-				if n, want := d.open(), int(tt.id); n != want {
+				tellsTruth(t, d, p)
+				if n, want := d.OpenConns(), int(tt.id); n != want {
 					t.Errorf("%d open, want %d", n, want)
 				}
-				servedBy(t, p)
-				d.closed(t, p)
+				fakedb.ServedBy(t, p)
+				d.CheckClosed(t, p)
 			})
 		})
 	}
@@ -388,18 +357,18 @@ func TestCallerMeetsAPing(t *testing.T) {
 func TestMaintainerDoesNotKeepTheLastConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const ping = 10 * time.Millisecond
-		d := &diary{}
-		d.onPing = func(context.Context, *fakeConn) error { time.Sleep(ping); return nil }
-		p := openDiary(t, d, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 5*time.Millisecond })
+		d := &fakedb.RecordingDB{}
+		d.OnPing = func(context.Context, *fakedb.Conn) error { time.Sleep(ping); return nil }
+		p := openRecording(t, d, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 5*time.Millisecond })
 		var wg sync.WaitGroup
 		start := time.Now()
 		for range 10 {
 			wg.Go(func() {
 				for range 10 {
-					held, ids := takes(t, p.DB, 1)
-					d.isHeld(ids[0], true)
+					held, ids := fakedb.Take(t, p.DB, 1)
+					d.NoteHeld(ids[0], true)
 					time.Sleep(time.Second) // silent, so that a ping is due
-					d.isHeld(ids[0], false)
+					d.NoteHeld(ids[0], false)
 					held[0].Close()
 				}
 			})
@@ -408,25 +377,25 @@ func TestMaintainerDoesNotKeepTheLastConnection(t *testing.T) {
 		if took := time.Since(start); took > 100*(time.Second+2*ping) {
 			t.Errorf("a hundred turns of a second took %s", took)
 		}
-		if n := d.connects.Load(); n != 1 {
+		if n := d.Connects.Load(); n != 1 {
 			t.Errorf("%d dials, want 1", n)
 		}
-		d.closed(t, p)
+		d.CheckClosed(t, p)
 	})
 }
 
 // database/sql closes statements, and connections, under its own lock. During a
 // ping neither waits; what is closed meanwhile is closed on the server after it.
 func TestClosingDuringAPing(t *testing.T) {
-	begin := func(t *testing.T, d *diary, ping time.Duration) (*livepool.Pool, *sql.Stmt) {
-		d.onPing = func(context.Context, *fakeConn) error { time.Sleep(ping); return nil }
-		p := openDiary(t, d, nil)
+	begin := func(t *testing.T, d *fakedb.RecordingDB, ping time.Duration) (*livepool.Pool, *sql.Stmt) {
+		d.OnPing = func(context.Context, *fakedb.Conn) error { time.Sleep(ping); return nil }
+		p := openRecording(t, d, nil)
 		s, err := p.Prepare("DO 1")
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(30*time.Second + ping/2)
-		if n := d.pings.Load(); n != 1 {
+		if n := d.Pings.Load(); n != 1 {
 			t.Fatalf("%d pings, want one under way", n)
 		}
 		return p, s
@@ -441,42 +410,42 @@ func TestClosingDuringAPing(t *testing.T) {
 	}
 	t.Run("a statement", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			d := &diary{}
+			d := &fakedb.RecordingDB{}
 			p, s := begin(t, d, 500*time.Millisecond)
 			atOnce(t, "sql.Stmt.Close", func() { s.Close() })
 			atOnce(t, "Stats", func() { p.Stats() })
-			if n := d.statements.Load(); n != 1 {
+			if n := d.Statements.Load(); n != 1 {
 				t.Error("the statement was closed in the middle of a ping")
 			}
 			time.Sleep(time.Second)
-			if n := d.statements.Load(); n != 0 || d.open() != 1 {
-				t.Errorf("%d statements left on the server, %d connections", n, d.open())
+			if n := d.Statements.Load(); n != 0 || d.OpenConns() != 1 {
+				t.Errorf("%d statements left on the server, %d connections", n, d.OpenConns())
 			}
-			d.closed(t, p)
+			d.CheckClosed(t, p)
 		})
 	})
 	// In real time: database/sql's own lock of the connection makes Stmt.Close wait here.
 	t.Run("a statement, while a caller waits for the ping", func(t *testing.T) {
-		d := &diary{}
+		d := &fakedb.RecordingDB{}
 		var pinging atomic.Bool
 		answer := make(chan struct{})
-		d.onPing = func(context.Context, *fakeConn) error {
+		d.OnPing = func(context.Context, *fakedb.Conn) error {
 			pinging.Store(true)
 			<-answer
 			return nil
 		}
-		p := openDiary(t, d, func(c *livepool.Config) { c.KeepAlive, c.PingTimeout = 100*time.Millisecond, time.Minute })
+		p := openRecording(t, d, func(c *livepool.Config) { c.KeepAlive, c.PingTimeout = 100*time.Millisecond, time.Minute })
 		s, err := p.Prepare("DO 1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is being pinged", pinging.Load)
+		labtest.Eventually(t, "it is being pinged", pinging.Load)
 		var wg sync.WaitGroup
-		wg.Go(func() { servedBy(t, p) })
+		wg.Go(func() { fakedb.ServedBy(t, p) })
 		wg.Go(func() { time.Sleep(20 * time.Millisecond); s.Close() })
 		time.Sleep(50 * time.Millisecond)
 		another := make(chan struct{})
-		go func() { servedBy(t, p); close(another) }()
+		go func() { fakedb.ServedBy(t, p); close(another) }()
 		select {
 		case <-another:
 		case <-time.After(10 * time.Second):
@@ -485,29 +454,29 @@ func TestClosingDuringAPing(t *testing.T) {
 		close(answer)
 		wg.Wait()
 		<-another
-		eventually(t, "the statement is closed on the server", func() bool { return d.statements.Load() == 0 })
-		d.closed(t, p)
+		labtest.Eventually(t, "the statement is closed on the server", func() bool { return d.Statements.Load() == 0 })
+		d.CheckClosed(t, p)
 	})
 	t.Run("the connection", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			d := &diary{}
+			d := &fakedb.RecordingDB{}
 			p, s := begin(t, d, 500*time.Millisecond)
 			atOnce(t, "database/sql", func() { p.SetMaxIdleConns(-1) })
 			time.Sleep(time.Second)
-			d.tellsTruth(t, p)
-			if d.open() != 0 {
+			tellsTruth(t, d, p)
+			if d.OpenConns() != 0 {
 				t.Error("it is still open")
 			}
 			s.Close()
-			d.closed(t, p)
+			d.CheckClosed(t, p)
 		})
 	})
 	t.Run("the pool", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			d := &diary{}
+			d := &fakedb.RecordingDB{}
 			p, _ := begin(t, d, 500*time.Millisecond)
 			start := time.Now()
-			d.closed(t, p)
+			d.CheckClosed(t, p)
 			if took := time.Since(start); took > 250*time.Millisecond {
 				t.Errorf("Close took %s, want no longer than the ping", took)
 			}
@@ -515,14 +484,14 @@ func TestClosingDuringAPing(t *testing.T) {
 	})
 	t.Run("the pool, in a black hole", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			d := &diary{}
-			d.onPing = blackHole
-			p := openDiary(t, d, func(c *livepool.Config) { c.MinIdle = 3 })
-			warm(t, p.DB, 6)
-			d.kill()
+			d := &fakedb.RecordingDB{}
+			d.OnPing = fakedb.BlackHole
+			p := openRecording(t, d, func(c *livepool.Config) { c.MinIdle = 3 })
+			fakedb.Warm(t, p.DB, 6)
+			d.Kill()
 			time.Sleep(30*time.Second + time.Millisecond)
 			start := time.Now()
-			d.closed(t, p)
+			d.CheckClosed(t, p)
 			if took := time.Since(start); took != 0 {
 				t.Errorf("Close took %s: the pings were to be given up", took)
 			}
@@ -534,8 +503,8 @@ func TestClosingDuringAPing(t *testing.T) {
 func TestCloseDuringMaintenance(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Millisecond, 150 * time.Millisecond, time.Minute, time.Hour - 500*time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &diary{}
-			d.onConnect = func(ctx context.Context, _ int64) error {
+			d := &fakedb.RecordingDB{}
+			d.OnConnect = func(ctx context.Context, _ int64) error {
 				select {
 				case <-time.After(100 * time.Millisecond):
 					return nil
@@ -543,13 +512,13 @@ func TestCloseDuringMaintenance(t *testing.T) {
 					return ctx.Err()
 				}
 			}
-			p := openDiary(t, d, func(c *livepool.Config) { c.MinIdle, c.RecycleJitter, c.IdleTimeout = 6, 0, 0 })
+			p := openRecording(t, d, func(c *livepool.Config) { c.MinIdle, c.RecycleJitter, c.IdleTimeout = 6, 0, 0 })
 			if after >= time.Minute {
-				warm(t, p.DB, 8)
+				fakedb.Warm(t, p.DB, 8)
 			}
 			time.Sleep(after)
 			start := time.Now()
-			d.closed(t, p)
+			d.CheckClosed(t, p)
 			if took := time.Since(start); took != 0 {
 				t.Errorf("Close after %s took %s", after, took)
 			}

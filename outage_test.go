@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // How a server can be unreachable, as a connect sees it.
@@ -30,7 +32,7 @@ var (
 
 // absent is a fake server that can be away. It counts who knocks.
 type absent struct {
-	fake
+	fakedb.DB
 	handshake time.Duration // how long one takes when the server is there
 
 	mu     sync.Mutex
@@ -42,7 +44,7 @@ type absent struct {
 
 func newAbsent() *absent {
 	a := &absent{}
-	a.onConnect = func(ctx context.Context, _ int64) error {
+	a.OnConnect = func(ctx context.Context, _ int64) error {
 		a.mu.Lock()
 		a.knocks = append(a.knocks, time.Now())
 		a.inside++
@@ -87,35 +89,6 @@ func (a *absent) knocked() (times []time.Time, most int) {
 	return times, most
 }
 
-// waitingUnits starts n units and returns a function that waits for them and returns
-// their errors.
-func waitingUnits(n int, p *livepool.Pool, ctx context.Context, fn fn, opts ...livepool.SessionOption) (wait func() []error) {
-	errs := make([]error, n)
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() { errs[i] = p.WithSession(ctx, fn, opts...) })
-	}
-	return func() []error { wg.Wait(); return errs }
-}
-
-// noErrors tells how many there are, and the first.
-func noErrors(t *testing.T, errs []error) {
-	t.Helper()
-	var first error
-	n := 0
-	for _, err := range errs {
-		if err != nil {
-			n++
-			if first == nil {
-				first = err
-			}
-		}
-	}
-	if n > 0 {
-		t.Errorf("%d of %d units failed, the first with: %v", n, len(errs), first)
-	}
-}
-
 // The pools of which a promise is to hold: sessions wait for a place where there
 // is a limit, and all of them for the server where there is none.
 var limits = []struct {
@@ -142,12 +115,12 @@ func TestOutageThousandsOfUnitsDialLikeOne(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAbsent()
 					a.goes(refused)
-					p := openFake(t, &a.fake, func(c *livepool.Config) { limit.set(c); patient(c) })
-					wait := waitingUnits(n, p, t.Context(), work)
+					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); patient(c) })
+					wait := labtest.StartUnits(n, p, t.Context(), labtest.Work)
 					time.Sleep(lasts)
 					times, most := a.knocked()
 					a.goes(nil)
-					noErrors(t, wait())
+					labtest.NoErrors(t, wait())
 
 					// The outage is found by a unit's own attempt, or by two: as many
 					// handshakes may be under way at first. Then the prober begins.
@@ -197,16 +170,16 @@ func TestOutageEndsForAllAtTheNextAttempt(t *testing.T) {
 		t.Run(fmt.Sprint(tt.lasts), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
-				p := openFake(t, &a.fake, patient)
-				warm(t, p.DB, 4)
-				a.kill()
+				p := openFake(t, &a.DB, patient)
+				fakedb.Warm(t, p.DB, 4)
+				a.Kill()
 				a.goes(refused)
 				time.Sleep(time.Second) // beyond the trust of the connections that there are
-				wait := waitingUnits(20, p, t.Context(), work)
+				wait := labtest.StartUnits(20, p, t.Context(), labtest.Work)
 				time.Sleep(tt.lasts)
 				a.goes(nil)
 				back := time.Now()
-				noErrors(t, wait())
+				labtest.NoErrors(t, wait())
 				if took := time.Since(back); took > tt.within {
 					t.Errorf("after an outage of %s all were let in after %s, want %s", tt.lasts, took, tt.within)
 				}
@@ -223,16 +196,16 @@ func TestOutageEndsWithTheProbersOwnConnection(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
 				a.goes(refused)
-				p := openFake(t, &a.fake, limit.set)
-				wait := waitingUnits(1, p, t.Context(), work)
+				p := openFake(t, &a.DB, limit.set)
+				wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
 				time.Sleep(time.Second)
 				a.goes(nil)
-				noErrors(t, wait())
-				if n := len(a.all()); n != 1 {
+				labtest.NoErrors(t, wait())
+				if n := len(a.Conns()); n != 1 {
 					t.Errorf("%d connections were opened for one unit, want 1", n)
 				}
-				servedBy(t, p.DB)
-				if n := len(a.all()); n != 1 {
+				fakedb.ServedBy(t, p.DB)
+				if n := len(a.Conns()); n != 1 {
 					t.Errorf("%d connections after the next statement, want the same one", n)
 				}
 			})
@@ -246,9 +219,9 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAbsent()
 		a.goes(refused)
-		p := openFake(t, &a.fake, nil)
-		wait := waitingUnits(50, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
-			if err := work(ctx, s); err != nil {
+		p := openFake(t, &a.DB, nil)
+		wait := labtest.StartUnits(50, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			if err := labtest.Work(ctx, s); err != nil {
 				return err
 			}
 			if s.Attempt() != 1 {
@@ -258,7 +231,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 		}, livepool.MaxAttempts(1))
 		time.Sleep(20 * time.Second)
 		a.goes(nil)
-		noErrors(t, wait())
+		labtest.NoErrors(t, wait())
 	})
 }
 
@@ -269,10 +242,10 @@ func TestOutageAfterOutage(t *testing.T) {
 		a := newAbsent()
 		a.handshake = 5 * time.Millisecond
 		a.goes(refused)
-		p := openFake(t, &a.fake, patient)
-		wait := waitingUnits(1000, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		p := openFake(t, &a.DB, patient)
+		wait := labtest.StartUnits(1000, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			time.Sleep(10 * time.Millisecond)
-			return work(ctx, s)
+			return labtest.Work(ctx, s)
 		})
 		away := 0
 		for range 10 {
@@ -282,11 +255,11 @@ func TestOutageAfterOutage(t *testing.T) {
 			a.goes(nil)
 			time.Sleep(24 * time.Millisecond)
 			a.goes(refused)
-			a.kill()
+			a.Kill()
 			a.knocked()
 		}
 		a.goes(nil)
-		noErrors(t, wait())
+		labtest.NoErrors(t, wait())
 		// After each return as many as have a place may have been on their way.
 		if limit := 10 * (500/20 + 2 + 20); away > limit {
 			t.Errorf("%d attempts in 10 outages of 500ms, want at most %d", away, limit)
@@ -302,13 +275,13 @@ func TestOutageInSilenceAFewAttemptsAtATime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
 				a.goes(silent)
-				p := openFake(t, &a.fake, func(c *livepool.Config) { patient(c); c.ConnectTimeout = timeout })
-				wait := waitingUnits(1000, p, t.Context(), work)
+				p := openFake(t, &a.DB, func(c *livepool.Config) { patient(c); c.ConnectTimeout = timeout })
+				wait := labtest.StartUnits(1000, p, t.Context(), labtest.Work)
 				time.Sleep(5 * timeout)
 				times, most := a.knocked()
 				a.goes(nil)
 				back := time.Now()
-				noErrors(t, wait())
+				labtest.NoErrors(t, wait())
 				t.Logf("%d attempts in %s, at most %d at a time; all let in %s after the end", len(times), 5*timeout, most, time.Since(back))
 				if most > 10 || len(times) > int(5*timeout/(20*time.Millisecond)) {
 					t.Errorf("%d attempts in %s, %d at a time", len(times), 5*timeout, most)
@@ -346,7 +319,7 @@ func TestOutageHandshakesAtATime(t *testing.T) {
 				a := newAbsent()
 				a.handshake = 50 * time.Millisecond
 				a.goes(refused)
-				p := openFake(t, &a.fake, func(c *livepool.Config) {
+				p := openFake(t, &a.DB, func(c *livepool.Config) {
 					patient(c)
 					c.PoolSize, c.MaxOverflow, c.ConnectLimit = tt.size, tt.overflow, tt.limit
 				})
@@ -356,7 +329,7 @@ func TestOutageHandshakesAtATime(t *testing.T) {
 				for i := range units {
 					wg.Go(func() {
 						err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-							if err := work(ctx, s); err != nil {
+							if err := labtest.Work(ctx, s); err != nil {
 								return err
 							}
 							mu.Lock()
@@ -384,7 +357,7 @@ func TestOutageHandshakesAtATime(t *testing.T) {
 				for at, i := range order {
 					late = max(late, at-i)
 				}
-				t.Logf("%d connections for %d units, %d handshakes at a time; a unit was overtaken by at most %d", len(a.all()), units, most, late)
+				t.Logf("%d connections for %d units, %d handshakes at a time; a unit was overtaken by at most %d", len(a.Conns()), units, most, late)
 				if tt.ordered && late > 2*max(tt.most, 2) {
 					t.Errorf("a unit was overtaken by %d others", late)
 				}
@@ -400,9 +373,9 @@ func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
-				p := openFake(t, &a.fake, func(c *livepool.Config) { c.KeepAlive, c.OutageWait = time.Second, 0 })
-				warm(t, p.DB, 10)
-				a.kill()
+				p := openFake(t, &a.DB, func(c *livepool.Config) { c.KeepAlive, c.OutageWait = time.Second, 0 })
+				fakedb.Warm(t, p.DB, 10)
+				a.Kill()
 				a.goes(why)
 				a.knocked()
 				time.Sleep(time.Minute) // in which the keep-alive finds them dead
@@ -424,7 +397,7 @@ func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
 
 				for range 2 {
 					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-					for _, err := range waitingUnits(100, p, ctx, work)() {
+					for _, err := range labtest.StartUnits(100, p, ctx, labtest.Work)() {
 						if !errors.Is(err, livepool.ErrSessionDone) {
 							t.Fatal(err)
 						}
@@ -443,7 +416,7 @@ func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
 
 				a.goes(nil)
 				start := time.Now()
-				noErrors(t, waitingUnits(100, p, t.Context(), work)())
+				labtest.NoErrors(t, labtest.StartUnits(100, p, t.Context(), labtest.Work)())
 				if took := time.Since(start); took > 100*time.Millisecond {
 					t.Errorf("a unit that comes later found the server after %s", took)
 				}
@@ -460,7 +433,7 @@ func TestOutagePlainStatementsWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
 				a.goes(refused)
-				p := openFake(t, &a.fake, func(c *livepool.Config) { limit.set(c); c.OutageWait = 5 * time.Second })
+				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.OutageWait = 5 * time.Second })
 				start := time.Now()
 				_, err := p.ExecContext(t.Context(), "DO 1")
 				if took := time.Since(start); took != 5*time.Second || !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "pool_outage_wait") {
@@ -528,8 +501,8 @@ func TestOutagePlainStatementsThatDoNotWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
 				a.goes(refused)
-				p := openFake(t, &a.fake, func(c *livepool.Config) { limit.set(c); patient(c); c.OutageWait = 0 })
-				wait := waitingUnits(100, p, t.Context(), work)
+				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); patient(c); c.OutageWait = 0 })
+				wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 				time.Sleep(2 * time.Minute) // attempts are at least 250ms apart by now
 				for range 10 {
 					start := time.Now()
@@ -541,8 +514,8 @@ func TestOutagePlainStatementsThatDoNotWait(t *testing.T) {
 					}
 				}
 				a.goes(nil)
-				noErrors(t, wait())
-				servedBy(t, p.DB)
+				labtest.NoErrors(t, wait())
+				fakedb.ServedBy(t, p.DB)
 			})
 		})
 	}
@@ -562,21 +535,21 @@ func TestOutageTheEndOfASilenceLeavesNoSurplus(t *testing.T) {
 				return ctx.Err()
 			}
 		})
-		p := openFake(t, &a.fake, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 30*time.Second; patient(c) })
-		wait := waitingUnits(5, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 30*time.Second; patient(c) })
+		wait := labtest.StartUnits(5, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			defer time.Sleep(100 * time.Millisecond)
-			return work(ctx, s)
+			return labtest.Work(ctx, s)
 		})
 		time.Sleep(20 * time.Second)
 		a.goes(nil)
 		close(heal)
 		time.Sleep(50 * time.Millisecond)
-		most := a.open()
-		noErrors(t, wait())
+		most := a.OpenConns()
+		labtest.NoErrors(t, wait())
 		for _, after := range []time.Duration{5, 10, 20, 40} {
 			time.Sleep(after * time.Second)
-			t.Logf("a pool of one had %d connections when the silence ended, and has %d after %s", most, a.open(), after*time.Second)
-			if n := a.open(); n > 1 {
+			t.Logf("a pool of one had %d connections when the silence ended, and has %d after %s", most, a.OpenConns(), after*time.Second)
+			if n := a.OpenConns(); n > 1 {
 				t.Errorf("%d connections are left open by a pool of one", n)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // Every wait is bounded: by the unit's own context, by PoolTimeout and by
@@ -49,7 +50,7 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAbsent()
 					a.goes(refused)
-					p := openFake(t, &a.fake, func(c *livepool.Config) {
+					p := openFake(t, &a.DB, func(c *livepool.Config) {
 						limit.set(c)
 						c.PoolTimeout, c.MaxElapsed = tt.poolTimeout, tt.maxElapsed
 					})
@@ -60,7 +61,7 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 						wg.Go(func() {
 							ctx, cancel := context.WithTimeout(t.Context(), tt.patience)
 							defer cancel()
-							err := p.WithSession(ctx, work)
+							err := p.WithSession(ctx, labtest.Work)
 							if took := time.Since(start); took != tt.after {
 								t.Errorf("unit %d returned after %s, want %s", i, took, tt.after)
 							}
@@ -98,9 +99,9 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAbsent()
 				a.goes(silent)
-				p := openFake(t, &a.fake, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
+				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
 				start := time.Now()
-				for _, err := range waitingUnits(50, p, t.Context(), work)() {
+				for _, err := range labtest.StartUnits(50, p, t.Context(), labtest.Work)() {
 					if !errors.Is(err, livepool.ErrPoolTimeout) {
 						t.Errorf("%v, want ErrPoolTimeout", err)
 					}
@@ -118,12 +119,12 @@ func TestOutageBoundByTheFirstStatementsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAbsent()
 		a.goes(refused)
-		p := openFake(t, &a.fake, nil)
+		p := openFake(t, &a.DB, nil)
 		start := time.Now()
 		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
-			return work(ctx, s)
+			return labtest.Work(ctx, s)
 		})
 		if took := time.Since(start); took != time.Second || err == nil {
 			t.Errorf("after %s: %v, want 1s", took, err)
@@ -140,16 +141,16 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAbsent()
 					a.goes(refused)
-					p := openFake(t, &a.fake, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
+					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
 					for range 10 {
-						if err := p.WithSession(t.Context(), work); !errors.Is(err, livepool.ErrPoolTimeout) {
+						if err := p.WithSession(t.Context(), labtest.Work); !errors.Is(err, livepool.ErrPoolTimeout) {
 							t.Fatalf("%v, want ErrPoolTimeout", err)
 						}
 						time.Sleep(100 * time.Millisecond)
 					}
 					a.goes(nil)
 					back := time.Now()
-					for p.WithSession(t.Context(), work) != nil {
+					for p.WithSession(t.Context(), labtest.Work) != nil {
 						if time.Since(back) > time.Minute {
 							t.Fatal("the server has been back for a minute, and no unit gets through")
 						}
@@ -171,10 +172,10 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 		a := newAbsent()
 		a.handshake = time.Second
 		a.goes(refused)
-		p := openFake(t, &a.fake, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
+		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
 		start := time.Now()
-		wait := waitingUnits(60, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
-			if err := work(ctx, s); err != nil {
+		wait := labtest.StartUnits(60, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			if err := labtest.Work(ctx, s); err != nil {
 				return err
 			}
 			time.Sleep(time.Minute) // so that no connection is given back meanwhile
@@ -207,8 +208,8 @@ func TestOutageCloseEndsTheWait(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAbsent()
 					a.goes(why)
-					p := openFake(t, &a.fake, limit.set)
-					wait := waitingUnits(100, p, t.Context(), work)
+					p := openFake(t, &a.DB, limit.set)
+					wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 					time.Sleep(10 * time.Second)
 					start := time.Now()
 					if err := p.Close(); err != nil {

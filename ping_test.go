@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 func TestPrePingModes(t *testing.T) {
@@ -30,17 +31,17 @@ func TestPrePingModes(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := &fake{}
+				f := &fakedb.DB{}
 				p := openFake(t, f, func(c *livepool.Config) { c.PrePing = tt.mode })
-				servedBy(t, p)
+				fakedb.ServedBy(t, p)
 				for range 10 {
 					time.Sleep(tt.idle)
-					servedBy(t, p)
+					fakedb.ServedBy(t, p)
 				}
-				if got := f.pings.Load(); got != tt.pings {
+				if got := f.Pings.Load(); got != tt.pings {
 					t.Errorf("%d pings, want %d", got, tt.pings)
 				}
-				if got := f.connects.Load(); got != 1 {
+				if got := f.Connects.Load(); got != 1 {
 					t.Errorf("%d connections opened, want 1", got)
 				}
 			})
@@ -50,13 +51,13 @@ func TestPrePingModes(t *testing.T) {
 
 func TestDeadIdleConnectionsNeverReachTheCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 8)
-		f.kill()
+		fakedb.Warm(t, p.DB, 8)
+		f.Kill()
 		time.Sleep(time.Minute)
 		for range 20 {
-			servedBy(t, p)
+			fakedb.ServedBy(t, p)
 		}
 		// database/sql tries two and opens a third; the others are swept meanwhile.
 		if s := p.Stats(); s.ClosedByPing-s.Swept > 2 || s.Deaths < 2 {
@@ -68,20 +69,20 @@ func TestDeadIdleConnectionsNeverReachTheCaller(t *testing.T) {
 // A black hole costs one PingTimeout, not one a connection.
 func TestNoCallerWaitsForWhatIsSuspect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
-			if !c.dead.Load() {
+		f := &fakedb.DB{OnPing: func(ctx context.Context, c *fakedb.Conn) error {
+			if !c.Dead.Load() {
 				return nil
 			}
 			<-ctx.Done()
 			return ctx.Err()
 		}}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 10)
-		f.kill()
+		fakedb.Warm(t, p.DB, 10)
+		f.Kill()
 		time.Sleep(10 * time.Second)
 
 		start := time.Now()
-		servedBy(t, p)
+		fakedb.ServedBy(t, p)
 		if took := time.Since(start); took != time.Second {
 			t.Errorf("the first caller waited %s, want one PingTimeout of 1s", took)
 		}
@@ -91,7 +92,7 @@ func TestNoCallerWaitsForWhatIsSuspect(t *testing.T) {
 		start = time.Now()
 		var wg sync.WaitGroup
 		for range 20 {
-			wg.Go(func() { servedBy(t, p) })
+			wg.Go(func() { fakedb.ServedBy(t, p) })
 		}
 		wg.Wait()
 		if took := time.Since(start); took != 0 {
@@ -107,8 +108,8 @@ func TestNoCallerWaitsForWhatIsSuspect(t *testing.T) {
 // its victims.
 func TestSilenceSparesTheProved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
-			if !c.dead.Load() {
+		f := &fakedb.DB{OnPing: func(ctx context.Context, c *fakedb.Conn) error {
+			if !c.Dead.Load() {
 				return nil
 			}
 			<-ctx.Done()
@@ -119,18 +120,18 @@ func TestSilenceSparesTheProved(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		healthy := servedBy(t, held)
-		servedBy(t, p) // a second connection
-		f.all()[1].dead.Store(true)
+		healthy := fakedb.ServedBy(t, held)
+		fakedb.ServedBy(t, p) // a second connection
+		f.Conns()[1].Dead.Store(true)
 		time.Sleep(10 * time.Second)
 
 		var wg sync.WaitGroup
-		wg.Go(func() { servedBy(t, p) }) // finds the silence
+		wg.Go(func() { fakedb.ServedBy(t, p) }) // finds the silence
 		time.Sleep(500 * time.Millisecond)
-		servedBy(t, held) // proves itself meanwhile
+		fakedb.ServedBy(t, held) // proves itself meanwhile
 		wg.Wait()
 		held.Close()
-		if got := servedBy(t, p); got != healthy {
+		if got := fakedb.ServedBy(t, p); got != healthy {
 			t.Errorf("served by connection %d, want %d, which had proved itself", got, healthy)
 		}
 	})
@@ -138,22 +139,22 @@ func TestSilenceSparesTheProved(t *testing.T) {
 
 func TestHangUpMakesTheOthersProveThemselves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 3)
-		f.all()[2].dead.Store(true) // the one that was returned last
+		fakedb.Warm(t, p.DB, 3)
+		f.Conns()[2].Dead.Store(true) // the one that was returned last
 		time.Sleep(100 * time.Millisecond)
-		if _, err := p.ExecContext(t.Context(), "DO 1"); !errors.Is(err, errGone) {
-			t.Fatalf("got %v, want %v from a statement that was sent", err, errGone)
+		if _, err := p.ExecContext(t.Context(), "DO 1"); !errors.Is(err, fakedb.ErrGone) {
+			t.Fatalf("got %v, want %v from a statement that was sent", err, fakedb.ErrGone)
 		}
 		for range 2 {
 			time.Sleep(time.Millisecond)
-			warm(t, p.DB, 2)
-			if n := f.pings.Load(); n != 2 {
+			fakedb.Warm(t, p.DB, 2)
+			if n := f.Pings.Load(); n != 2 {
 				t.Errorf("%d pings, want 2: one each, although both are within PingAfter", n)
 			}
 		}
-		if n := f.connects.Load(); n != 3 {
+		if n := f.Connects.Load(); n != 3 {
 			t.Errorf("%d connections opened, want 3: the two that answered stay", n)
 		}
 	})
@@ -161,17 +162,17 @@ func TestHangUpMakesTheOthersProveThemselves(t *testing.T) {
 
 func TestCallersCancelIsNoDeath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
+		f := &fakedb.DB{OnPing: func(ctx context.Context, c *fakedb.Conn) error {
 			select {
 			case <-ctx.Done():
-				c.valid.Store(false) // as the driver does
+				c.Valid.Store(false) // as the driver does
 				return ctx.Err()
 			case <-time.After(300 * time.Millisecond):
 				return nil
 			}
 		}}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 2)
+		fakedb.Warm(t, p.DB, 2)
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
@@ -179,23 +180,23 @@ func TestCallersCancelIsNoDeath(t *testing.T) {
 			t.Fatalf("got %v, want the caller's own deadline", err)
 		}
 		time.Sleep(time.Second)
-		if s := p.Stats(); s.Deaths != 0 || f.open() != 2 || s.OpenConnections != 2 {
-			t.Errorf("deaths %d, %d open, the pool says %d, want 0, 2 and 2: the answer came", s.Deaths, f.open(), s.OpenConnections)
+		if s := p.Stats(); s.Deaths != 0 || f.OpenConns() != 2 || s.OpenConnections != 2 {
+			t.Errorf("deaths %d, %d open, the pool says %d, want 0, 2 and 2: the answer came", s.Deaths, f.OpenConns(), s.OpenConnections)
 		}
 	})
 }
 
 func TestWhateverTheDriversResetSaysTheConnectionIsNotHandedOut(t *testing.T) {
 	bad := errors.New("no ErrBadConn at all")
-	f := &fake{onReset: func(c *fakeConn) error {
-		if c.id == 1 {
+	f := &fakedb.DB{OnReset: func(c *fakedb.Conn) error {
+		if c.ID == 1 {
 			return bad
 		}
 		return nil
 	}}
 	p := openFake(t, f, nil)
-	servedBy(t, p) // its first use resets it too, finds it bad, and renews it in place
-	if id := servedBy(t, p); id != 2 {
+	fakedb.ServedBy(t, p) // its first use resets it too, finds it bad, and renews it in place
+	if id := fakedb.ServedBy(t, p); id != 2 {
 		t.Errorf("served by connection %d, want 2", id)
 	}
 }
@@ -203,10 +204,10 @@ func TestWhateverTheDriversResetSaysTheConnectionIsNotHandedOut(t *testing.T) {
 // park leaves a connection in the pool that was opened for a waiter who gave up:
 // one is in use, and turns out bad; a new one is opened for the waiter, slowly,
 // and he gives up meanwhile.
-func park(t *testing.T, f *fake, db *sql.DB) {
+func park(t *testing.T, f *fakedb.DB, db *sql.DB) {
 	t.Helper()
 	db.SetMaxOpenConns(1)
-	f.onConnect = func(_ context.Context, n int64) error {
+	f.OnConnect = func(_ context.Context, n int64) error {
 		if n > 1 {
 			time.Sleep(10 * time.Second)
 		}
@@ -229,7 +230,7 @@ func park(t *testing.T, f *fake, db *sql.DB) {
 	wg.Wait()
 	time.Sleep(time.Hour / 2)
 	synctest.Wait()
-	f.onConnect = nil
+	f.OnConnect = nil
 }
 
 // Hole of database/sql: a connection opened for a waiter that gave up is parked
@@ -237,24 +238,24 @@ func park(t *testing.T, f *fake, db *sql.DB) {
 func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		open func(t *testing.T, f *fake) *sql.DB
+		open func(t *testing.T, f *fakedb.DB) *sql.DB
 		want error
 	}{
-		{"plain hands out the dead connection", func(t *testing.T, f *fake) *sql.DB {
+		{"plain hands out the dead connection", func(t *testing.T, f *fakedb.DB) *sql.DB {
 			db := sql.OpenDB(f)
 			t.Cleanup(func() { db.Close() })
 			return db
-		}, errGone},
-		{"livepool", func(t *testing.T, f *fake) *sql.DB {
+		}, fakedb.ErrGone},
+		{"livepool", func(t *testing.T, f *fakedb.DB) *sql.DB {
 			return openFake(t, f, func(c *livepool.Config) { c.ConnectTimeout = time.Minute }).DB
 		}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := &fake{}
+				f := &fakedb.DB{}
 				db := tt.open(t, f)
 				park(t, f, db)
-				f.kill()
+				f.Kill()
 				c, err := db.Conn(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -270,57 +271,57 @@ func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
 
 // Hole of database/sql: PingContext does not retry a stale connection.
 func TestPingReplacesAStaleConnection(t *testing.T) {
-	f := &fake{}
+	f := &fakedb.DB{}
 	plain := sql.OpenDB(f)
 	defer plain.Close()
-	servedBy(t, plain)
-	f.kill()
+	fakedb.ServedBy(t, plain)
+	f.Kill()
 	if err := plain.Ping(); err == nil {
 		t.Error("plain database/sql: the ping succeeded, the hole is closed: simplify conn.Ping")
 	}
 
-	f = &fake{}
+	f = &fakedb.DB{}
 	p := openFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
-	servedBy(t, p)
-	f.kill()
+	fakedb.ServedBy(t, p)
+	f.Kill()
 	if err := p.PingContext(t.Context()); err != nil {
 		t.Errorf("ping: %v", err)
 	}
-	if id := servedBy(t, p); id != 2 {
+	if id := fakedb.ServedBy(t, p); id != 2 {
 		t.Errorf("served by connection %d, want 2", id)
 	}
 }
 
 // What a caller has set on its connection is never lost silently.
 func TestPingDoesNotReplaceAConnectionThatIsInUse(t *testing.T) {
-	f := &fake{}
+	f := &fakedb.DB{}
 	p := openFake(t, f, nil)
 	c, err := p.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	servedBy(t, c) // SET @x = 1, for all we know
-	f.kill()
+	fakedb.ServedBy(t, c) // SET @x = 1, for all we know
+	f.Kill()
 	if err := c.PingContext(t.Context()); err == nil {
 		t.Error("the ping succeeded on a dead connection that had been used")
 	}
-	if n := f.connects.Load(); n != 1 {
+	if n := f.Connects.Load(); n != 1 {
 		t.Errorf("%d connections opened, want 1", n)
 	}
 }
 
 func TestPingIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{onPing: func(ctx context.Context, c *fakeConn) error {
-			if c.id > 1 {
+		f := &fakedb.DB{OnPing: func(ctx context.Context, c *fakedb.Conn) error {
+			if c.ID > 1 {
 				return nil
 			}
 			<-ctx.Done()
 			return ctx.Err()
 		}}
 		p := openFake(t, f, nil)
-		servedBy(t, p)
+		fakedb.ServedBy(t, p)
 		start := time.Now()
 		if err := p.Ping(); err != nil {
 			t.Fatal(err)
@@ -335,24 +336,24 @@ func TestPingIsBounded(t *testing.T) {
 // connection to use later.
 func TestCheckThatAnEndedContextPreventedIsMadeUpFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 1)
+		fakedb.Warm(t, p.DB, 1)
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		f.onReset = func(*fakeConn) error { cancel(); return nil }
+		f.OnReset = func(*fakedb.Conn) error { cancel(); return nil }
 		c, err := p.Conn(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		f.onReset = nil
-		if n := f.pings.Load(); n != 0 {
+		f.OnReset = nil
+		if n := f.Pings.Load(); n != 0 {
 			t.Fatalf("%d pings for a caller that is gone, want 0", n)
 		}
-		f.kill()
-		if id := servedBy(t, c); id != 2 {
+		f.Kill()
+		if id := fakedb.ServedBy(t, c); id != 2 {
 			t.Errorf("served by connection %d, want a new one", id)
 		}
 	})
@@ -403,15 +404,15 @@ func TestNothingIsReplacedBeneathAWrapper(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(tt.name, ", the wrapper pings: ", pings), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					f := &fake{}
+					f := &fakedb.DB{}
 					ready := map[int64]bool{}
-					f.onExec = func(_ context.Context, c *fakeConn, query string) error {
+					f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
 						switch {
-						case c.dead.Load():
+						case c.Dead.Load():
 						case query == "SET @x = 1":
-							ready[c.id] = true
-						case !ready[c.id]:
-							t.Errorf("a statement on connection %d, which the wrapper has not set up", c.id)
+							ready[c.ID] = true
+						case !ready[c.ID]:
+							t.Errorf("a statement on connection %d, which the wrapper has not set up", c.ID)
 						}
 						return nil
 					}
@@ -425,16 +426,16 @@ func TestNothingIsReplacedBeneathAWrapper(t *testing.T) {
 					db := sql.OpenDB(setUp{ctr, pings})
 					defer db.Close()
 					park(t, f, db)
-					f.kill()
+					f.Kill()
 					if err := tt.use(t, db); !errors.Is(err, tt.want) || tt.want == nil && err != nil {
 						t.Errorf("on a parked connection that has died: %v, want %v", err, tt.want)
 					}
-					servedBy(t, db)
-					f.kill() // within PingAfter
+					fakedb.ServedBy(t, db)
+					f.Kill() // within PingAfter
 					if err := db.PingContext(t.Context()); !errors.Is(err, driver.ErrBadConn) {
 						t.Errorf("ping of a connection that has died: %v", err)
 					}
-					servedBy(t, db)
+					fakedb.ServedBy(t, db)
 				})
 			})
 		}

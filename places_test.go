@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // Sessions are served in the order in which they came.
 func TestPlacesAreServedInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 6, 4 })
 		var mu sync.Mutex
 		var order []int
@@ -26,7 +28,7 @@ func TestPlacesAreServedInOrder(t *testing.T) {
 		for i := range 200 {
 			wg.Go(func() {
 				if err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
-					servedBy(t, s)
+					fakedb.ServedBy(t, s)
 					mu.Lock()
 					order = append(order, i)
 					mu.Unlock()
@@ -42,8 +44,8 @@ func TestPlacesAreServedInOrder(t *testing.T) {
 		if !slices.IsSorted(order) {
 			t.Errorf("served in the order %v", order)
 		}
-		if n := f.connects.Load(); n > 200 || f.open() > 10 {
-			t.Errorf("%d connections opened, %d open", n, f.open())
+		if n := f.Connects.Load(); n > 200 || f.OpenConns() > 10 {
+			t.Errorf("%d connections opened, %d open", n, f.OpenConns())
 		}
 	})
 }
@@ -51,7 +53,7 @@ func TestPlacesAreServedInOrder(t *testing.T) {
 // Goexit and panic while a place is waited for; the ctx ends in the queue: all places come back.
 func TestUnitPlacesComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 2, 0, time.Second })
+		p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 2, 0, time.Second })
 		for i := range 200 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7+1)*250*time.Millisecond)
 			go func() {
@@ -91,18 +93,18 @@ func TestUnitPlacesComeBack(t *testing.T) {
 // A place comes back from every way out.
 func TestPlacesComeBackFromPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
+		p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
 		for range 3 {
 			func() {
 				defer func() { recover() }()
 				p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
-					servedBy(t, s)
+					fakedb.ServedBy(t, s)
 					panic("job")
 				})
 			}()
 		}
 		start := time.Now()
-		if err := p.WithSession(t.Context(), insert(1)); err != nil || time.Since(start) != 0 {
+		if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil || time.Since(start) != 0 {
 			t.Errorf("%v after %s", err, time.Since(start))
 		}
 	})
@@ -112,19 +114,19 @@ func TestPlacesComeBackFromPanics(t *testing.T) {
 // database down.
 func TestPoolTimeoutTellsExhaustedFromDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, 0, 10*time.Second })
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
-				servedBy(t, s)
+				fakedb.ServedBy(t, s)
 				time.Sleep(time.Minute)
 				return nil
 			}, livepool.Name("the long report"))
 		})
 		synctest.Wait()
 		start := time.Now()
-		err := p.WithSession(t.Context(), insert(1))
+		err := p.WithSession(t.Context(), labtest.Insert(1))
 		if took := time.Since(start); !errors.Is(err, livepool.ErrPoolTimeout) || took != 10*time.Second {
 			t.Errorf("got %v after %s, want ErrPoolTimeout after 10s", err, took)
 		}
@@ -137,12 +139,12 @@ func TestPoolTimeoutTellsExhaustedFromDown(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		down := errors.New("no route to host")
-		f := &fake{onConnect: func(context.Context, int64) error { time.Sleep(time.Second); return down }}
+		f := &fakedb.DB{OnConnect: func(context.Context, int64) error { time.Sleep(time.Second); return down }}
 		p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, 0, 10*time.Second })
 		var wg sync.WaitGroup
 		for range 30 {
 			wg.Go(func() {
-				err := p.WithSession(t.Context(), insert(1))
+				err := p.WithSession(t.Context(), labtest.Insert(1))
 				if !errors.Is(err, down) {
 					t.Errorf("got %v, want the database's trouble in it", err)
 				}
@@ -159,18 +161,18 @@ func TestPoolTimeoutTellsExhaustedFromDown(t *testing.T) {
 // bounded too.
 func TestPoolTimeoutBehindPlainUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, 0, 10*time.Second })
+		p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, 0, 10*time.Second })
 		c, err := p.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
-		err = p.WithSession(t.Context(), insert(1))
+		err = p.WithSession(t.Context(), labtest.Insert(1))
 		if took := time.Since(start); !errors.Is(err, livepool.ErrPoolTimeout) || took != 10*time.Second {
 			t.Errorf("got %v after %s, want ErrPoolTimeout after 10s", err, took)
 		}
 		c.Close()
-		if err := p.WithSession(t.Context(), insert(1)); err != nil {
+		if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -178,9 +180,9 @@ func TestPoolTimeoutBehindPlainUsers(t *testing.T) {
 
 func TestUnitPoolTimeoutBlamesItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, 0, 10*time.Second })
+		p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, 0, 10*time.Second })
 		c, _ := p.Conn(t.Context())
-		err := p.WithSession(t.Context(), insert(1), livepool.Name("me"))
+		err := p.WithSession(t.Context(), labtest.Insert(1), livepool.Name("me"))
 		c.Close()
 		if strings.Contains(err.Error(), "1 sessions in use") || strings.Contains(err.Error(), "me has held its connection longest") {
 			t.Errorf("%v", err)
@@ -193,7 +195,7 @@ func TestUnitPoolTimeoutRace(t *testing.T) {
 	late := 0
 	for range 500 {
 		synctest.Test(t, func(t *testing.T) {
-			p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 2, 0, 10*time.Second })
+			p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 2, 0, 10*time.Second })
 			c, _ := p.Conn(t.Context())
 			var wg sync.WaitGroup
 			start := time.Now()
@@ -227,7 +229,7 @@ func TestUnitPoolTimeoutRace(t *testing.T) {
 // The first statement has a context of its own, which ends while it waits for a place ...
 func TestUnitFirstStatementsContextPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := openFake(t, &fake{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
+		p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 1, 0 })
 		c, _ := p.Conn(t.Context())
 		start := time.Now()
 		var took time.Duration

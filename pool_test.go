@@ -16,6 +16,7 @@ import (
 
 	"github.com/DATA-DOG/go-sqlmock"
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 	"go.uber.org/goleak"
 )
 
@@ -47,13 +48,13 @@ func TestPoolSizes(t *testing.T) {
 		{"none kept", 0, 10, 3, 10, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := &fake{}
+			f := &fakedb.DB{}
 			p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = tt.size, tt.overflow })
-			warm(t, p.DB, tt.take)
+			fakedb.Warm(t, p.DB, tt.take)
 			if got := p.Stats().MaxOpenConnections; got != tt.limit {
 				t.Errorf("limit %d, want %d", got, tt.limit)
 			}
-			if got := f.open(); got != tt.kept {
+			if got := f.OpenConns(); got != tt.kept {
 				t.Errorf("%d connections kept, want %d", got, tt.kept)
 			}
 		})
@@ -62,11 +63,11 @@ func TestPoolSizes(t *testing.T) {
 
 func TestIdleTimeoutClosesConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.IdleTimeout = time.Minute })
-		warm(t, p.DB, 5)
+		fakedb.Warm(t, p.DB, 5)
 		time.Sleep(3 * time.Minute)
-		if n := f.open(); n != 0 {
+		if n := f.OpenConns(); n != 0 {
 			t.Errorf("%d connections open after IdleTimeout, want none", n)
 		}
 	})
@@ -82,18 +83,18 @@ func TestCloseIsIdempotentAndClosesEverything(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			others := goleak.IgnoreCurrent()
-			f := &fake{}
+			f := &fakedb.DB{}
 			p, err := livepool.OpenConnector(f, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			warm(t, p.DB, 5)
+			fakedb.Warm(t, p.DB, 5)
 			for range 2 {
 				if err := tt.close(p); err != nil {
 					t.Errorf("close: %v", err)
 				}
 			}
-			if n := f.open(); n != 0 {
+			if n := f.OpenConns(); n != 0 {
 				t.Errorf("%d connections open", n)
 			}
 			p.Recycle() // harmless
@@ -108,11 +109,11 @@ func TestCloseIsIdempotentAndClosesEverything(t *testing.T) {
 func TestSilentServerDoesNotWedgeThePool(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		open  func(f *fake) *sql.DB
+		open  func(f *fakedb.DB) *sql.DB
 		works bool
 	}{
-		{"plain is dead", func(f *fake) *sql.DB { return sql.OpenDB(f) }, false},
-		{"livepool", func(f *fake) *sql.DB {
+		{"plain is dead", func(f *fakedb.DB) *sql.DB { return sql.OpenDB(f) }, false},
+		{"livepool", func(f *fakedb.DB) *sql.DB {
 			p, err := livepool.OpenConnector(f, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -125,7 +126,7 @@ func TestSilentServerDoesNotWedgeThePool(t *testing.T) {
 				healed := make(chan struct{}) // what a hung connect never sees
 				var silent atomic.Bool
 				silent.Store(true)
-				f := &fake{onConnect: func(ctx context.Context, _ int64) error {
+				f := &fakedb.DB{OnConnect: func(ctx context.Context, _ int64) error {
 					if !silent.Load() {
 						return nil
 					}
@@ -172,15 +173,15 @@ func TestSilentServerDoesNotWedgeThePool(t *testing.T) {
 func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		open func(f *fake) *sql.DB
+		open func(f *fakedb.DB) *sql.DB
 		took time.Duration
 	}{
-		{"plain serves the last after four connects", func(f *fake) *sql.DB { return sql.OpenDB(f) }, 4 * time.Second},
-		{"livepool", func(f *fake) *sql.DB { return openFake(t, f, nil).DB }, time.Second},
+		{"plain serves the last after four connects", func(f *fakedb.DB) *sql.DB { return sql.OpenDB(f) }, 4 * time.Second},
+		{"livepool", func(f *fakedb.DB) *sql.DB { return openFake(t, f, nil).DB }, time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := &fake{}
+				f := &fakedb.DB{}
 				db := tt.open(f)
 				defer db.Close()
 				db.SetMaxOpenConns(4)
@@ -188,7 +189,7 @@ func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
 				for i := range held {
 					held[i], _ = db.Conn(t.Context())
 				}
-				f.onConnect = func(context.Context, int64) error { time.Sleep(time.Second); return nil }
+				f.OnConnect = func(context.Context, int64) error { time.Sleep(time.Second); return nil }
 				start := time.Now()
 				var served, done sync.WaitGroup
 				for range 4 {
@@ -198,7 +199,7 @@ func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
 						if err != nil {
 							t.Error(err)
 						}
-						servedBy(t, c)
+						fakedb.ServedBy(t, c)
 						served.Done()
 						served.Wait() // nobody is served by another's return
 						c.Close()
@@ -220,7 +221,7 @@ func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
 // The connection that a waiter opens himself works like any other, whatever is
 // asked of it first, and can be tried again when it could not be opened.
 func TestFirstUseOfAWaitersConnection(t *testing.T) {
-	waiters := func(t *testing.T, f *fake) *sql.Conn {
+	waiters := func(t *testing.T, f *fakedb.DB) *sql.Conn {
 		db := openFake(t, f, nil).DB
 		db.SetMaxOpenConns(1)
 		held, err := db.Conn(t.Context())
@@ -241,7 +242,7 @@ func TestFirstUseOfAWaitersConnection(t *testing.T) {
 		held.Raw(func(any) error { return driver.ErrBadConn })
 		c := <-got
 		t.Cleanup(func() { c.Close() })
-		if n := f.connects.Load(); n != 1 {
+		if n := f.Connects.Load(); n != 1 {
 			t.Fatalf("%d connections opened, want the second to wait for its first use", n)
 		}
 		return c
@@ -278,29 +279,29 @@ func TestFirstUseOfAWaitersConnection(t *testing.T) {
 		{"Close", func(c *sql.Conn) error { return nil }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := &fake{}
+			f := &fakedb.DB{}
 			c := waiters(t, f)
 			if err := tt.use(c); err != nil {
 				t.Error(err)
 			}
 		})
 		t.Run(tt.name+" at the second try", func(t *testing.T) {
-			f := &fake{}
+			f := &fakedb.DB{}
 			c := waiters(t, f)
-			f.onConnect = func(context.Context, int64) error { return down }
+			f.OnConnect = func(context.Context, int64) error { return down }
 			if err := tt.use(c); tt.name != "Close" && !errors.Is(err, down) {
 				t.Errorf("got %v, want %v", err, down)
 			}
-			f.onConnect = nil
+			f.OnConnect = nil
 			if err := tt.use(c); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	t.Run("arguments are converted as the driver does", func(t *testing.T) {
-		f := &fake{onExec: func(_ context.Context, c *fakeConn, _ string) error {
-			if len(c.args) != 2 || c.args[0].Value != "converted uint64" || c.args[1].Value != int64(7) {
-				return fmt.Errorf("the driver got %v", c.args)
+		f := &fakedb.DB{OnExec: func(_ context.Context, c *fakedb.Conn, _ string) error {
+			if len(c.Args) != 2 || c.Args[0].Value != "converted uint64" || c.Args[1].Value != int64(7) {
+				return fmt.Errorf("the driver got %v", c.Args)
 			}
 			return nil
 		}}
@@ -313,7 +314,7 @@ func TestFirstUseOfAWaitersConnection(t *testing.T) {
 
 func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{onConnect: func(ctx context.Context, _ int64) error {
+		f := &fakedb.DB{OnConnect: func(ctx context.Context, _ int64) error {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
@@ -401,7 +402,7 @@ func (c dsnConnector) Connect(context.Context) (driver.Conn, error) { return c.d
 func (c dsnConnector) Driver() driver.Driver                        { return c.driver }
 
 func TestConnForwardsAllOptionalInterfaces(t *testing.T) {
-	ctr, err := livepool.NewConnector(&fake{}, nil)
+	ctr, err := livepool.NewConnector(&fakedb.DB{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,13 +425,13 @@ func TestConnForwardsAllOptionalInterfaces(t *testing.T) {
 	}
 	if raw, ok := c.(interface{ Raw() driver.Conn }); !ok {
 		t.Error("Raw is missing")
-	} else if _, ok := raw.Raw().(*fakeConn); !ok {
+	} else if _, ok := raw.Raw().(*fakedb.Conn); !ok {
 		t.Errorf("Raw returns %T, want the driver's own", raw.Raw())
 	}
 }
 
 func TestGetDBConnIsTheDB(t *testing.T) {
-	p := openFake(t, &fake{}, nil)
+	p := openFake(t, &fakedb.DB{}, nil)
 	if db, err := p.GetDBConn(); err != nil || db != p.DB {
 		t.Errorf("got %v, %v", db, err)
 	}

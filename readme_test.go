@@ -15,6 +15,7 @@ import (
 
 // Every Go block of the README is a program that compiles.
 func TestReadmeBlocksCompile(t *testing.T) {
+	t.Parallel()
 	root, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)

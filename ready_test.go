@@ -13,14 +13,14 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 // cluster is a fake of some nodes behind a balancer that has each in turn and
 // knows nothing of them.
 type cluster struct {
-	fake
+	fakedb.DB
 	nodes   int64
 	out     atomic.Int64 // the node that answers and takes no work, -1 for none
 	refused atomic.Int64 // statements that it refused, but for those that only ask
@@ -34,11 +34,11 @@ const insertOne = "INSERT INTO t VALUES (1)"
 func newCluster(nodes int64) *cluster {
 	f := &cluster{nodes: nodes}
 	f.out.Store(-1)
-	f.onExec = func(_ context.Context, c *fakeConn, query string) error {
+	f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
 		if query == "DO 0" {
 			f.asked.Add(1)
 		}
-		if c.id%f.nodes != f.out.Load() {
+		if c.ID%f.nodes != f.out.Load() {
 			return nil
 		}
 		if query != "DO 0" {
@@ -46,7 +46,7 @@ func newCluster(nodes int64) *cluster {
 		}
 		return errNotReady
 	}
-	f.onBegin = func(c *fakeConn) error { return f.onExec(nil, c, "BEGIN") }
+	f.OnBegin = func(c *fakedb.Conn) error { return f.OnExec(nil, c, "BEGIN") }
 	return f
 }
 
@@ -77,8 +77,8 @@ func TestNodeThatTakesNoWorkIsNotTrusted(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			f := newCluster(3)
-			p := openFake(t, &f.fake, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
-			warm(t, p.DB, 9)
+			p := openFake(t, &f.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
+			fakedb.Warm(t, p.DB, 9)
 			f.out.Store(0)
 			for range 30 {
 				if err := way.use(t.Context(), p); err != nil {
@@ -101,8 +101,8 @@ func TestNodeThatTakesNoWorkIsNotTrusted(t *testing.T) {
 
 func TestIdleConnectionsToANodeThatTakesNoWorkAreLeft(t *testing.T) {
 	f := newCluster(3)
-	p := openFake(t, &f.fake, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
-	warm(t, p.DB, 9)
+	p := openFake(t, &f.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
+	fakedb.Warm(t, p.DB, 9)
 	f.out.Store(0)
 	if _, err := p.ExecContext(t.Context(), insertOne); err != nil { // by the last one that came back
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestIdleConnectionsToANodeThatTakesNoWorkAreLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		held[i] = c
-		if id := servedBy(t, c); id%3 == 0 {
+		if id := fakedb.ServedBy(t, c); id%3 == 0 {
 			t.Errorf("connection %d leads to the node that takes no work", id)
 		}
 	}
@@ -129,62 +129,66 @@ func TestIdleConnectionsToANodeThatTakesNoWorkAreLeft(t *testing.T) {
 // Where no node takes work the cluster is one that cannot be reached: the units
 // wait for it, with one prober for all of them, and cost no attempts.
 func TestUnitsWaitForAClusterWithoutQuorum(t *testing.T) {
-	f := newCluster(1)
-	p := openFake(t, &f.fake, nil)
-	servedBy(t, p.DB)
-	f.out.Store(0)
-	done := make(chan error)
-	attempts := atomic.Int64{}
-	for range 8 {
-		go func() {
-			done <- p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-				attempts.Add(1)
-				_, err := s.ExecContext(ctx, insertOne)
-				return err
-			})
-		}()
-	}
-	time.Sleep(500 * time.Millisecond)
-	connects := f.connects.Load()
-	if connects > 100 {
-		t.Errorf("%d connects in half a second", connects)
-	}
-	f.out.Store(-1)
-	for range 8 {
-		if err := <-done; err != nil {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		f := newCluster(1)
+		p := openFake(t, &f.DB, nil)
+		fakedb.ServedBy(t, p.DB)
+		f.out.Store(0)
+		done := make(chan error)
+		attempts := atomic.Int64{}
+		for range 8 {
+			go func() {
+				done <- p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					attempts.Add(1)
+					_, err := s.ExecContext(ctx, insertOne)
+					return err
+				})
+			}()
 		}
-	}
-	if n := attempts.Load(); n > 2*8 {
-		t.Errorf("%d attempts of 8 units: the wait should cost none", n)
-	}
-	if n := p.Stats().Outages; n != 1 {
-		t.Errorf("%d outages, want 1", n)
-	}
+		time.Sleep(500 * time.Millisecond)
+		connects := f.Connects.Load()
+		if connects > 100 {
+			t.Errorf("%d connects in half a second", connects)
+		}
+		f.out.Store(-1)
+		for range 8 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		if n := attempts.Load(); n > 2*8 {
+			t.Errorf("%d attempts of 8 units: the wait should cost none", n)
+		}
+		if n := p.Stats().Outages; n != 1 {
+			t.Errorf("%d outages, want 1", n)
+		}
+	})
 }
 
 func TestClusterWithoutQuorumIsToldAsSuch(t *testing.T) {
-	f := newCluster(1)
-	p := openFake(t, &f.fake, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
-	servedBy(t, p.DB)
-	f.out.Store(0)
-	_, err := p.Exec(insertOne)
-	var my *mysql.MySQLError
-	if !errors.As(err, &my) || my.Number != 1047 {
-		t.Errorf("got %v, want the server's own 1047", err)
-	}
-	f.out.Store(-1)
-	if _, err := p.Exec(insertOne); err != nil {
-		t.Errorf("after it is back: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newCluster(1)
+		p := openFake(t, &f.DB, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
+		fakedb.ServedBy(t, p.DB)
+		f.out.Store(0)
+		_, err := p.Exec(insertOne)
+		var my *mysql.MySQLError
+		if !errors.As(err, &my) || my.Number != 1047 {
+			t.Errorf("got %v, want the server's own 1047", err)
+		}
+		f.out.Store(-1)
+		if _, err := p.Exec(insertOne); err != nil {
+			t.Errorf("after it is back: %v", err)
+		}
+	})
 }
 
 // Nobody else pays: as long as no node has refused, a ping is a ping.
 func TestPingsAskForWorkOnlyOnceANodeHasRefusedIt(t *testing.T) {
 	f := newCluster(3)
-	p := openFake(t, &f.fake, func(c *livepool.Config) { c.PrePing = livepool.PrePingAlways })
+	p := openFake(t, &f.DB, func(c *livepool.Config) { c.PrePing = livepool.PrePingAlways })
 	for range 10 {
-		servedBy(t, p.DB)
+		fakedb.ServedBy(t, p.DB)
 	}
 	if n := f.asked.Load(); n != 0 {
 		t.Errorf("asked %d times", n)
@@ -194,45 +198,47 @@ func TestPingsAskForWorkOnlyOnceANodeHasRefusedIt(t *testing.T) {
 // One node's insert of the key proves nothing to the others: a lost COMMIT is
 // settled by one that succeeds.
 func TestLostCommitInAClusterIsSettledByACommit(t *testing.T) {
-	f := newCluster(1)
-	p := openFake(t, &f.fake, nil)
-	f.out.Store(0)
-	p.ExecContext(t.Context(), insertOne)
-	f.out.Store(-1)
-	var did []string
-	f.onBegin = nil
-	f.onExec = func(_ context.Context, _ *fakeConn, query string) error {
-		if verb, _, _ := strings.Cut(query, " "); verb != "DO" {
-			did = append(did, verb)
+	synctest.Test(t, func(t *testing.T) {
+		f := newCluster(1)
+		p := openFake(t, &f.DB, nil)
+		f.out.Store(0)
+		p.ExecContext(t.Context(), insertOne)
+		f.out.Store(-1)
+		var did []string
+		f.OnBegin = nil
+		f.OnExec = func(_ context.Context, _ *fakedb.Conn, query string) error {
+			if verb, _, _ := strings.Cut(query, " "); verb != "DO" {
+				did = append(did, verb)
+			}
+			return nil
 		}
-		return nil
-	}
-	f.onCommit = func(c *fakeConn) error {
-		did = append(did, "COMMIT")
-		if len(did) == 3 {
-			c.valid.Store(false)
-			return errGone
+		f.OnCommit = func(c *fakedb.Conn) error {
+			did = append(did, "COMMIT")
+			if len(did) == 3 {
+				c.Valid.Store(false)
+				return fakedb.ErrGone
+			}
+			return nil
 		}
-		return nil
-	}
-	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-		_, err := s.ExecContext(ctx, "UPDATE t SET v = 1")
-		return err
-	}, livepool.VerifyCommit(), livepool.MaxAttempts(2))
-	want := []string{"INSERT", "UPDATE", "COMMIT", "INSERT", "DELETE", "COMMIT", "INSERT", "UPDATE", "COMMIT"}
-	if err != nil || !slices.Equal(did, want) {
-		t.Errorf("%v: %v, want %v", err, did, want)
-	}
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			_, err := s.ExecContext(ctx, "UPDATE t SET v = 1")
+			return err
+		}, livepool.VerifyCommit(), livepool.MaxAttempts(2))
+		want := []string{"INSERT", "UPDATE", "COMMIT", "INSERT", "DELETE", "COMMIT", "INSERT", "UPDATE", "COMMIT"}
+		if err != nil || !slices.Equal(did, want) {
+			t.Errorf("%v: %v, want %v", err, did, want)
+		}
+	})
 }
 
 func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCluster(1)
-		p := openFake(t, &f.fake, nil)
+		p := openFake(t, &f.DB, nil)
 		defer p.Close()
-		servedBy(t, p.DB)
+		fakedb.ServedBy(t, p.DB)
 		f.out.Store(0)
-		f.onConnect = func(ctx context.Context, _ int64) error { waitUnder(ctx, 4*time.Second); return ctx.Err() }
+		f.OnConnect = func(ctx context.Context, _ int64) error { waitUnder(ctx, 4*time.Second); return ctx.Err() }
 		start := time.Now()
 		_, err := p.ExecContext(t.Context(), insertOne)
 		if took := time.Since(start); took > 10*time.Second {
@@ -250,20 +256,22 @@ func waitUnder(ctx context.Context, d time.Duration) {
 }
 
 func TestEachStatementDialsOnceWhileNoNodeWorks(t *testing.T) {
-	f := newCluster(1)
-	p := openFake(t, &f.fake, func(c *livepool.Config) { c.OutageWait = 0 })
-	servedBy(t, p.DB)
-	f.out.Store(0)
-	_, err := p.ExecContext(t.Context(), insertOne)
-	if err == nil || !strings.Contains(err.Error(), "each to a node that takes no work") {
-		t.Errorf("the first: %v", err)
-	}
-	const n = 100
-	before := f.connects.Load()
-	for range n {
-		p.ExecContext(t.Context(), insertOne)
-	}
-	if dials := f.connects.Load() - before; dials > 2*n { // the prober's among them
-		t.Errorf("%d dials for %d statements", dials, n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newCluster(1)
+		p := openFake(t, &f.DB, func(c *livepool.Config) { c.OutageWait = 0 })
+		fakedb.ServedBy(t, p.DB)
+		f.out.Store(0)
+		_, err := p.ExecContext(t.Context(), insertOne)
+		if err == nil || !strings.Contains(err.Error(), "each to a node that takes no work") {
+			t.Errorf("the first: %v", err)
+		}
+		const n = 100
+		before := f.Connects.Load()
+		for range n {
+			p.ExecContext(t.Context(), insertOne)
+		}
+		if dials := f.Connects.Load() - before; dials > 2*n { // the prober's among them
+			t.Errorf("%d dials for %d statements", dials, n)
+		}
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 // Connections born together die one by one, over the share of their age that
@@ -23,21 +24,21 @@ func TestAgeLimitsAreSpread(t *testing.T) {
 	}{{"idle", false}, {"in constant use", true}} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := &fake{}
+				f := &fakedb.DB{}
 				p := openFake(t, f, func(c *livepool.Config) {
 					c.PoolSize, c.Recycle, c.RecycleJitter = 100, 2*time.Second, 0.5
 				})
-				warm(t, p.DB, 100)
-				generation := f.all()[:100]
+				fakedb.Warm(t, p.DB, 100)
+				generation := f.Conns()[:100]
 				died := map[int64]time.Duration{}
 				for start := time.Now(); time.Since(start) <= 2100*time.Millisecond; time.Sleep(5 * time.Millisecond) {
 					if tt.using {
-						warm(t, p.DB, 100)
+						fakedb.Warm(t, p.DB, 100)
 					}
 					synctest.Wait()
 					for _, c := range generation {
-						if _, seen := died[c.id]; c.closed.Load() && !seen {
-							died[c.id] = time.Since(start)
+						if _, seen := died[c.ID]; c.Closed.Load() && !seen {
+							died[c.ID] = time.Since(start)
 						}
 					}
 				}
@@ -62,16 +63,16 @@ func TestAgeLimitsAreSpread(t *testing.T) {
 
 func TestAgeLimitIsExactBelowASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = 250*time.Millisecond, 0 })
-		servedBy(t, p)
+		fakedb.ServedBy(t, p)
 		time.Sleep(250*time.Millisecond - time.Nanosecond)
-		if id := servedBy(t, p); id != 1 {
+		if id := fakedb.ServedBy(t, p); id != 1 {
 			t.Errorf("a tick before the limit: connection %d, want the first", id)
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if id := servedBy(t, p); id != 2 {
+		if id := fakedb.ServedBy(t, p); id != 2 {
 			t.Errorf("at the limit: connection %d, want the second", id)
 		}
 	})
@@ -79,11 +80,11 @@ func TestAgeLimitIsExactBelowASecond(t *testing.T) {
 
 func TestRecycleZeroIsNoLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 0, 0 })
-		servedBy(t, p)
+		fakedb.ServedBy(t, p)
 		time.Sleep(10000 * time.Hour)
-		if id := servedBy(t, p); id != 1 {
+		if id := fakedb.ServedBy(t, p); id != 1 {
 			t.Errorf("served by connection %d, want the first", id)
 		}
 	})
@@ -94,21 +95,21 @@ func TestRecycleZeroIsNoLimit(t *testing.T) {
 func TestOneInUsePastItsLimitIsNotKept(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			f := &fake{}
+			f := &fakedb.DB{}
 			p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
 			c, err := p.Conn(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			servedBy(t, c)
+			fakedb.ServedBy(t, c)
 			time.Sleep(2 * time.Minute)
-			if !silent && servedBy(t, c) != 1 {
+			if !silent && fakedb.ServedBy(t, c) != 1 {
 				t.Error("a connection was taken from its user")
 			}
 			c.Close()
 			time.Sleep(3 * time.Second) // a twentieth of Recycle
 			synctest.Wait()
-			if !f.all()[0].closed.Load() {
+			if !f.Conns()[0].Closed.Load() {
 				t.Errorf("silent %v: still open", silent)
 			}
 		})
@@ -117,26 +118,26 @@ func TestOneInUsePastItsLimitIsNotKept(t *testing.T) {
 
 func TestRecycleReplacesAllThatExist(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, nil)
-		warm(t, p.DB, 5)
+		fakedb.Warm(t, p.DB, 5)
 		held, err := p.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		old := servedBy(t, held)
+		old := fakedb.ServedBy(t, held)
 		p.Recycle()
-		if id := servedBy(t, p); id <= 5 {
+		if id := fakedb.ServedBy(t, p); id <= 5 {
 			t.Errorf("the next checkout got connection %d, one that existed", id)
 		}
-		if id := servedBy(t, held); id != old {
+		if id := fakedb.ServedBy(t, held); id != old {
 			t.Errorf("a connection in use was replaced under its user: %d became %d", old, id)
 		}
 		held.Close()
 		synctest.Wait()
-		for _, c := range f.all()[:5] {
-			if !c.closed.Load() {
-				t.Errorf("connection %d still exists", c.id)
+		for _, c := range f.Conns()[:5] {
+			if !c.Closed.Load() {
+				t.Errorf("connection %d still exists", c.ID)
 			}
 		}
 	})
@@ -145,8 +146,8 @@ func TestRecycleReplacesAllThatExist(t *testing.T) {
 // A connection whose opening began before Recycle is one that exists.
 func TestRecycleReachesConnectionsBeingOpened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
-		f.onConnect = func(_ context.Context, n int64) error {
+		f := &fakedb.DB{}
+		f.OnConnect = func(_ context.Context, n int64) error {
 			if n == 1 {
 				time.Sleep(time.Second)
 			}
@@ -154,11 +155,11 @@ func TestRecycleReachesConnectionsBeingOpened(t *testing.T) {
 		}
 		p := openFake(t, f, nil)
 		var wg sync.WaitGroup
-		wg.Go(func() { servedBy(t, p) })
+		wg.Go(func() { fakedb.ServedBy(t, p) })
 		synctest.Wait()
 		p.Recycle()
 		wg.Wait()
-		if id := servedBy(t, p); id == 1 {
+		if id := fakedb.ServedBy(t, p); id == 1 {
 			t.Error("served by the connection to the server of before")
 		}
 	})
@@ -168,19 +169,19 @@ func TestRecycleReachesConnectionsBeingOpened(t *testing.T) {
 // and no connection that counts for nothing.
 func TestReplacementThatFailsCostsNoCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 3, 0 })
-		warm(t, p.DB, 3)
-		f.onConnect = func(context.Context, int64) error { return errors.New("server is down") }
+		fakedb.Warm(t, p.DB, 3)
+		f.OnConnect = func(context.Context, int64) error { return errors.New("server is down") }
 		p.Recycle()
 		synctest.Wait()
-		f.onConnect = nil
+		f.OnConnect = nil
 		var wg sync.WaitGroup
 		for range 10 {
-			wg.Go(func() { servedBy(t, p) })
+			wg.Go(func() { fakedb.ServedBy(t, p) })
 		}
 		wg.Wait()
-		if n := f.open(); n > 3 {
+		if n := f.OpenConns(); n > 3 {
 			t.Errorf("%d connections open, want at most 3", n)
 		}
 	})
@@ -189,7 +190,7 @@ func TestReplacementThatFailsCostsNoCaller(t *testing.T) {
 // The maintainer and the callers use the same connections at the same time
 // without ever talking over each other; the race detector watches.
 func TestReplacementUnderLoad(t *testing.T) {
-	f := &fake{}
+	f := &fakedb.DB{}
 	p := openFake(t, f, func(c *livepool.Config) {
 		c.PoolSize, c.Recycle, c.RecycleJitter = 4, 5*time.Millisecond, 0.9
 	})
@@ -202,7 +203,7 @@ func TestReplacementUnderLoad(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 2000 {
-				servedBy(t, p)
+				fakedb.ServedBy(t, p)
 				if _, err := s.Exec(1); err != nil {
 					t.Error(err)
 				}
@@ -217,12 +218,12 @@ func TestReplacementUnderLoad(t *testing.T) {
 
 func TestNoLimitOverflows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) {
 			c.Recycle, c.RecycleJitter, c.IdleTimeout = math.MaxInt64, 0.5, 0
 		})
 		time.Sleep(time.Hour)
-		if a, b := servedBy(t, p), servedBy(t, p); a != b {
+		if a, b := fakedb.ServedBy(t, p), fakedb.ServedBy(t, p); a != b {
 			t.Errorf("connections %d and %d, want one for ever", a, b)
 		}
 	})

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // metres is what only the statement of a driver can convert.
@@ -197,13 +200,13 @@ func (c shapeExecCtx) ExecContext(_ context.Context, _ string, args []driver.Nam
 type shapeQuery struct{ s *shape }
 
 func (c shapeQuery) Query(_ string, args []driver.Value) (driver.Rows, error) {
-	return &noopRows{}, c.s.called("Query", args)
+	return &fakedb.OneRow{}, c.s.called("Query", args)
 }
 
 type shapeQueryCtx struct{ s *shape }
 
 func (c shapeQueryCtx) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
-	return &noopRows{}, c.s.called("QueryContext", args)
+	return &fakedb.OneRow{}, c.s.called("QueryContext", args)
 }
 
 type shapeStmt struct{ s *shape }
@@ -216,7 +219,7 @@ func (c shapeStmt) Exec(args []driver.Value) (driver.Result, error) {
 }
 func (c shapeStmt) Query(args []driver.Value) (driver.Rows, error) {
 	c.s.calls = append(c.s.calls, fmt.Sprint("Stmt.Query ", args))
-	return &noopRows{}, nil
+	return &fakedb.OneRow{}, nil
 }
 
 type shapeConverter struct{ s *shape }
@@ -276,7 +279,7 @@ func TestDriversOfAllShapesAreCalledAsByDatabaseSQL(t *testing.T) {
 								return fmt.Sprintf("%v: %v; again %v", err, slices.Clone(s.calls), run(db, args...))
 							}
 							plain := outcome(sql.OpenDB)
-							live := outcome(func(c driver.Connector) *sql.DB { return openOn(t, c, nil).DB })
+							live := outcome(func(c driver.Connector) *sql.DB { return labtest.Open(t, c, nil).DB })
 							if compared++; live != plain {
 								t.Errorf("%s, %s, %v: livepool: %s; plain: %s", use, what, &shape{exec: exec, query: query, stmt: stmt, checker: flags[0], skips: flags[1]}, live, plain)
 							}

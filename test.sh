@@ -24,20 +24,23 @@ failures() {
 	return 1
 }
 
-# The tests of the root package, of which most mostly wait, in several processes
-# side by side.
+# The tests of a package, which mostly wait, dealt out to several processes side by
+# side.
 shards=3
 sharded() {
-	local names shard pattern failed=0
-	names=$(go test "$@" -list '^(Test|Example|Fuzz)' . | grep -E '^(Test|Example|Fuzz)')
+	local package=$1 names shard pattern failed=0
+	shift
+	names=$(go test "$@" -list '^(Test|Example|Fuzz)' "$package" | grep -E '^(Test|Example|Fuzz)')
 	for ((shard = 0; shard < shards; shard++)); do
 		pattern=$(awk -v n=$shards -v i=$shard 'NR % n == i' <<<"$names" | paste -sd '|')
-		go test "$@" -run "^($pattern)\$" . >"$log/$shard" 2>&1 &
+		go test "$@" -run "^($pattern)\$" "$package" >"$log/$shard" 2>&1 &
 	done
 	for ((shard = 0; shard < shards; shard++)); do wait -n || failed=1; done
 	cat "$log"/*
 	[ $failed = 0 ] || failures
 }
+
+behaviour=./internal/lab/behaviour
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -101,11 +104,14 @@ fi
 
 lint
 
-step 'tests of livepool'
-sharded $race -parallel 4 -timeout 45m
+step 'tests of livepool, without a server'
+tests $race -timeout 10m .
 
-step 'tests of the test ground'
-tests $race -parallel 4 -timeout 20m ./internal/...
+step 'tests of the packages inside, and of the test ground'
+tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -v "/${behaviour#./}\$")
+
+step 'behaviour on real servers'
+sharded "$behaviour" $race -parallel 4 -timeout 45m
 
 fuzz
 

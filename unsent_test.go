@@ -11,103 +11,14 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/server"
-	"github.com/livepool/livepool/internal/lab/server/servertest"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
-
-// requests are the ways in which a session is asked for a statement.
-var requests = map[string]func(context.Context, *livepool.Session) error{
-	"Exec": func(ctx context.Context, u *livepool.Session) error {
-		_, err := u.ExecContext(ctx, "INSERT INTO t (v) VALUES (3)")
-		return err
-	},
-	"Exec with arguments": insert(3),
-	"Query": func(ctx context.Context, u *livepool.Session) error {
-		rows, err := u.QueryContext(ctx, "SELECT v FROM t FOR UPDATE")
-		if err == nil {
-			rows.Close()
-		}
-		return err
-	},
-	"QueryRow": func(ctx context.Context, u *livepool.Session) error {
-		var v int
-		return u.QueryRowContext(ctx, "SELECT v FROM t FOR UPDATE").Scan(&v)
-	},
-	"Prepare": func(ctx context.Context, u *livepool.Session) error {
-		_, err := u.PrepareContext(ctx, "INSERT INTO t (v) VALUES (3)")
-		return err
-	},
-}
-
-// tooLate has a statement asked for under a context of its own that has ended.
-func tooLate(way fn) fn {
-	return func(ctx context.Context, u *livepool.Session) error {
-		ctx, cancel := context.WithCancel(ctx)
-		cancel()
-		return way(ctx, u)
-	}
-}
-
-// overAResult has a statement asked for while a result is open.
-func overAResult(way fn) fn {
-	return func(ctx context.Context, u *livepool.Session) error {
-		rows, err := u.QueryContext(ctx, "SELECT v FROM t")
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		return way(ctx, u)
-	}
-}
-
-func TestSwallowedStatementThatWasNotSent(t *testing.T) {
-	t.Parallel()
-	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		withTable(t, s)
-		p := open(t, s.DSN(), "")
-		for name, way := range requests {
-			for why, unsent := range map[string]fn{"its context had ended": tooLate(way), "a result was open": overAResult(way)} {
-				swallowed, unit, rows := swallowing(t, s, p, unsent)
-				if swallowed == nil {
-					t.Errorf("%s, %s: sent", name, why)
-				}
-				if !errors.Is(unit, livepool.ErrPoisoned) || rows != 0 {
-					t.Errorf("%s, %s: after %v the unit said %v, and %d rows are there", name, why, swallowed, unit, rows)
-				}
-				_, unit, rows = swallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
-					return p.WithSession(ctx, unsent) // may be given up
-				})
-				if unit != nil || rows != 2 {
-					t.Errorf("%s, %s, in a unit of its own: %v, %d rows, want nil and 2", name, why, unit, rows)
-				}
-				_, unit, rows = swallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
-					return errors.Join(text("SAVEPOINT mine")(ctx, u), unsent(ctx, u), text("ROLLBACK TO mine")(ctx, u))
-				})
-				if unit != nil || rows != 2 {
-					t.Errorf("%s, %s, behind a savepoint: %v, %d rows, want nil and 2", name, why, unit, rows)
-				}
-			}
-		}
-	})
-}
-
-// An inner unit whose context had ended was not begun: nothing is missing.
-func TestInnerUnitWhoseContextHadEndedMayBeGivenUp(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
-	_, unit, rows := swallowing(t, s, p, func(ctx context.Context, _ *livepool.Session) error {
-		ctx, cancel := context.WithCancel(ctx)
-		cancel()
-		return p.WithSession(ctx, insert(3))
-	})
-	if unit != nil || rows != 2 {
-		t.Errorf("%v, %d rows", unit, rows)
-	}
-}
 
 // A context that ends between database/sql and the driver.
 func TestSwallowedContextThatEndsBeforeTheWrite(t *testing.T) {
 	var cancel context.CancelFunc
-	f := &fake{onExec: func(ctx context.Context, _ *fakeConn, query string) error {
+	f := &fakedb.DB{OnExec: func(ctx context.Context, _ *fakedb.Conn, query string) error {
 		if query == "INSERT" {
 			cancel()
 		}
@@ -133,7 +44,7 @@ func TestSwallowedContextThatEndsBeforeTheWrite(t *testing.T) {
 // the outer one is missing.
 func TestSavepointOfAnInnerUnitIsSentUnderTheOuterContext(t *testing.T) {
 	var cancel context.CancelFunc
-	f := &fake{onExec: func(ctx context.Context, _ *fakeConn, query string) error {
+	f := &fakedb.DB{OnExec: func(ctx context.Context, _ *fakedb.Conn, query string) error {
 		if strings.HasPrefix(query, "SAVEPOINT") {
 			cancel()
 			select {
@@ -146,11 +57,11 @@ func TestSavepointOfAnInnerUnitIsSentUnderTheOuterContext(t *testing.T) {
 	p := openFake(t, f, nil)
 	var inner error
 	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-		if err := work(ctx, s); err != nil {
+		if err := labtest.Work(ctx, s); err != nil {
 			return err
 		}
 		ctx, cancel = context.WithCancel(ctx)
-		inner = p.WithSession(ctx, work)
+		inner = p.WithSession(ctx, labtest.Work)
 		return nil
 	})
 	if err != nil || !errors.Is(inner, context.Canceled) {

@@ -2,7 +2,6 @@ package livepool_test
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +16,8 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/internal/lab/server"
-	"github.com/livepool/livepool/internal/lab/server/servertest"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // panicking is a slog.Handler, and a logger of the driver's, with a fault.
@@ -44,15 +43,15 @@ func TestPanicInTheUsersCodeIsContained(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f, log := &fake{}, &lifeLog{}
+				f, log := &fakedb.DB{}, &labtest.Log{}
 				p := openFake(t, f, func(cfg *livepool.Config) {
 					cfg.Logger = slog.New(log)
 					tt.change(cfg)
 				})
 				n := 0
-				f.onExec = func(context.Context, *fakeConn, string) error {
+				f.OnExec = func(context.Context, *fakedb.Conn, string) error {
 					if n++; n < 4 {
-						return serverError(1213, "Deadlock found")
+						return fakedb.ServerError(1213, "Deadlock found")
 					}
 					return nil
 				}
@@ -63,7 +62,7 @@ func TestPanicInTheUsersCodeIsContained(t *testing.T) {
 				if err != nil || n != 4 {
 					t.Errorf("got %v after %d runs, want success at the fourth", err, n)
 				}
-				if tt.says != "" && len(log.about(tt.says+" panicked")) == 0 {
+				if tt.says != "" && len(log.About(tt.says+" panicked")) == 0 {
 					t.Errorf("the log does not say that %s panicked", tt.says)
 				}
 				if _, err := p.ExecContext(t.Context(), "UPDATE t SET a = 2"); err != nil {
@@ -90,7 +89,7 @@ func TestPanicWhileConnectingIsContained(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				log := &lifeLog{}
+				log := &labtest.Log{}
 				cfg := livepool.NewConfig()
 				cfg.MySQL, cfg.MinIdle, cfg.Logger = mysql.NewConfig(), 2, slog.New(log) // MinIdle dials in the background
 				tt.change(cfg.MySQL)
@@ -109,52 +108,12 @@ func TestPanicWhileConnectingIsContained(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), "panicked") {
 					t.Errorf("a unit: got %v, want to be told of the panic", err)
 				}
-				if told := log.about("panicked"); len(told) == 0 || !strings.Contains(told[0], "a fault") {
+				if told := log.About("panicked"); len(told) == 0 || !strings.Contains(told[0], "a fault") {
 					t.Errorf("the log does not say what happened")
 				}
 			})
 		})
 	}
-}
-
-// What the driver's README shows for the results of several statements works on
-// the connection that sql.Conn.Raw gives.
-func TestRawConnectionRunsStatementsAsTheDriversDoes(t *testing.T) {
-	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		p := open(t, s.DSN(), "multiStatements=true")
-		if _, err := p.Exec("CREATE TABLE raw (id INT)"); err != nil {
-			t.Fatal(err)
-		}
-		c, err := p.Conn(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		err = c.Raw(func(dc any) error {
-			//lint:ignore SA1019 as the driver shows it
-			res, err := dc.(driver.Execer).Exec("INSERT INTO raw VALUES (1), (2); INSERT INTO raw VALUES (3)", nil)
-			if err != nil {
-				return err
-			}
-			if got := fmt.Sprint(res.(mysql.Result).AllRowsAffected()); got != "[2 1]" {
-				t.Errorf("rows affected by each statement: %s, want [2 1]", got)
-			}
-			//lint:ignore SA1019 as the driver shows it
-			rows, err := dc.(driver.Queryer).Query("SELECT COUNT(*) FROM raw", nil)
-			if err != nil {
-				return err
-			}
-			defer rows.Close()
-			row := make([]driver.Value, 1)
-			if err := rows.Next(row); err != nil || fmt.Sprintf("%s", row[0]) != "3" && fmt.Sprint(row[0]) != "3" {
-				t.Errorf("got %v, %v, want 3 rows in the table", row[0], err)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // A test of a health check on sqlmock sees the failure that it asked for; one
@@ -166,7 +125,7 @@ func TestPingOfAnyDriverSaysWhatTheDriverSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	p := openOn(t, dsnConnector{db.Driver(), dsn}, nil)
+	p := labtest.Open(t, dsnConnector{db.Driver(), dsn}, nil)
 	sick := errors.New("sick")
 	mock.ExpectPing().WillReturnError(sick)
 	mock.ExpectPing()
@@ -178,14 +137,14 @@ func TestPingOfAnyDriverSaysWhatTheDriverSays(t *testing.T) {
 	}
 	mock.ExpectClose()
 
-	f := &fake{}
+	f := &fakedb.DB{}
 	p = openFake(t, f, nil)
-	warm(t, p.DB, 1)
-	f.kill()
-	if err := p.PingContext(t.Context()); err != nil || f.connects.Load() != 2 {
-		t.Errorf("got %v, %d connections, want another in place of the dead one", err, f.connects.Load())
+	fakedb.Warm(t, p.DB, 1)
+	f.Kill()
+	if err := p.PingContext(t.Context()); err != nil || f.Connects.Load() != 2 {
+		t.Errorf("got %v, %d connections, want another in place of the dead one", err, f.Connects.Load())
 	}
-	f.onPing = func(context.Context, *fakeConn) error { return io.ErrUnexpectedEOF }
+	f.OnPing = func(context.Context, *fakedb.Conn) error { return io.ErrUnexpectedEOF }
 	if err := p.PingContext(t.Context()); err == nil {
 		t.Error("every ping fails, and PingContext says nil")
 	}
@@ -194,7 +153,7 @@ func TestPingOfAnyDriverSaysWhatTheDriverSays(t *testing.T) {
 // Close ends what waits for it, and nothing is opened afterwards.
 func TestCloseLeavesNobodyWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{}
+		f := &fakedb.DB{}
 		p := openFake(t, f, func(cfg *livepool.Config) { cfg.PoolSize, cfg.MaxOverflow = 1, 0 })
 		held, err := p.Conn(t.Context())
 		if err != nil {
@@ -222,11 +181,11 @@ func TestCloseLeavesNobodyWaiting(t *testing.T) {
 		if waited := time.Since(start); waited > time.Second {
 			t.Errorf("units waited for %s after Close", waited)
 		}
-		f.kill()
+		f.Kill()
 		if err := held.PingContext(t.Context()); err == nil {
 			t.Error("a ping on a connection that is held beyond Close says nil")
 		}
-		if n := f.connects.Load(); n != 1 {
+		if n := f.Connects.Load(); n != 1 {
 			t.Errorf("%d connections opened, want none after Close", n-1)
 		}
 		held.Close()

@@ -23,7 +23,7 @@ import (
 	"time"
 )
 
-// library is the package that is broken.
+// library is the module that is broken.
 const library = "github.com/livepool/livepool"
 
 // patience is how long the tests of one mutant may take. A mutant may wait for
@@ -85,8 +85,9 @@ func run(ctx context.Context, only string) error {
 type lab struct {
 	root    string // of the library
 	scratch string
-	whole   string // the test program of the library as it is
-	passed  map[string]error
+	tests   tests
+	whole   map[string]string // the test programs of the library as it is, by package
+	passed  map[aim]error
 }
 
 func openLab(ctx context.Context) (*lab, error) {
@@ -94,22 +95,22 @@ func openLab(ctx context.Context) (*lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for %s: %w", library, err)
 	}
+	root := strings.TrimSpace(string(out))
+	found, err := findTests(root)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the tests: %w", err)
+	}
 	scratch, err := os.MkdirTemp("", "mutants-")
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{root: strings.TrimSpace(string(out)), scratch: scratch, whole: filepath.Join(scratch, "whole.test"), passed: map[string]error{}}
-	if err := l.compile(ctx, l.whole); err != nil {
-		os.RemoveAll(scratch)
-		return nil, fmt.Errorf("the library as it is does not compile: %w", err)
-	}
-	return l, nil
+	return &lab{root: root, scratch: scratch, tests: found, whole: map[string]string{}, passed: map[aim]error{}}, nil
 }
 
-// compile makes a test program of the library.
-func (l *lab) compile(ctx context.Context, program string, flags ...string) error {
-	cmd := exec.CommandContext(ctx, "go", append(append([]string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", program}, flags...), ".")...)
-	cmd.Dir = l.root
+// compile makes the test program of a package.
+func (l *lab) compile(ctx context.Context, dir, program string, flags ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", program}, flags...)...)
+	cmd.Dir = filepath.Join(l.root, dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
@@ -122,42 +123,68 @@ var errSurvived = errors.New("the tests pass")
 // try makes one mutant and says what caught it. An error but errSurvived is why
 // that is not known.
 func (l *lab) try(ctx context.Context, m mutant) (said string, err error) {
-	if err := l.provesItself(ctx, m.test); err != nil {
-		return "", err
-	}
-	program, err := l.mutate(ctx, m)
+	aims, err := l.tests.aims(m.test)
 	if err != nil {
 		return "", err
 	}
-	defer os.Remove(program)
-	start := time.Now()
-	out, err := l.runTest(ctx, program, m.test)
-	if err == nil {
-		return "", fmt.Errorf("%w: %s", errSurvived, m.test)
+	overlay, err := l.mutate(m)
+	if err != nil {
+		return "", err
 	}
-	return fmt.Sprintf("by %s in %s", catcher(out), time.Since(start).Round(10*time.Millisecond)), nil
+	for _, a := range aims {
+		if err := l.provesItself(ctx, a); err != nil {
+			return "", err
+		}
+		program := filepath.Join(l.scratch, "mutant.test")
+		if err := l.compile(ctx, a.dir, program, "-overlay", overlay); err != nil {
+			return "", fmt.Errorf("it does not compile: %w", err)
+		}
+		start := time.Now()
+		if out, err := l.runTest(ctx, program, a); err != nil {
+			return fmt.Sprintf("by %s in %s", catcher(out), time.Since(start).Round(10*time.Millisecond)), nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s", errSurvived, m.test)
 }
 
 // provesItself has the test run on the library as it is: a test that fails there,
 // or is skipped, shows nothing of a mutant.
-func (l *lab) provesItself(ctx context.Context, test string) error {
-	err, known := l.passed[test]
-	if !known {
-		out, failure := l.runTest(ctx, l.whole, test)
-		switch {
-		case failure != nil:
-			err = fmt.Errorf("%s fails on the library as it is: %w\n%s", test, failure, tail(out))
-		case !hasRun(out, test):
-			err = fmt.Errorf("%s does not run, or is skipped", test)
-		}
-		l.passed[test] = err
+func (l *lab) provesItself(ctx context.Context, a aim) error {
+	err, known := l.passed[a]
+	if known {
+		return err
 	}
+	program, err := l.wholeProgram(ctx, a.dir)
+	if err != nil {
+		return err
+	}
+	out, failure := l.runTest(ctx, program, a)
+	switch {
+	case failure != nil:
+		err = fmt.Errorf("%s fails on the library as it is: %w\n%s", a.pattern, failure, tail(out))
+	case !hasRun(out, a.pattern):
+		err = fmt.Errorf("%s does not run, or is skipped", a.pattern)
+	}
+	l.passed[a] = err
 	return err
 }
 
-// mutate makes the test program of a mutant.
-func (l *lab) mutate(ctx context.Context, m mutant) (program string, err error) {
-	file := filepath.Join(l.root, m.file)
+// wholeProgram is the test program of a package of the library as it is.
+func (l *lab) wholeProgram(ctx context.Context, dir string) (string, error) {
+	if program := l.whole[dir]; program != "" {
+		return program, nil
+	}
+	program := filepath.Join(l.scratch, fmt.Sprintf("whole%d.test", len(l.whole)))
+	if err := l.compile(ctx, dir, program); err != nil {
+		return "", fmt.Errorf("the library as it is does not compile: %w", err)
+	}
+	l.whole[dir] = program
+	return program, nil
+}
+
+// mutate breaks a file and says where the compiler is told of it.
+func (l *lab) mutate(m mutant) (overlay string, err error) {
+	file := filepath.Join(l.root, filepath.FromSlash(m.file))
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
@@ -166,29 +193,23 @@ func (l *lab) mutate(ctx context.Context, m mutant) (program string, err error) 
 	if err != nil {
 		return "", err
 	}
-	mutated, overlay := filepath.Join(l.scratch, "mutated.go"), filepath.Join(l.scratch, "overlay.json")
+	mutated := filepath.Join(l.scratch, "mutated.go")
+	overlay = filepath.Join(l.scratch, "overlay.json")
 	replace, err := json.Marshal(map[string]map[string]string{"Replace": {file: mutated}})
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(os.WriteFile(mutated, []byte(broken), 0o600), os.WriteFile(overlay, replace, 0o600)); err != nil {
-		return "", err
-	}
-	program = filepath.Join(l.scratch, "mutant.test")
-	if err := l.compile(ctx, program, "-overlay", overlay); err != nil {
-		return "", fmt.Errorf("it does not compile: %w", err)
-	}
-	return program, nil
+	return overlay, errors.Join(os.WriteFile(mutated, []byte(broken), 0o600), os.WriteFile(overlay, replace, 0o600))
 }
 
-// runTest runs a test program as "go test" does, with the library's directory as
+// runTest runs a test program as "go test" does, with its package's directory as
 // its own.
-func (l *lab) runTest(ctx context.Context, program, test string) (string, error) {
+func (l *lab) runTest(ctx context.Context, program string, a aim) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience+10*time.Second) // should it not end itself
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "-test.run", test, "-test.v", "-test.count=1", "-test.failfast",
+	cmd := exec.CommandContext(ctx, program, "-test.run", a.pattern, "-test.v", "-test.count=1", "-test.failfast",
 		"-test.paniconexit0", "-test.timeout", patience.String())
-	cmd.Dir, cmd.WaitDelay = l.root, time.Second
+	cmd.Dir, cmd.WaitDelay = filepath.Join(l.root, a.dir), time.Second
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -4,7 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
+	"slices"
 	"testing"
 )
 
@@ -13,7 +13,10 @@ const root = "../../.."
 // The table fits the library: what it breaks is there, once, and so are the tests
 // that it names.
 func TestTableFitsTheLibrary(t *testing.T) {
-	tests := testNames(t)
+	tests, err := findTests(root)
+	if err != nil {
+		t.Fatal(err)
+	}
 	seen := map[string]bool{}
 	for _, m := range mutants {
 		if seen[m.breaks] {
@@ -30,8 +33,8 @@ func TestTableFitsTheLibrary(t *testing.T) {
 		if m.from == m.to {
 			t.Errorf("%s: nothing is changed", m.breaks)
 		}
-		if name, _, _ := strings.Cut(strings.TrimSuffix(m.test, "$"), "/"); !tests[name] {
-			t.Errorf("%s: there is no test %s", m.breaks, name)
+		if _, err := tests.aims(m.test); err != nil {
+			t.Errorf("%s: %v", m.breaks, err)
 		}
 		if _, err := regexp.Compile(m.test); err != nil {
 			t.Errorf("%s: %v", m.breaks, err)
@@ -39,24 +42,22 @@ func TestTableFitsTheLibrary(t *testing.T) {
 	}
 }
 
-// testNames are the tests of the library.
-func testNames(t *testing.T) map[string]bool {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(root, "*_test.go"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no tests: %v", err)
-	}
-	names := map[string]bool{}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
+// Each alternative of a pattern goes to the package that has its test.
+func TestPatternsAreDealtOut(t *testing.T) {
+	all := tests{"TestA": {"."}, "TestB": {"internal/b"}, "TestC": {".", "internal/b"}}
+	for _, tt := range []struct {
+		pattern string
+		want    []aim
+	}{
+		{"TestA", []aim{{".", "TestA"}}},
+		{"TestA$|^TestB/x$", []aim{{".", "TestA$"}, {"internal/b", "^TestB/x$"}}},
+		{"TestB|TestC/x", []aim{{".", "TestC/x"}, {"internal/b", "TestB|TestC/x"}}},
+		{"TestA|TestD", nil},
+	} {
+		if got, err := all.aims(tt.pattern); !slices.Equal(got, tt.want) || (err == nil) != (tt.want != nil) {
+			t.Errorf("%s: %v, %v, want %v", tt.pattern, got, err, tt.want)
 		}
-		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(text), -1) {
-			names[m[1]] = true
-		}
 	}
-	return names
 }
 
 func TestWhatATestProgramSays(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 // mutant is one promise broken: a mistake that a maintainer might make.
 type mutant struct {
 	breaks string // in a sentence, what the mutant does
-	file   string
+	file   string // relative to the module's root, with slashes
 	from   string // is there once; as short as that allows, for the library changes
 	to     string
 	test   string // the pattern of the tests that see it; as few as will do
@@ -498,7 +498,7 @@ var mutants = []mutant{
 		"retry.go", "c.elapsed()+wait > cfg.MaxElapsed", "c.elapsed() > cfg.MaxElapsed",
 		"TestBoundsOfRetrying/MaxElapsed"},
 	{"a deadlock is tried again at once",
-		"retry.go", "case c.attempts > 1, class&BackOff != 0:", "if c.attempts > 1 && class&BackOff != 0 {",
+		"retry.go", "case c.attempts > 1, class&BackOff != 0:", "case c.attempts > 1 && class&BackOff != 0:",
 		"TestBoundsOfRetrying/a_deadlock_waits"},
 
 	// Places.

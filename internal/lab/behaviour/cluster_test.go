@@ -1,0 +1,270 @@
+package behaviour_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
+)
+
+// A group is servers that have the same rows, behind a plain TCP balancer.
+type group struct {
+	title   string
+	servers []*server.Server
+	// before is where new connections lead until the blow, the server that it
+	// will hit first; after is where they lead from then on.
+	before, after func() []string
+	blows         []blow
+	// settle waits until each server has what the others have.
+	settle func() error
+}
+
+// A blow is what befalls a group, and what makes it whole again.
+type blow struct {
+	name      string
+	now, mend func() error
+}
+
+const ledgerTable = "CREATE TABLE test.ledger (id INT AUTO_INCREMENT PRIMARY KEY, unit INT NOT NULL, KEY (unit))"
+
+// pairOf is a primary and its replica. When the primary dies the replica has what
+// was committed: what an asynchronous replica lacks is lost, and with it the key
+// of the unit.
+func pairOf(t *testing.T, kind server.Kind) *group {
+	p := servertest.RunPair(t, kind, "--innodb-lock-wait-timeout=1")
+	if err := p.Primary().Exec(ledgerTable); err != nil {
+		t.Fatal(err)
+	}
+	lead := func() []string { return []string{p.Primary().Addr()} }
+	return &group{
+		title: "primary and replica, " + p.Primary().Version(), servers: []*server.Server{p.Primary(), p.Replica()},
+		before: lead, after: lead,
+		blows: []blow{
+			{"role switch", func() error { return p.Switch(t.Context()) }, func() error { return nil }},
+			{"SIGKILL, promotion", func() error {
+				return errors.Join(p.CatchUp(t.Context()), p.Primary().Kill(), p.Promote(t.Context()))
+			}, func() error { return p.Rejoin(t.Context()) }},
+		},
+		settle: func() error { return p.CatchUp(t.Context()) },
+	}
+}
+
+// clusterOf is a Galera cluster of three. The node that is hit is in turn another
+// one, and the balancer, which checks nothing, goes on to lead there.
+func clusterOf(t *testing.T) *group {
+	c := servertest.RunGalera(t, 3, "--innodb-lock-wait-timeout=1")
+	nodes := c.Nodes()
+	if err := nodes[0].Exec(ledgerTable); err != nil {
+		t.Fatal(err)
+	}
+	hit := 0
+	return &group{
+		title: "Galera, " + nodes[0].Version(), servers: nodes,
+		before: func() []string {
+			hit = (hit + 1) % len(nodes)
+			return []string{nodes[hit].Addr()}
+		},
+		after: func() (all []string) {
+			for i := range nodes {
+				all = append(all, nodes[(hit+i)%len(nodes)].Addr())
+			}
+			return all
+		},
+		blows: []blow{
+			{"node killed", func() error { return c.KillNode(hit) }, func() error { return c.StartNode(t.Context(), hit) }},
+			{"node isolated", func() error { return c.Isolate(t.Context(), hit) }, func() error { return c.Heal(t.Context(), hit) }},
+		},
+		settle: func() error { return c.AwaitSynced(t.Context()) },
+	}
+}
+
+// groupWays are those of the matrix that can be told apart when they run at the
+// same time.
+func groupWays() (all []way) {
+	for _, w := range ways {
+		if !w.prepared {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+// A scene is one blow that hits a unit of each way at the same moment of each.
+type scene struct {
+	t    *testing.T
+	g    *group
+	via  *proxy.Proxy
+	pool *livepool.Pool
+	at   moment
+
+	reached chan struct{} // a unit has come to the moment, or to its end
+	resume  chan struct{} // closed after the blow
+}
+
+// play returns what the units said, which are numbered from first.
+func (s *scene) play(b blow, first int) []error {
+	all := groupWays()
+	s.reached, s.resume = make(chan struct{}, 2*len(all)), make(chan struct{})
+	s.pool.Recycle()
+	s.via.SetUpstreams(s.g.before()...)
+	said := make([]error, len(all))
+	cuts := make([]*proxy.Cut, len(all))
+	var units sync.WaitGroup
+	for i := range all {
+		cuts[i] = s.cut(&all[i])
+	}
+	for i := range all {
+		units.Go(func() { said[i] = s.unit(&all[i], first+i, cuts[i]) })
+	}
+	for range all {
+		<-s.reached
+	}
+	if err := b.now(); err != nil {
+		s.t.Errorf("%s, %s: %v", s.at.name, b.name, err)
+	}
+	s.via.SetUpstreams(s.g.after()...)
+	for _, c := range cuts {
+		if c != nil {
+			c.Cancel()
+		}
+	}
+	if s.at.after {
+		s.via.FIN() // and the replies with it
+	}
+	s.via.Heal()
+	close(s.resume)
+	// On a busy machine a cluster may lose its quorum along with one node, and
+	// have it again only with that.
+	mend := sync.OnceFunc(func() {
+		if err := b.mend(); err != nil {
+			s.t.Errorf("%s, %s: %v", s.at.name, b.name, err)
+		}
+	})
+	rescue := time.AfterFunc(20*time.Second, mend)
+	units.Wait()
+	rescue.Stop()
+	mend() // or wait for the end of it
+	return said
+}
+
+// cut holds up the command of a unit that is the moment, nil if none is.
+func (s *scene) cut(w *way) *proxy.Cut {
+	match := (&matrix{way: w}).match(s.at.command)
+	switch {
+	case s.at.between >= 0:
+		return nil
+	case s.at.after:
+		return s.via.CutAfter(match, proxy.Stall)
+	}
+	return s.via.CutBefore(match, proxy.Stall)
+}
+
+// unit runs a unit that is held up at the moment.
+func (s *scene) unit(w *way, number int, cut *proxy.Cut) error {
+	m := &matrix{t: s.t, via: s.via, pool: s.pool, way: w}
+	var once sync.Once
+	arrive := func() { once.Do(func() { s.reached <- struct{}{} }) }
+	defer arrive()
+	if cut != nil {
+		go func() {
+			select {
+			case <-cut.Done():
+				arrive()
+			case <-s.resume:
+			}
+		}()
+	}
+	held := false
+	return w.run(m, number, func(now int) {
+		if now == s.at.between && !held {
+			held = true
+			arrive()
+			<-s.resume
+		}
+	})
+}
+
+// The matrix once more, on servers that change places, are left by their
+// cluster, or die and are replaced.
+func TestEffectsAreWhatWasReportedByAGroup(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run("primary and replica/"+string(kind), func(t *testing.T) {
+			t.Parallel()
+			testGroup(t, pairOf(t, kind))
+		})
+	}
+	t.Run("Galera", func(t *testing.T) {
+		t.Parallel()
+		testGroup(t, clusterOf(t))
+	})
+}
+
+func testGroup(t *testing.T, g *group) {
+	via := front(t, g.servers[0])
+	p := open(t, g.servers[0].AppDSN(via.Addr()), "pool_ping_timeout=300ms&pool_stall_after=20s&pool_timeout=2m&pool_max_elapsed=2m")
+	via.SetUpstreams(g.before()...)
+	if err := p.CreateCommitTable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprint(w, "moment\tblow")
+	for _, way := range groupWays() {
+		fmt.Fprintf(w, "\t%s", way.name)
+	}
+	fmt.Fprintln(w, "\ttook")
+	defer func() {
+		w.Flush()
+		fmt.Fprintf(os.Stdout, "%s: what a unit said, and its rows\n%s\n", g.title, table.String())
+	}()
+	first := 0
+	for _, at := range moments {
+		for _, b := range g.blows {
+			fmt.Fprintf(w, "%s\t%s", at.name, b.name)
+			s := &scene{t: t, g: g, via: via, pool: p, at: at}
+			start := time.Now()
+			said := s.play(b, first)
+			took := time.Since(start)
+			p.Recycle()
+			if err := g.settle(); err != nil {
+				t.Fatalf("%s, %s: %v", at.name, b.name, err)
+			}
+			for i, way := range groupWays() {
+				m := &matrix{t: t, way: &way}
+				rows := g.rows(t, first+i)
+				fmt.Fprintf(w, "\t%s", m.judge(said[i], rows, at, deed{name: b.name}))
+			}
+			fmt.Fprintf(w, "\t%s\n", took.Round(time.Millisecond))
+			first += len(said)
+		}
+	}
+}
+
+// rows counts a unit's, which are the same on each server: a node in sync may
+// still have to apply what it has received.
+func (g *group) rows(t *testing.T, unit int) int {
+	t.Helper()
+	for _, s := range g.servers {
+		awaitNoTransaction(t, s)
+	}
+	var rows []int
+	labtest.Eventually(t, fmt.Sprintf("all servers have the same rows of unit %d", unit), func() bool {
+		rows = nil
+		for _, s := range g.servers {
+			rows = append(rows, count(t, s, fmt.Sprintf("ledger WHERE unit = %d", unit)))
+		}
+		return slices.Min(rows) == slices.Max(rows)
+	})
+	return rows[0]
+}

@@ -1,0 +1,192 @@
+package behaviour_test
+
+// Opening connections to real servers: how many at a time, and what becomes of
+// statements outside units while the server restarts.
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/server"
+)
+
+// A server that is killed and started again under statements outside units, and
+// transactions of database/sql's: errors are only for those that were in the
+// middle, at most one for each worker and restart. Where the server needs longer
+// to start than OutageWait, who has waited that long is told so.
+func TestRestartUnderPlainStatements(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			s, _ := ledger(t, kind)
+			const workers = 8
+			exec := func(p *livepool.Pool) error {
+				_, err := p.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (1)")
+				return err
+			}
+			create := func(p *livepool.Pool) error {
+				tx, err := p.BeginTx(t.Context(), nil)
+				if err != nil {
+					return err
+				}
+				defer tx.Rollback()
+				if _, err := tx.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (2)"); err != nil {
+					return err
+				}
+				return tx.Commit()
+			}
+			for name, do := range map[string]func(*livepool.Pool) error{"Exec": exec, "Create": create} {
+				p, k := counted(t, s.DSN(), nil)
+				var stop atomic.Bool
+				var done, failed, vain atomic.Int64
+				var wg sync.WaitGroup
+				for range workers {
+					wg.Go(func() {
+						for !stop.Load() {
+							if err := do(p); err == nil {
+								done.Add(1)
+							} else if strings.Contains(err.Error(), "pool_outage_wait") {
+								vain.Add(1)
+							} else if failed.Add(1); errors.As(err, new(*mysql.MySQLError)) || errors.Is(err, sql.ErrConnDone) {
+								t.Logf("%s: %v", name, err)
+							}
+						}
+					})
+				}
+				for _, down := range []time.Duration{time.Second, 3 * time.Second} {
+					time.Sleep(300 * time.Millisecond)
+					before, beforeVain, began := failed.Load(), vain.Load(), time.Now()
+					if err := s.Kill(); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(down)
+					starting := time.Now()
+					dials := k.between(began, starting)
+					if err := s.Start(); err != nil {
+						t.Fatal(err)
+					}
+					before2 := done.Load()
+					labtest.Eventually(t, "work goes on", func() bool { return done.Load() > before2+50 })
+					errs, late, lasted := failed.Load()-before, vain.Load()-beforeVain, time.Since(began)
+					t.Logf("%s: %d errors and %d attempts to connect in a restart after %s; %d waited in vain in %s", name, errs, dials, down, late, lasted)
+					if errs > workers {
+						t.Errorf("%s: %d errors of %d workers, of which one each is in the middle", name, errs, workers)
+					}
+					if late > workers*int64(lasted/livepool.NewConfig().OutageWait) {
+						t.Errorf("%s: %d gave up within %s", name, late, lasted)
+					}
+				}
+				stop.Store(true)
+				wg.Wait()
+			}
+		})
+	}
+}
+
+// When 500 callers need a connection at once, because Recycle was called or one
+// was found dead, no more handshakes are under way than ConnectLimit, and all are
+// served about as soon as if there were no limit.
+func TestConnectLimitUnderManyCallers(t *testing.T) {
+	const callers, limit = 500, 16
+	s, _ := ledger(t, server.MariaDB, "--max-connections=1000")
+	via := front(t, s)
+	p := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0"), func(c *livepool.Config) { c.Logger, c.ConnectLimit = labtest.Quiet, limit })
+	unlimited := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0&pool_connect_limit=500"), func(c *livepool.Config) { c.Logger = labtest.Quiet })
+	round := func(p *livepool.Pool) time.Duration {
+		start := time.Now()
+		var wg, all sync.WaitGroup
+		all.Add(callers)
+		for range callers {
+			wg.Go(func() {
+				var once sync.Once
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					err := labtest.Work(ctx, s)
+					once.Do(all.Done)
+					all.Wait()
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		return time.Since(start)
+	}
+	var limited, free time.Duration
+	for range 3 {
+		for _, p := range []*livepool.Pool{p, unlimited} {
+			p.Recycle()
+			via.ResetCounts()
+			took := round(p)
+			most := via.Counts().MostLogins
+			t.Logf("%s, at most %d logins at a time", took, most)
+			if p == unlimited {
+				free += took
+				continue
+			}
+			limited += took
+			if most > limit {
+				t.Errorf("%d logins at a time, want at most %d", most, limit)
+			}
+		}
+	}
+	if limited > 2*free+time.Second {
+		t.Errorf("with a limit it took %s, without %s", limited, free)
+	}
+	via.ResetCounts()
+	via.RST() // all of them are found dead
+	round(p)
+	if most := via.Counts().MostLogins; most > limit {
+		t.Errorf("after a death %d logins at a time, want at most %d", most, limit)
+	}
+}
+
+// BeforeConnect, by which each attempt has a token of its own, is asked at most
+// once a second while there is no server.
+func TestTokensInAnOutage(t *testing.T) {
+	s, _ := ledger(t, server.MariaDB)
+	via := front(t, s)
+	var asked atomic.Int64
+	p := openWith(t, s.DSNVia(via.Addr()), func(c *livepool.Config) {
+		c.Logger = labtest.Quiet
+		if err := c.MySQL.Apply(mysql.BeforeConnect(func(context.Context, *mysql.Config) error { asked.Add(1); return nil })); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil {
+		t.Fatal(err)
+	}
+	via.Refuse()
+	via.RST()
+	asked.Store(0)
+	wait := labtest.StartUnits(50, p, t.Context(), labtest.Insert(2))
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if _, err := p.ExecContext(t.Context(), "DO 1"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	start := time.Now()
+	time.Sleep(5 * time.Second)
+	n, lasted := asked.Load(), time.Since(start)
+	t.Logf("asked %d times in %s", n, lasted)
+	if n > int64(lasted.Seconds())+4 { // the first few found out by themselves
+		t.Errorf("%d tokens were asked for in %s", n, lasted)
+	}
+	if err := via.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	labtest.NoErrors(t, wait())
+	wg.Wait()
+}

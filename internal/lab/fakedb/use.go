@@ -1,0 +1,63 @@
+package fakedb
+
+import (
+	"context"
+	"database/sql"
+	"testing"
+)
+
+// Execer is a sql.DB, a sql.Conn or a sql.Tx.
+type Execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// ServedBy runs a statement and returns which connection served it.
+func ServedBy(t testing.TB, db Execer) int64 {
+	t.Helper()
+	res, err := db.ExecContext(context.Background(), "DO 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := res.RowsAffected()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// Warm opens n connections at the same time and returns them to the pool.
+func Warm(t testing.TB, db *sql.DB, n int) {
+	t.Helper()
+	held := make([]*sql.Conn, n)
+	for i := range held {
+		c, err := db.Conn(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ServedBy(t, c)
+		held[i] = c
+	}
+	for _, c := range held {
+		c.Close()
+	}
+}
+
+// Take takes n connections out of the pool, uses each and returns which they are.
+func Take(t testing.TB, db *sql.DB, n int) (held []*sql.Conn, ids []int64) {
+	t.Helper()
+	for range n {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, ids = append(held, c), append(ids, ServedBy(t, c))
+	}
+	return held, ids
+}
+
+// GiveBack returns connections to their pool.
+func GiveBack(held []*sql.Conn) {
+	for _, c := range held {
+		c.Close()
+	}
+}
