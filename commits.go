@@ -10,20 +10,23 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/livepool/livepool/internal/committable"
+	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
 // CreateCommitTable creates the table that Once and VerifyCommit need
 // (Config.CommitTable), if it does not exist. One that exists and cannot keep their
 // promise is an error.
 func (p *Pool) CreateCommitTable(ctx context.Context) error {
-	ct := &p.ctr.commits
-	if ct.wrong != nil {
-		return ct.wrong
+	ct := &p.ctr.CommitTable
+	if ct.NoSchemaErr != nil {
+		return ct.NoSchemaErr
 	}
-	if _, err := p.ExecContext(ctx, ct.ddl()); err != nil {
-		return fmt.Errorf("livepool: creating the commit table %s: %w", ct.name, ct.explain(err))
+	if _, err := p.ExecContext(ctx, ct.Ddl()); err != nil {
+		return fmt.Errorf("livepool: creating the commit table %s: %w", ct.Name, ct.Explain(err))
 	}
-	if !p.ctr.mysql {
+	if !p.ctr.IsMySQL {
 		return nil
 	}
 	_, err := inspectTable(ctx, ct, p.DB)
@@ -31,12 +34,12 @@ func (p *Pool) CreateCommitTable(ctx context.Context) error {
 }
 
 // inspectTable looks at the table, and returns the name of its unique key.
-func inspectTable(ctx context.Context, ct *commitTable, db interface {
+func inspectTable(ctx context.Context, ct *committable.Table, db interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }) (key string, err error) {
-	rows, err := db.QueryContext(ctx, "SHOW CREATE TABLE "+ct.name)
+	rows, err := db.QueryContext(ctx, "SHOW CREATE TABLE "+ct.Name)
 	if err != nil {
-		return "", ct.explain(err)
+		return "", ct.Explain(err)
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
@@ -56,8 +59,8 @@ func inspectTable(ctx context.Context, ct *commitTable, db interface {
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil || len(row) < 2 {
 		return "", err
 	}
-	key, lacks := inspectDDL(row[1].String)
-	return key, ct.refusal(lacks)
+	key, defects := committable.Inspect(row[1].String)
+	return key, ct.Refusal(defects)
 }
 
 // purgeBatch bounds the locks that PurgeCommits holds at a time, and for how long.
@@ -75,30 +78,30 @@ func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (remov
 	if olderThan < 0 {
 		return 0, fmt.Errorf("livepool: PurgeCommits(%s): takes a duration of 0 or more", olderThan)
 	}
-	if err := p.ctr.commits.wrong; err != nil {
+	if err := p.ctr.CommitTable.NoSchemaErr; err != nil {
 		return 0, err
 	}
-	purge := &purge{table: &p.ctr.commits, olderThan: olderThan}
-	for lost := 0; ; {
+	purge := &purge{table: &p.ctr.CommitTable, olderThan: olderThan}
+	for unknowns := 0; ; {
 		err := p.WithSession(ctx, purge.batch, RequiresNew(), Isolation(sql.LevelRepeatableRead), Name("PurgeCommits"))
-		if errors.Is(err, ErrCommitUnknown) && lost < 3 && ctx.Err() == nil {
-			lost++
+		if errors.Is(err, mysqlerr.ErrCommitUnknown) && unknowns < 3 && ctx.Err() == nil {
+			unknowns++
 			continue // with the same keys: to delete them again tells
 		}
 		if err != nil {
-			return removed, fmt.Errorf("livepool: purging %s, of which %d keys were removed: %w", p.ctr.commits.name, removed, err)
+			return removed, fmt.Errorf("livepool: purging %s, of which %d keys were removed: %w", p.ctr.CommitTable.Name, removed, err)
 		}
 		removed += purge.deleted
 		if len(purge.keys) < purgeBatch {
 			return removed, nil
 		}
-		purge.keys, purge.deleted, lost = nil, 0, 0
+		purge.keys, purge.deleted, unknowns = nil, 0, 0
 	}
 }
 
 // purge is the state of one PurgeCommits.
 type purge struct {
-	table     *commitTable
+	table     *committable.Table
 	olderThan time.Duration
 	before    string // seconds since 1970 of the server's clock, once that was asked
 	index     string // by which a key is found
@@ -125,7 +128,7 @@ func (pu *purge) batch(ctx context.Context, s *Session) (err error) {
 		}
 	}
 	res, err := s.ExecContext(ctx, fmt.Sprintf("DELETE %[1]s FROM (SELECT %[2]s AS unit) AS old STRAIGHT_JOIN %[1]s FORCE INDEX (%[3]s) ON %[1]s.unit = old.unit",
-		pu.table.name, strings.Join(pu.keys, " AS unit UNION ALL SELECT "), quoted(pu.index)))
+		pu.table.Name, strings.Join(pu.keys, " AS unit UNION ALL SELECT "), committable.QuoteName(pu.index)))
 	if err != nil {
 		return err
 	}
@@ -139,7 +142,7 @@ func (pu *purge) batch(ctx context.Context, s *Session) (err error) {
 // change.
 func (pu *purge) find(ctx context.Context, s *Session) error {
 	rows, err := s.QueryContext(ctx, fmt.Sprintf("SELECT unit FROM %s WHERE committed_at <= NOW() - INTERVAL %d MICROSECOND AND UNIX_TIMESTAMP(committed_at) <= %s LIMIT %d",
-		pu.table.name, pu.olderThan.Microseconds(), pu.before, purgeBatch))
+		pu.table.Name, pu.olderThan.Microseconds(), pu.before, purgeBatch))
 	if err != nil {
 		return err
 	}
@@ -150,7 +153,7 @@ func (pu *purge) find(ctx context.Context, s *Session) error {
 		if err := rows.Scan(&key); err != nil {
 			return err
 		}
-		keys = append(keys, keyLiteral(string(key)))
+		keys = append(keys, committable.KeyLiteral(string(key)))
 	}
 	pu.keys = keys
 	return errors.Join(rows.Err(), rows.Close())

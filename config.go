@@ -13,28 +13,10 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/usercode"
 )
-
-// PrePing says when a connection is pinged at checkout.
-type PrePing int
-
-const (
-	// PrePingOff sends no ping at checkout. A connection is still looked at
-	// without a round trip, and one that a timeout elsewhere has made suspect
-	// is not handed out.
-	PrePingOff PrePing = iota
-	// PrePingIdle, the default, pings a connection that has not completed a
-	// round trip within PingAfter, or since the pool last saw a connection die.
-	// A connection that cannot be looked at without a round trip (on Windows,
-	// or through a dialer whose net.Conn is no syscall.Conn) is pinged at every
-	// checkout.
-	PrePingIdle
-	// PrePingAlways pings at every checkout.
-	PrePingAlways
-)
-
-// String returns the DSN's word for p.
-func (p PrePing) String() string { return nameOf(prePingNames, p, "PrePing") }
 
 // Beacon says whether a connection takes a named lock at birth, by which it
 // can be recognised behind a proxy or NAT.
@@ -55,14 +37,7 @@ const (
 func (b Beacon) String() string { return nameOf(beaconNames, b, "Beacon") }
 
 // The words a DSN may use; the first that names a value is how it prints.
-var (
-	prePingNames = []word[PrePing]{
-		{"idle", PrePingIdle}, {"true", PrePingIdle}, {"1", PrePingIdle}, {"on", PrePingIdle},
-		{"always", PrePingAlways},
-		{"off", PrePingOff}, {"false", PrePingOff}, {"0", PrePingOff},
-	}
-	beaconNames = []word[Beacon]{{"off", BeaconOff}, {"auto", BeaconAuto}, {"on", BeaconOn}}
-)
+var beaconNames = []word[Beacon]{{"off", BeaconOff}, {"auto", BeaconAuto}, {"on", BeaconOn}}
 
 type word[T comparable] struct {
 	name  string
@@ -222,9 +197,9 @@ func NewConfig() *Config {
 		Recycle:        time.Hour,
 		RecycleJitter:  0.2,
 		PrePing:        PrePingIdle,
-		PingAfter:      defaultPingAfter,
+		PingAfter:      connector.DefaultPingAfter,
 		PingTimeout:    time.Second,
-		KeepAlive:      defaultKeepAlive,
+		KeepAlive:      connector.DefaultKeepAlive,
 		HoldLimit:      time.Hour,
 		ConnectTimeout: defaultConnectTimeout,
 		ConnectLimit:   16,
@@ -261,7 +236,7 @@ func (c *Config) validate() error {
 			return fmt.Errorf("livepool: %s (%s) is %s: takes %s", p.field, p.dsn, p.show(c), p.takes)
 		}
 	}
-	if err := c.misplaced(); err != nil {
+	if err := c.misplacedParams(); err != nil {
 		return err
 	}
 	switch {
@@ -284,13 +259,13 @@ func (c *Config) clone() *Config {
 	if copied.BackOff == nil {
 		copied.BackOff = defaultBackOff
 	}
-	copied.log = carefulLogger(c.Logger)
+	copied.log = usercode.Logger(c.Logger)
 	return &copied
 }
 
 // settings is what the connector needs of them.
-func (c *Config) settings() *settings {
-	return &settings{
+func (c *Config) settings() *connector.Settings {
+	return &connector.Settings{
 		MySQL:          c.MySQL,
 		PoolSize:       c.PoolSize,
 		MaxOverflow:    c.MaxOverflow,
@@ -298,7 +273,7 @@ func (c *Config) settings() *settings {
 		IdleTimeout:    c.IdleTimeout,
 		Recycle:        c.Recycle,
 		RecycleJitter:  c.RecycleJitter,
-		PrePing:        pingMode(c.PrePing),
+		PrePing:        connector.PingMode(c.PrePing),
 		PingAfter:      c.PingAfter,
 		PingTimeout:    c.PingTimeout,
 		KeepAlive:      c.KeepAlive,
@@ -308,12 +283,23 @@ func (c *Config) settings() *settings {
 		CommitTimeout:  c.CommitTimeout,
 		ConnectLimit:   c.ConnectLimit,
 		KillAbandoned:  c.KillAbandoned,
-		Beacon:         beaconMode(c.Beacon),
+		Beacon:         connector.BeaconMode(c.Beacon),
 		StallAfter:     c.StallAfter,
 		LeakAfter:      c.LeakAfter,
 		CommitTable:    c.CommitTable,
-		Classify:       c.Classify,
+		Classify:       c.classifier(),
 		Log:            c.log,
+	}
+}
+
+// classifier is Classify in the connector's terms, nil if there is none.
+func (c *Config) classifier() func(error) (mysqlerr.Class, bool) {
+	if c.Classify == nil {
+		return nil
+	}
+	return func(err error) (mysqlerr.Class, bool) {
+		class, decided := c.Classify(err)
+		return mysqlerr.Class(class), decided
 	}
 }
 

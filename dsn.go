@@ -118,25 +118,25 @@ func (c *Config) set(pair string, seen map[string]bool) error {
 }
 
 func errUnknownParam(name string) error {
-	meant := ""
-	if p := meantBy(name); p != "" {
-		meant = "did you mean " + p + "? "
+	closest := ""
+	if p := closestParam(name); p != "" {
+		closest = "did you mean " + p + "? "
 	}
-	return fmt.Errorf("livepool: unknown DSN parameter %s; %sknown are %s", name, meant, knownParams())
+	return fmt.Errorf("livepool: unknown DSN parameter %s; %sknown are %s", name, closest, knownParams())
 }
 
-// misplaced finds, among the parameters that the driver would set as variables of
+// misplacedParams finds, among the parameters that the driver would set as variables of
 // the server, those that were meant for livepool: misspelt, or by the name that
 // another pool has for them.
-func (c *Config) misplaced() error {
+func (c *Config) misplacedParams() error {
 	if c.MySQL == nil {
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.MySQL.Params)) {
-		switch p := meantBy(name); {
+		switch p := closestParam(name); {
 		case p != "" && p == name:
 			return fmt.Errorf("livepool: Config.MySQL.Params has %s: set Config.%s, or have livepool.ParseDSN read the DSN", name, fieldOf(p))
-		case p != "", strings.HasPrefix(squash(name), "pool"):
+		case p != "", strings.HasPrefix(normalize(name), "pool"):
 			return errUnknownParam(name)
 		}
 	}
@@ -148,9 +148,9 @@ func fieldOf(dsn string) string {
 	return params[i].field
 }
 
-// squash is what is left of a name that is written in another way: lower case,
+// normalize is what is left of a name that is written in another way: lower case,
 // without underscores and the like.
-func squash(name string) string {
+func normalize(name string) string {
 	if plain, err := url.QueryUnescape(name); err == nil {
 		name = plain
 	}
@@ -162,11 +162,11 @@ func squash(name string) string {
 	}, name)
 }
 
-// meantBy is the parameter that was meant by name, "" if none is like it.
-func meantBy(name string) string {
-	squashed := squash(name)
+// closestParam is the parameter that was meant by name, "" if none is like it.
+func closestParam(name string) string {
+	squashed := normalize(name)
 	for _, p := range params {
-		if is := squash(p.dsn); squashed == is || squashed == strings.TrimPrefix(is, "pool") {
+		if is := normalize(p.dsn); squashed == is || squashed == strings.TrimPrefix(is, "pool") {
 			return p.dsn
 		}
 	}
@@ -174,16 +174,16 @@ func meantBy(name string) string {
 		return p
 	}
 	for _, p := range params {
-		if strings.HasPrefix(squashed, "pool") && oneSlip(squashed, squash(p.dsn)) {
+		if strings.HasPrefix(squashed, "pool") && isOneEdit(squashed, normalize(p.dsn)) {
 			return p.dsn
 		}
 	}
 	return ""
 }
 
-// oneSlip says whether two names differ by one character that was added, left
+// isOneEdit says whether two names differ by one character that was added, left
 // out, or mistaken.
-func oneSlip(a, b string) bool {
+func isOneEdit(a, b string) bool {
 	if len(a) > len(b) {
 		a, b = b, a
 	}

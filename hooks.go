@@ -12,10 +12,10 @@ import (
 
 // hooks are the functions that wait for a session's commit. mu guards the rest.
 type hooks struct {
-	mu      sync.Mutex
-	waiting []func(context.Context)
-	heir    *Session // of a unit inside another one that has ended well: that other one
-	over    bool     // committed, and all that waited has run
+	mu        sync.Mutex
+	pending   []func(context.Context)
+	movedTo   *Session // of a unit inside another one that has ended well: that other one
+	committed bool     // committed, and all that waited has run
 }
 
 // AfterCommit has f run once, after the unit's commit is known to have
@@ -36,44 +36,44 @@ func (s *Session) AfterCommit(f func(context.Context)) {
 	}
 	h := &s.hooks
 	h.mu.Lock()
-	heir, over := h.heir, h.over
-	if heir == nil && !over {
-		h.waiting = append(h.waiting, f)
+	movedTo, committed := h.movedTo, h.committed
+	if movedTo == nil && !committed {
+		h.pending = append(h.pending, f)
 	}
 	h.mu.Unlock()
 	switch {
-	case heir != nil:
-		heir.AfterCommit(f)
-	case over:
+	case movedTo != nil:
+		movedTo.AfterCommit(f)
+	case committed:
 		s.runHook(f)
 	}
 }
 
-// adopt takes over the hooks of a unit inside this one: they wait for the common
+// takeHooks takes over the hooks of a unit inside this one: they wait for the common
 // commit, and so do those that come later.
-func (s *Session) adopt(inner *Session) {
+func (s *Session) takeHooks(inner *Session) {
 	h := &inner.hooks
 	h.mu.Lock()
-	waiting := h.waiting
-	h.waiting, h.heir = nil, s
+	pending := h.pending
+	h.pending, h.movedTo = nil, s
 	h.mu.Unlock()
-	for _, f := range waiting {
+	for _, f := range pending {
 		s.AfterCommit(f)
 	}
 }
 
-// committed runs the hooks, those too that a hook adds.
-func (s *Session) committed() {
+// runHooks runs the hooks, those too that a hook adds.
+func (s *Session) runHooks() {
 	for {
 		h := &s.hooks
 		h.mu.Lock()
-		if len(h.waiting) == 0 {
-			h.over = true
+		if len(h.pending) == 0 {
+			h.committed = true
 			h.mu.Unlock()
 			return
 		}
-		f := h.waiting[0]
-		h.waiting = h.waiting[1:]
+		f := h.pending[0]
+		h.pending = h.pending[1:]
 		h.mu.Unlock()
 		s.runHook(f)
 	}
@@ -93,7 +93,7 @@ func (s *Session) runHook(f func(context.Context)) {
 				slog.String("unit", s.options.name), slog.String("panic", fmt.Sprint(p)), slog.String("stack", string(debug.Stack())))
 			return
 		}
-		s.committed()
+		s.runHooks()
 	}()
 	f(ctx)
 	returned = true

@@ -11,85 +11,85 @@ import (
 	"slices"
 )
 
-// within runs a unit inside another one, in its transaction.
-func (s *Session) within(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) (err error) {
-	if err := s.refuses(o); err != nil {
+// runInner runs a unit inside another one, in its transaction.
+func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) (err error) {
+	if err := s.checkInner(o); err != nil {
 		return err
 	}
-	if !s.nesting.CompareAndSwap(false, true) {
+	if !s.innerRunning.CompareAndSwap(false, true) {
 		return fmt.Errorf("livepool: %s: another unit is running inside %s at the same time: savepoints only nest; use RequiresNew", o.name, s.options.name)
 	}
-	defer s.nesting.Store(false)
-	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, number: s.root.number, caller: ctx, depth: s.depth + 1}
+	defer s.innerRunning.Store(false)
+	inner := &Session{pool: s.pool, options: o, parent: s, root: s.root, attemptNumber: s.root.attemptNumber, caller: ctx, depth: s.depth + 1}
 	if _, err := s.Tx(ctx); err != nil {
 		return err
 	}
 	// Not under the inner context: a statement that this one kept from being sent
 	// would be missing in the outer unit.
-	if _, err := s.ExecContext(&s.root.inside, "SAVEPOINT "+inner.savepoint()); err != nil {
+	if _, err := s.ExecContext(&s.root.fnContext, "SAVEPOINT "+inner.savepoint()); err != nil {
 		return err
 	}
-	s.halfway.Store(true)
-	defer func() { s.halfway.Store(inner.remains) }()
-	inner.inside = sessionContext{ctx, inner}
+	s.innerUnreleased.Store(true)
+	defer func() { s.innerUnreleased.Store(inner.notUndone) }()
+	inner.fnContext = sessionContext{ctx, inner}
 	returned := false
 	defer func() {
-		inner.finish()
+		inner.stopStatements()
 		if !returned {
-			inner.undo()
+			inner.undoInner()
 		}
 	}()
 	if o.hasOnce {
-		keyed := &s.root.attempt.keyed
+		keyed := &s.root.attempt.HasKey
 		defer keyed.Store(keyed.Swap(true))
-		err = inner.takeKey(&inner.inside, o.once)
+		err = inner.insertKey(&inner.fnContext, o.once)
 	}
 	if err == nil {
-		err = fn(&inner.inside, inner)
+		err = fn(&inner.fnContext, inner)
 	}
-	inner.finish()
+	inner.stopStatements()
 	returned = true
-	if err == nil && inner.halfway.Load() {
-		err = inner.leftBehind()
+	if err == nil && inner.innerUnreleased.Load() {
+		err = inner.innerRunningError()
 	}
 	if err == nil && ctx.Err() != nil {
-		err = &sessionDoneError{unit: o.name, cause: contextEnd(ctx)}
+		err = &sessionDoneError{unit: o.name, cause: contextError(ctx)}
 	}
 	switch {
 	case err == nil:
 		// Not under the inner context: from here on its work is the outer unit's.
-		if _, err = s.ExecContext(&s.root.inside, "RELEASE SAVEPOINT "+inner.savepoint()); err != nil {
-			inner.undo()
+		if _, err = s.ExecContext(&s.root.fnContext, "RELEASE SAVEPOINT "+inner.savepoint()); err != nil {
+			inner.undoInner()
 			return err
 		}
-		s.keeps(inner)
-		s.adopt(inner)
+		s.keepKeys(inner)
+		s.takeHooks(inner)
 	case errors.Is(err, errKeyTaken):
-		inner.undo()
+		inner.undoInner()
 		err = nil
 	default:
-		inner.undo()
+		inner.undoInner()
 	}
 	return err
 }
 
-// refuses says why a unit with such options cannot run inside this one.
-func (s *Session) refuses(o *sessionOptions) error {
+// checkInner says why a unit with such options cannot run inside this one.
+func (s *Session) checkInner(o *sessionOptions) error {
 	if o.tx != s.root.options.tx && (o.tx.Isolation != 0 || o.tx.ReadOnly) {
 		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
 			o.name, s.options.name)
 	}
-	if implicit := s.root.attempt.soFar().implicit; o.hasOnce && implicit != "" {
+	if implicit := s.root.attempt.Snapshot().ImplicitCommit; o.hasOnce && implicit != "" {
 		return fmt.Errorf("livepool: %s, inside %s, is refused: %q has committed, or may have, and so ended the transaction: "+
 			"the key of Once would be committed at once, and not with the work; use RequiresNew, or let it come before", o.name, s.root.options.name, implicit)
 	}
 	return nil
 }
 
-// keyIsHeld says whether a unit of the pool that ctx is inside of has the key. A
+// isKeyHeld says whether a unit of the pool that ctx is inside of has the key. A
 // unit of a transaction of its own would also wait for the keys of those that have
 // ended in one that has not; in that one it is a redelivery.
-func keyIsHeld(ctx context.Context, p *Pool, key string, own bool) bool {
+func isKeyHeld(ctx context.Context, p *Pool, key string, own bool) bool {
 	for {
 		s, ok := ctx.Value(poolKey{p}).(*Session)
 		if !ok {
@@ -97,7 +97,7 @@ func keyIsHeld(ctx context.Context, p *Pool, key string, own bool) bool {
 		}
 		ctx = s.root.caller // which a unit that RequiresNew shares with what is around it
 		for ; s != nil; s = s.parent {
-			if s.options.hasOnce && s.options.once == key || own && s.keptKey(key) {
+			if s.options.hasOnce && s.options.once == key || own && s.hasKey(key) {
 				return true
 			}
 		}
@@ -105,45 +105,45 @@ func keyIsHeld(ctx context.Context, p *Pool, key string, own bool) bool {
 	}
 }
 
-// keeps notes the keys of a unit inside this one that has ended well: they are in
+// keepKeys notes the keys of a unit inside this one that has ended well: they are in
 // the transaction as long as this one is not undone.
-func (s *Session) keeps(inner *Session) {
-	if !inner.options.hasOnce && inner.keys == nil {
+func (s *Session) keepKeys(inner *Session) {
+	if !inner.options.hasOnce && inner.innerKeys == nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.keys = append(s.keys, inner.keys...)
+	s.innerKeys = append(s.innerKeys, inner.innerKeys...)
 	if inner.options.hasOnce {
-		s.keys = append(s.keys, inner.options.once)
+		s.innerKeys = append(s.innerKeys, inner.options.once)
 	}
 }
 
-func (s *Session) keptKey(key string) bool {
+func (s *Session) hasKey(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Contains(s.keys, key)
+	return slices.Contains(s.innerKeys, key)
 }
 
 // savepoint is the name of the unit's. Two of one name would replace each other.
 func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
 
-// undo undoes what a unit inside another one has done. If that fails the outer
+// undoInner undoes what a unit inside another one has done. If that fails the outer
 // unit is not committed; where it is refused because a unit around it has ended,
 // that one is undone, for it has left this one behind.
-func (s *Session) undo() {
+func (s *Session) undoInner() {
 	root := s.root
-	_, err := s.parent.ExecContext(&root.inside, "ROLLBACK TO SAVEPOINT "+s.savepoint())
+	_, err := s.parent.ExecContext(&root.fnContext, "ROLLBACK TO SAVEPOINT "+s.savepoint())
 	if err == nil {
-		_, err = s.parent.ExecContext(&root.inside, "RELEASE SAVEPOINT "+s.savepoint())
+		_, err = s.parent.ExecContext(&root.fnContext, "RELEASE SAVEPOINT "+s.savepoint())
 	}
 	switch {
 	case err == nil:
-	case s.parent.isDone():
-		s.remains = true
+	case s.parent.hasEnded():
+		s.notUndone = true
 	default:
 		root.mu.Lock()
 		defer root.mu.Unlock()
-		root.doomed = fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err)
+		root.rollbackOnly = fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err)
 	}
 }

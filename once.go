@@ -23,6 +23,10 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/committable"
+	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
 // Once applies the unit at most once among all units of the same key, ever: of
@@ -43,23 +47,23 @@ func VerifyCommit() SessionOption {
 // errKeyTaken: a unit with this key has been committed.
 var errKeyTaken = errors.New("livepool: a unit with this key has been committed")
 
-// takeKey inserts the key, as the transaction's first statement.
-func (s *Session) takeKey(ctx context.Context, key string) error {
-	ct := &s.pool.ctr.commits
-	if ct.wrong != nil {
-		return ct.wrong
+// insertKey inserts the key, as the transaction's first statement.
+func (s *Session) insertKey(ctx context.Context, key string) error {
+	ct := &s.pool.ctr.CommitTable
+	if ct.NoSchemaErr != nil {
+		return ct.NoSchemaErr
 	}
-	_, err := s.ExecContext(ctx, "INSERT INTO "+ct.name+" (unit) VALUES ("+keyLiteral(key)+")")
-	if errorNumber(err) == 1062 {
+	_, err := s.ExecContext(ctx, "INSERT INTO "+ct.Name+" (unit) VALUES ("+committable.KeyLiteral(key)+")")
+	if mysqlerr.Number(err) == 1062 {
 		return errKeyTaken
 	}
-	return ct.explain(err)
+	return ct.Explain(err)
 }
 
-// keyed is the work of a unit that has a key: that comes first.
-func keyed(fn func(context.Context, *Session) error, key string) func(context.Context, *Session) error {
+// withKey is the work of a unit that has a key: that comes first.
+func withKey(fn func(context.Context, *Session) error, key string) func(context.Context, *Session) error {
 	return func(ctx context.Context, s *Session) error {
-		if err := s.takeKey(ctx, key); err != nil {
+		if err := s.insertKey(ctx, key); err != nil {
 			return err
 		}
 		return fn(ctx, s)
@@ -68,66 +72,66 @@ func keyed(fn func(context.Context, *Session) error, key string) func(context.Co
 
 // notAppliedError is a lost COMMIT that was found not to have happened, and will
 // not any more.
-type notAppliedError struct{ lost error }
+type notAppliedError struct{ commitErr error }
 
 func (e *notAppliedError) Error() string {
-	return "livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + e.lost.Error()
+	return "livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + e.commitErr.Error()
 }
 
-// settle finds out whether the COMMIT of an attempt happened, whose answer was
+// resolveCommit finds out whether the COMMIT of an attempt happened, whose answer was
 // lost. It looks at least once and, whatever a look meets, until the context ends
 // or the time for it: MaxElapsed and CommitTimeout, from now. The attempt has kept
 // its place, so that no other session is waited for.
-func (c *course) settle(ctx context.Context, lost *Session, commit error) (happened bool, unsettled error) {
+func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commitErr error) (committed bool, unresolvedErr error) {
 	p := c.pool
-	defer p.places.release(&lost.place)
-	patience := time.Duration(math.MaxInt64) // MaxElapsed 0: as long as the context
+	defer p.queue.Give(&unknown.place)
+	maxWait := time.Duration(math.MaxInt64) // MaxElapsed 0: as long as the context
 	if limit := p.cfg.MaxElapsed; limit > 0 {
-		patience = limit + p.cfg.CommitTimeout
+		maxWait = limit + p.cfg.CommitTimeout
 	}
-	until := time.Now().Add(patience)
-	looking, cancel := context.WithDeadline(ctx, until)
+	deadline := time.Now().Add(maxWait)
+	resolveCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	var met error // by the last look
-	waits, orphan := defaultBackOff(), lost.attempt.ghost.Load()
-	for looking.Err() == nil && p.ctr.life.Err() == nil {
-		p.ctr.settle(looking, orphan)
-		s := p.newSession(looking, &sessionOptions{name: c.options.name, once: c.key, hasOnce: true}, c)
-		s.lookUntil = until
-		err := s.run(c.look)
+	var lastErr error // by the last look
+	waits, orphan := defaultBackOff(), unknown.attempt.Orphan.Load()
+	for resolveCtx.Err() == nil && p.ctr.Ctx.Err() == nil {
+		p.ctr.AwaitOrphan(resolveCtx, orphan)
+		s := p.newSession(resolveCtx, &sessionOptions{name: c.options.name, once: c.key, hasOnce: true}, c)
+		s.resolveDeadline = deadline
+		err := s.run(c.probeKey)
 		switch {
 		case errors.Is(err, errKeyTaken):
-			p.ctr.stats.commitsResolved.Add(1)
+			p.ctr.Stats.CommitsResolved.Add(1)
 			return true, nil
 		case err == nil, errors.Is(err, errKeyFree):
 			return false, nil
 		case !errors.Is(err, ErrSessionDone): // which says that nothing was committed, of the look
-			met = err
+			lastErr = err
 		}
-		orphan = s.attempt.ghost.Load()
-		waitFor(looking, p.ctr.life.Done(), waits.NextBackOff())
+		orphan = s.attempt.Orphan.Load()
+		clock.Wait(resolveCtx, p.ctr.Ctx.Done(), waits.NextBackOff())
 	}
-	ended := contextEnd(ctx)
-	why := fmt.Sprintf("and its lost COMMIT could not be resolved within %s (MaxElapsed and CommitTimeout)", patience)
+	ended := contextError(ctx)
+	why := fmt.Sprintf("and its lost COMMIT could not be resolved within %s (MaxElapsed and CommitTimeout)", maxWait)
 	switch {
 	case ended != nil:
 		why = "when its context ended, before its lost COMMIT was resolved"
-	case p.ctr.life.Err() != nil:
+	case p.ctr.Ctx.Err() != nil:
 		why = "because the pool was closed, before its lost COMMIT was resolved"
 	}
-	return false, c.failed(errors.Join(commit, ended, met), why)
+	return false, c.newUnitError(errors.Join(commitErr, ended, lastErr), why)
 }
 
-// look is a transaction that can be committed only if the lost COMMIT did not
+// probeKey is a transaction that can be committed only if the lost COMMIT did not
 // happen, and after which that cannot happen any more; nothing of it remains. It
 // is committed, and not only begun, because in a cluster that certifies
 // transactions an insert proves nothing before.
-func (c *course) look(ctx context.Context, s *Session) error {
-	if err := s.takeKey(ctx, c.key); err != nil {
+func (c *retryState) probeKey(ctx context.Context, s *Session) error {
+	if err := s.insertKey(ctx, c.key); err != nil {
 		return err
 	}
-	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.commits.name+" WHERE unit = "+keyLiteral(c.key))
-	if errorNumber(err) == 1142 && !c.pool.ctr.inCluster.Load() {
+	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.CommitTable.Name+" WHERE unit = "+committable.KeyLiteral(c.key))
+	if mysqlerr.Number(err) == 1142 && !c.pool.ctr.InCluster.Load() {
 		return errKeyFree // it may not delete; on a single server the insert has told
 	}
 	return err

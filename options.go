@@ -7,6 +7,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+
+	"github.com/livepool/livepool/internal/committable"
 )
 
 // A SessionOption changes one unit of work.
@@ -60,8 +62,8 @@ func (o *sessionOptions) check(p *Pool) error {
 		return errors.New("livepool: Once: the key is empty")
 	case o.tx.ReadOnly && (o.hasOnce || o.verify):
 		return errors.New("livepool: ReadOnly contradicts Once and VerifyCommit, which write a key")
-	case len(o.once) > maxKey:
-		return fmt.Errorf("livepool: Once: the key has %d bytes, takes at most %d", len(o.once), maxKey)
+	case len(o.once) > committable.MaxKey:
+		return fmt.Errorf("livepool: Once: the key has %d bytes, takes at most %d", len(o.once), committable.MaxKey)
 	}
 	if o.name == "" {
 		o.name = "a unit of work"

@@ -13,6 +13,10 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/usercode"
 )
 
 // unitError is the last error of a unit of work that was tried more than once,
@@ -38,23 +42,23 @@ func (e *unitError) Error() string {
 }
 func (e *unitError) Unwrap() error { return e.cause }
 
-// course is the course of one unit of work over its attempts.
-type course struct {
-	pool     *Pool
-	options  *sessionOptions
-	key      string // of the commit table, "" for none
-	started  time.Time
-	asked    time.Time // from when MaxElapsed counts, zero until a connection was asked for
-	attempts int
-	free     int             // of those, the ones of which nothing ran, or is left, for want of a server that takes it
-	began    time.Time       // the attempt, if it is not the first
-	paused   bool            // it was run again because its connection died while fn was elsewhere
-	waits    backoff.BackOff // made at the first retry
-	losses   losses
+// retryState is the course of one unit of work over its attempts.
+type retryState struct {
+	pool              *Pool
+	options           *sessionOptions
+	key               string // of the commit table, "" for none
+	started           time.Time
+	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
+	attempts          int
+	freeAttempts      int             // of those, the ones of which nothing ran, or is left, for want of a server that takes it
+	attemptStart      time.Time       // the attempt, if it is not the first
+	retriedAfterPause bool            // it was run again because its connection died while fn was elsewhere
+	backOff           backoff.BackOff // made at the first retry
+	lossCounter       connector.LossCounter
 }
 
-func (p *Pool) newCourse(o *sessionOptions) *course {
-	c := &course{pool: p, options: o, started: time.Now()}
+func (p *Pool) newRetryState(o *sessionOptions) *retryState {
+	c := &retryState{pool: p, options: o, started: time.Now()}
 	switch {
 	case o.hasOnce:
 		c.key = o.once
@@ -64,126 +68,133 @@ func (p *Pool) newCourse(o *sessionOptions) *course {
 	return c
 }
 
-// asks notes that an attempt asks for a connection. What its function has done
+// startElapsed notes that an attempt asks for a connection. What its function has done
 // until now asks nothing of the server, and is not counted.
-func (c *course) asks(now time.Time) {
-	if c.asked.IsZero() {
-		c.asked = now
+func (c *retryState) startElapsed(now time.Time) {
+	if c.elapsedFrom.IsZero() {
+		c.elapsedFrom = now
 	} else {
-		c.asked = c.asked.Add(now.Sub(c.began))
+		c.elapsedFrom = c.elapsedFrom.Add(now.Sub(c.attemptStart))
 	}
 }
 
 // elapsed is what counts against MaxElapsed.
-func (c *course) elapsed() time.Duration {
-	if c.asked.IsZero() {
+func (c *retryState) elapsed() time.Duration {
+	if c.elapsedFrom.IsZero() {
 		return 0
 	}
-	return time.Since(c.asked)
+	return time.Since(c.elapsedFrom)
 }
 
-// again waits until the unit that failed with err, because of cause, may be run
-// again, and returns nil; or returns the error that ends it.
-func (c *course) again(ctx context.Context, cause, err error) error {
+// waitToRetry waits until the unit that failed with err, because of cause, may be run
+// waitToRetry, and returns nil; or returns the error that ends it.
+func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	if !errors.Is(err, cause) {
 		err = errors.Join(err, cause)
 	}
 	cfg := c.pool.cfg
-	class := c.pool.ctr.classify(cause)
+	class := c.pool.ctr.Classify(cause)
 	level, wait := slog.LevelInfo, time.Duration(0)
-	outwaited := c.outwaits(ctx, cause)
+	waited := c.awaitAvailable(ctx, cause)
 	switch {
-	case outwaited && c.free <= freeAtOnce:
+	case waited && c.freeAttempts <= maxFreeWithoutPause:
 		level = slog.LevelDebug // the outage is told once for all
-	case c.attempts > 1, class&BackOff != 0: // a stale connection is replaced at once, the first time
+	case c.attempts > 1, class&mysqlerr.BackOff != 0: // a stale connection is replaced at once, the first time
 		wait = c.nextWait()
 	}
-	tooLong := diedOfPause(cause)
+	lostByPause := connector.IsLossByPause(cause)
 	switch {
-	case tooLong && c.paused:
-		return c.failed(err, "because its connection died twice while its function sent nothing for too long")
-	case outwaited && ctx.Err() != nil:
-	case c.attempts-c.free >= c.options.maxAttempts:
-		return c.failed(err, "the limit of MaxAttempts (pool_max_attempts)")
+	case lostByPause && c.retriedAfterPause:
+		return c.newUnitError(err, "because its connection died twice while its function sent nothing for too long")
+	case waited && ctx.Err() != nil:
+	case c.attempts-c.freeAttempts >= c.options.maxAttempts:
+		return c.newUnitError(err, "the limit of MaxAttempts (pool_max_attempts)")
 	case wait == backoff.Stop:
-		return c.failed(err, "where BackOff stops")
+		return c.newUnitError(err, "where BackOff stops")
 	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
-		return c.failed(err, "the limit of MaxElapsed (pool_max_elapsed)")
+		return c.newUnitError(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
-	c.paused = c.paused || tooLong
-	c.pool.ctr.stats.retried.Add(1)
+	c.retriedAfterPause = c.retriedAfterPause || lostByPause
+	c.pool.ctr.Stats.Retried.Add(1)
 	cfg.log.Log(ctx, level, "livepool: a unit of work is run again",
 		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
 	if wait > 0 {
-		waitFor(ctx, nil, wait)
+		clock.Wait(ctx, nil, wait)
 	}
-	if ended := contextEnd(ctx); ended != nil {
-		return c.cutShort(ended, err)
+	if ended := contextError(ctx); ended != nil {
+		return c.contextEndedError(ended, err)
 	}
-	c.began = time.Now()
+	c.attemptStart = time.Now()
 	return nil
 }
 
 // nextWait is how long the user's BackOff, or the default in its place where
 // that panics, has a unit wait before its next attempt.
-func (c *course) nextWait() (wait time.Duration) {
+func (c *retryState) nextWait() (wait time.Duration) {
 	cfg := c.pool.cfg
-	if contain(cfg.log, "Config.BackOff", func() {
-		if c.waits == nil {
-			c.waits = cfg.BackOff()
+	if usercode.CatchPanic(cfg.log, "Config.BackOff", func() {
+		if c.backOff == nil {
+			c.backOff = cfg.BackOff()
 		}
-		wait = c.waits.NextBackOff()
+		wait = c.backOff.NextBackOff()
 	}) {
 		return wait
 	}
-	c.waits = defaultBackOff()
-	return c.waits.NextBackOff()
+	c.backOff = defaultBackOff()
+	return c.backOff.NextBackOff()
 }
 
-// freeAtOnce is how many attempts that cost none follow each other without a
+// maxFreeWithoutPause is how many attempts that cost none follow each other without a
 // pause, when the prober has found that the server takes what they need.
-const freeAtOnce = 2
+const maxFreeWithoutPause = 2
 
-// outwaits waits for a server that cannot be reached, or takes no writes, if that
+// awaitAvailable waits for a server that cannot be reached, or takes no writes, if that
 // is why the attempt failed: nothing of it ran, or is left, so that it counts
 // against MaxElapsed alone. It is not for a unit that is never to be run again.
-func (c *course) outwaits(ctx context.Context, cause error) bool {
+func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	ctr, limit := c.pool.ctr, c.pool.cfg.MaxElapsed
-	unreachable := ctr.lackOf(cause) != nothing
-	if c.options.maxAttempts == 1 || !unreachable && !refusesWrites(cause) {
+	unreachable := ctr.ShortageOf(cause) != connector.NoShortage
+	if c.options.maxAttempts == 1 || !unreachable && !mysqlerr.IsWriteRefusal(cause) {
 		return false
 	}
-	c.free++
+	c.freeAttempts++
 	deadline := time.Now().Add(limit - c.elapsed())
 	if limit == 0 {
 		deadline = time.Now().Add(time.Hour) // and then it tries by itself
 	}
 	if unreachable {
-		ctr.awaitServer(ctx, deadline)
+		ctr.AwaitServer(ctx, deadline)
 	} else {
-		ctr.awaitWrites(ctx, deadline, cause)
+		ctr.AwaitWrites(ctx, deadline, cause)
 	}
 	return true
 }
 
-// tellWrites lets in those who wait for writes, if one that was refused before
+// noteWritable lets in those who wait for writes, if one that was refused before
 // has been done.
-func (c *course) tellWrites() {
-	if c.free > 0 {
-		c.pool.ctr.writable()
+func (c *retryState) noteWritable() {
+	if c.freeAttempts > 0 {
+		c.pool.ctr.RecordWritable()
 	}
 }
 
-// cutShort is the error of a unit that would be run again, had its context not
+// contextEndedError is the error of a unit that would be run again, had its context not
 // ended.
-func (c *course) cutShort(ended, err error) error {
-	return c.failed(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
+func (c *retryState) contextEndedError(ended, err error) error {
+	return c.newUnitError(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
 }
 
-// failed is the error of a unit that is not tried again.
-func (c *course) failed(cause error, why string) error {
-	return &unitError{c.options.name, c.key, c.attempts, time.Since(c.started), why, cause}
+// newUnitError is the error of a unit that is not tried again.
+func (c *retryState) newUnitError(cause error, reason string) error {
+	return &unitError{c.options.name, c.key, c.attempts, time.Since(c.started), reason, cause}
 }
+
+// Idempotent returns a context under which a statement outside a transaction
+// may be sent again after its connection was lost, even if it may have run:
+// the caller vouches that running it twice does no harm. Without it a
+// statement that was written and not answered fails with
+// mysql.ErrInvalidConn. It changes nothing inside a transaction.
+func Idempotent(ctx context.Context) context.Context { return connector.WithIdempotent(ctx, nil) }
 
 // Retry runs fn, which must bear to be run twice, until it succeeds or fails
 // with an error that will not pass: lost connections, deadlocks, servers that
@@ -204,19 +215,19 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 	if err := o.check(p); err != nil {
 		return err
 	}
-	c := p.newCourse(&o)
-	c.asked = c.started
+	c := p.newRetryState(&o)
+	c.elapsedFrom = c.started
 	for {
 		c.attempts++
-		err := fn(context.WithValue(ctx, idempotentKey{}, &c.losses))
+		err := fn(connector.WithIdempotent(ctx, &c.lossCounter))
 		switch {
 		case err == nil:
-			c.tellWrites()
+			c.noteWritable()
 			return nil
-		case ctx.Err() != nil, p.ctr.classify(err)&Retry == 0 && !errors.Is(err, ErrCommitUnknown):
+		case ctx.Err() != nil, p.ctr.Classify(err)&mysqlerr.Retry == 0 && !errors.Is(err, mysqlerr.ErrCommitUnknown):
 			return err
 		}
-		if err := c.again(ctx, err, err); err != nil {
+		if err := c.waitToRetry(ctx, err, err); err != nil {
 			return err
 		}
 	}
@@ -224,99 +235,101 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 
 // runUnit runs a unit of work to its end.
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
-	c := p.newCourse(o)
+	c := p.newRetryState(o)
 	if c.key != "" {
-		fn = keyed(fn, c.key)
+		fn = withKey(fn, c.key)
 	}
 	for {
 		c.attempts++
 		s := p.newSession(ctx, o, c)
 		err := s.run(fn)
-		cause := s.cause(err)
+		cause := s.retryCause(err)
 		switch {
 		case err == nil:
-			c.tellWrites()
-			s.committed()
+			c.noteWritable()
+			s.runHooks()
 			return nil
 		case errors.Is(err, errKeyTaken):
 			return nil
-		case s.unknown && c.key != "":
-			happened, unsettled := c.settle(ctx, s, err)
-			if unsettled != nil {
-				return unsettled
+		case s.commitUnknown && c.key != "":
+			committed, unresolvedErr := c.resolveCommit(ctx, s, err)
+			if unresolvedErr != nil {
+				return unresolvedErr
 			}
-			if happened {
-				s.committed()
+			if committed {
+				s.runHooks()
 				return nil
 			}
 			err = &notAppliedError{err}
 			cause = err
-		case !s.mayRunAgain(err):
-			return s.explain(err, c)
-		case s.tx != nil && c.losses.add(s.observed.lostOver):
-			return c.failed(err, notAThirdTime(s.observed.lostOver))
+		case !s.mayRetry(err):
+			return s.explainFailure(err, c)
+		case s.tx != nil && c.lossCounter.Add(s.observed.LostStatement):
+			return c.newUnitError(err, connector.RepeatedLossText(s.observed.LostStatement))
 		}
-		if err := c.again(ctx, cause, err); err != nil {
+		if err := c.waitToRetry(ctx, cause, err); err != nil {
 			return err
 		}
-		p.ctr.settle(ctx, s.attempt.ghost.Load())
+		p.ctr.AwaitOrphan(ctx, s.attempt.Orphan.Load())
 	}
 }
 
-// mayRunAgain says whether an attempt that failed with err has certainly left
+// mayRetry says whether an attempt that failed with err has certainly left
 // nothing behind, and for a cause that may pass.
-func (s *Session) mayRunAgain(err error) bool {
+func (s *Session) mayRetry(err error) bool {
 	switch {
-	case s.caller.Err() != nil, s.observed.implicit != "", s.attempt.usurped.Load():
+	case s.caller.Err() != nil, s.observed.ImplicitCommit != "", s.attempt.CommitTriedByOther.Load():
 		return false
-	case s.unknown:
+	case s.commitUnknown:
 		return s.options.tx.ReadOnly
-	case errors.Is(err, ErrCommitUnknown):
+	case errors.Is(err, mysqlerr.ErrCommitUnknown):
 		return false // another unit's, inside this one: running this again would repeat that
 	}
-	return s.mayPass(err) && !s.asksToWriteReadOnly(err)
+	return s.isTransient(err) && !s.isWriteInReadOnly(err)
 }
 
-// mayPass says whether the unit failed for what its connection saw, and for
+// isTransient says whether the unit failed for what its connection saw, and for
 // which it may be run again. What the function returned is not evidence: an EOF
 // may be of a file.
-func (s *Session) mayPass(err error) bool { return s.observed.failure != nil || s.passesOn(err) }
+func (s *Session) isTransient(err error) bool {
+	return s.observed.Failure != nil || s.returnsRecovered(err)
+}
 
-// cause is the error by which an attempt is judged: what the connection said,
+// retryCause is the error by which an attempt is judged: what the connection said,
 // which the function may have swallowed or replaced, before what it returned.
-func (s *Session) cause(err error) error {
+func (s *Session) retryCause(err error) error {
 	switch {
-	case s.observed.failure != nil:
-		return s.observed.failure
-	case s.passesOn(err):
-		return s.observed.cured
+	case s.observed.Failure != nil:
+		return s.observed.Failure
+	case s.returnsRecovered(err):
+		return s.observed.Recovered
 	}
 	return err
 }
 
-// passesOn says whether the function returns the failure of a unit inside it,
+// returnsRecovered says whether the function returns the failure of a unit inside it,
 // which a savepoint has undone, and has not swallowed it.
-func (s *Session) passesOn(err error) bool {
-	return s.observed.cured != nil && errors.Is(err, s.observed.cured)
+func (s *Session) returnsRecovered(err error) bool {
+	return s.observed.Recovered != nil && errors.Is(err, s.observed.Recovered)
 }
 
-// asksToWriteReadOnly: a write in a unit that is ReadOnly is refused by every
+// isWriteInReadOnly: a write in a unit that is ReadOnly is refused by every
 // server.
-func (s *Session) asksToWriteReadOnly(err error) bool {
-	return s.options.tx.ReadOnly && errorNumber(s.cause(err)) == 1792
+func (s *Session) isWriteInReadOnly(err error) bool {
+	return s.options.tx.ReadOnly && mysqlerr.Number(s.retryCause(err)) == 1792
 }
 
-// explain adds what the caller of a failed unit must know: also that it would be
+// explainFailure adds what the caller of a failed unit must know: also that it would be
 // run again, had its context not ended. The first attempt's own error, with
 // nothing to add, stays as it is.
-func (s *Session) explain(err error, c *course) error {
+func (s *Session) explainFailure(err error, c *retryState) error {
 	switch {
-	case s.observed.implicit != "":
-		return c.failed(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.observed.implicit))
-	case s.caller.Err() != nil && !s.unknown && s.mayPass(err) && !errors.Is(err, ErrSessionDone):
-		return c.cutShort(contextEnd(s.caller), err)
-	case c.attempts > 1 || errors.Is(err, ErrCommitUnknown):
-		return c.failed(err, "")
+	case s.observed.ImplicitCommit != "":
+		return c.newUnitError(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.observed.ImplicitCommit))
+	case s.caller.Err() != nil && !s.commitUnknown && s.isTransient(err) && !errors.Is(err, ErrSessionDone):
+		return c.contextEndedError(contextError(s.caller), err)
+	case c.attempts > 1 || errors.Is(err, mysqlerr.ErrCommitUnknown):
+		return c.newUnitError(err, "")
 	}
 	return err
 }

@@ -15,6 +15,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/fifo"
+	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
 // ErrSessionDone is what errors.Is finds in the error of a statement on a
@@ -51,9 +55,9 @@ func (e *sessionDoneError) Unwrap() (causes []error) {
 	return causes
 }
 
-// contextEnd is why a context has ended: its error, and the cause where it was
+// contextError is why a context has ended: its error, and the cause where it was
 // given one. It is nil as long as it has not.
-func contextEnd(ctx context.Context) error {
+func contextError(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
 	if err == nil || cause == err {
 		return err
@@ -68,40 +72,40 @@ func contextEnd(ctx context.Context) error {
 // next statement. While a unit inside it is running they had better wait: what
 // they send meanwhile is undone with that unit, if it fails.
 type Session struct {
-	pool    *Pool
-	options *sessionOptions
-	parent  *Session // of a unit inside another one, whose transaction it shares
-	root    *Session // itself, but for those
-	course  *course  // the root's
-	attempt attempt
-	number  int
-	until   time.Time // when the unit is not tried again, zero for never
-	depth   int       // how many units it is inside of
+	pool          *Pool
+	options       *sessionOptions
+	parent        *Session    // of a unit inside another one, whose transaction it shares
+	root          *Session    // itself, but for those
+	retryState    *retryState // the root's
+	attempt       connector.Attempt
+	attemptNumber int
+	retryDeadline time.Time // when the unit is not tried again, zero for never
+	depth         int       // how many units it is inside of
 
-	// lookUntil is set of one that settles a lost COMMIT: it needs no place, and
+	// resolveDeadline is set of one that settles a lost COMMIT: it needs no place, and
 	// waits for a connection until then.
-	lookUntil time.Time
+	resolveDeadline time.Time
 
-	caller context.Context
-	inside sessionContext // what the function gets
-	begin  beginContext   // what the transaction is begun under
+	caller    context.Context
+	fnContext sessionContext         // what the function gets
+	beginCtx  connector.BeginContext // what the transaction is begun under
 
-	mu      sync.Mutex // guards what follows
-	tx      *sql.Tx
-	conn    *sql.Conn // set where tx was begun on one
-	failed  error     // why there is no transaction: no later statement gets one
-	doomed  error     // why there must be no commit
-	keys    []string  // of units inside this one that have ended well
-	unknown bool      // its COMMIT was lost
+	mu            sync.Mutex // guards what follows
+	tx            *sql.Tx
+	conn          *sql.Conn // set where tx was begun on one
+	startErr      error     // why there is no transaction: no later statement gets one
+	rollbackOnly  error     // why there must be no commit
+	innerKeys     []string  // of units inside this one that have ended well
+	commitUnknown bool      // its COMMIT was lost
 
-	observed observed // of the attempt, once it has ended
+	observed connector.Observed // of the attempt, once it has ended
 
-	place   place
-	using   sync.RWMutex // held to read by a statement that is being sent, of this unit or of one inside it
-	done    atomic.Bool
-	nesting atomic.Bool // a unit inside this one is running
-	halfway atomic.Bool // and has its savepoint: what there is of it may be half of it
-	remains bool        // of a unit inside another one that has ended: it could not be undone by itself
+	place           fifo.Place
+	inFlight        sync.RWMutex // held to read by a statement that is being sent, of this unit or of one inside it
+	ended           atomic.Bool
+	innerRunning    atomic.Bool // a unit inside this one is running
+	innerUnreleased atomic.Bool // and has its savepoint: what there is of it may be half of it
+	notUndone       bool        // of a unit inside another one that has ended: it could not be undone by itself
 
 	hooks hooks
 }
@@ -149,26 +153,26 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 		return err
 	}
 	if ctx.Err() != nil { // the function may do more than what a transaction undoes
-		return &sessionDoneError{unit: o.name, cause: contextEnd(ctx)}
+		return &sessionDoneError{unit: o.name, cause: contextError(ctx)}
 	}
-	if o.hasOnce && keyIsHeld(ctx, p, o.once, o.requiresNew) {
+	if o.hasOnce && isKeyHeld(ctx, p, o.once, o.requiresNew) {
 		return fmt.Errorf("livepool: %s: Once(%q): a unit that it is inside of holds this key, and has not committed it: "+
 			"it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
 	}
 	if outer, ok := ctx.Value(poolKey{p}).(*Session); ok && !o.requiresNew {
-		return outer.within(ctx, fn, &o)
+		return outer.runInner(ctx, fn, &o)
 	}
 	return p.runUnit(ctx, fn, &o)
 }
 
 // newSession is one attempt.
-func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *course) *Session {
-	s := &Session{pool: p, options: o, course: c, number: c.attempts, caller: ctx}
+func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *retryState) *Session {
+	s := &Session{pool: p, options: o, retryState: c, attemptNumber: c.attempts, caller: ctx}
 	s.root = s
-	s.inside = sessionContext{ctx, s}
-	s.begin = beginContext{Context: ctx, a: &s.attempt}
-	s.attempt.name = o.name
-	s.attempt.keyed.Store(c.key != "")
+	s.fnContext = sessionContext{ctx, s}
+	s.beginCtx = connector.BeginContext{Context: ctx, Attempt: &s.attempt}
+	s.attempt.Name = o.name
+	s.attempt.HasKey.Store(c.key != "")
 	return s
 }
 
@@ -178,16 +182,16 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	returned := false
 	defer func() {
 		if !returned { // by a panic or runtime.Goexit, which goes on
-			s.finish()
+			s.stopStatements()
 			s.rollback()
 		}
 		s.release()
 		if err != nil {
-			s.observed = s.attempt.soFar()
+			s.observed = s.attempt.Snapshot()
 		}
 	}()
-	err = fn(&s.inside, s)
-	s.finish()
+	err = fn(&s.fnContext, s)
+	s.stopStatements()
 	if err == nil {
 		err = s.commit()
 	} else {
@@ -197,86 +201,86 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	return err
 }
 
-// finish lets no statement begin any more, and waits for those that are being
+// stopStatements lets no statement begin any more, and waits for those that are being
 // sent, in this unit and in those inside it: a goroutine that outlives the function
 // leaves no transaction behind, and adds nothing to what has been undone.
-func (s *Session) finish() {
-	s.done.Store(true)
-	s.using.Lock()
-	defer s.using.Unlock()
+func (s *Session) stopStatements() {
+	s.ended.Store(true)
+	s.inFlight.Lock()
+	defer s.inFlight.Unlock()
 }
 
-// uses and used are around each statement: what ends this unit, or one around it,
+// beginStatement and used are around each statement: what ends this unit, or one around it,
 // waits in between. They are locked from the inside out.
-func (s *Session) uses() {
+func (s *Session) beginStatement() {
 	for ; s != nil; s = s.parent {
-		s.using.RLock()
+		s.inFlight.RLock()
 	}
 }
 
-func (s *Session) used() {
+func (s *Session) endStatement() {
 	for ; s != nil; s = s.parent {
-		s.using.RUnlock()
+		s.inFlight.RUnlock()
 	}
 }
 
-// isDone says whether the unit has ended, or one that it is inside of: with that
+// hasEnded says whether the unit has ended, or one that it is inside of: with that
 // its work is undone or applied, and no more can be added.
-func (s *Session) isDone() bool {
+func (s *Session) hasEnded() bool {
 	for ; s != nil; s = s.parent {
-		if s.done.Load() {
+		if s.ended.Load() {
 			return true
 		}
 	}
 	return false
 }
 
-// over is the error of a statement that comes too late, nil if none does.
-func (s *Session) over() error {
-	if s.isDone() {
-		return s.ended()
+// EndedErr is the error of a statement that comes too late, nil if none does.
+func (s *Session) EndedErr() error {
+	if s.hasEnded() {
+		return s.endedError()
 	}
 	return nil
 }
 
-// open returns the transaction, which it begins at the first statement.
-func (s *Session) open(ctx context.Context) (*sql.Tx, error) {
+// openTx returns the transaction, which it begins at the first statement.
+func (s *Session) openTx(ctx context.Context) (*sql.Tx, error) {
 	root := s.root
 	root.mu.Lock()
 	defer root.mu.Unlock()
 	switch {
-	case s.isDone():
-		return nil, s.ended()
+	case s.hasEnded():
+		return nil, s.endedError()
 	case root.caller.Err() != nil:
-		return nil, s.ended()
-	case root.failed != nil:
-		return nil, root.failed
+		return nil, s.endedError()
+	case root.startErr != nil:
+		return nil, root.startErr
 	case root.tx != nil:
 		return root.tx, nil
 	}
-	return root.start(ctx)
+	return root.startTx(ctx)
 }
 
-// ended is the error of a statement that comes too late.
-func (s *Session) ended() error {
-	return &sessionDoneError{unit: s.options.name, cause: contextEnd(s.root.caller)}
+// endedError is the error of a statement that comes too late.
+func (s *Session) endedError() error {
+	return &sessionDoneError{unit: s.options.name, cause: contextError(s.root.caller)}
 }
 
-// start takes a place and a connection, and begins. If it fails no statement of
+// startTx takes a place and a connection, and begins. If it fails no statement of
 // the attempt runs: those after one that was swallowed would be half of the
 // work. root.mu is held.
-func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
-	asked := time.Now()
-	deadline := asked.Add(s.pool.cfg.PoolTimeout)
+func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
+	start := time.Now()
+	deadline := start.Add(s.pool.cfg.PoolTimeout)
 	var err error
-	if s.lookUntil.IsZero() {
-		s.course.asks(asked)
+	if s.resolveDeadline.IsZero() {
+		s.retryState.startElapsed(start)
 		if limit := s.pool.cfg.MaxElapsed; limit > 0 {
-			s.until = s.course.asked.Add(limit)
+			s.retryDeadline = s.retryState.elapsedFrom.Add(limit)
 		}
-		err = s.pool.places.acquire(ctx, &s.place, s.options.name, deadline)
+		err = s.pool.queue.Take(ctx, &s.place, s.options.name, deadline)
 	} else {
-		deadline = s.lookUntil
+		deadline = s.resolveDeadline
 	}
 	if err == nil {
 		err = s.beginWhenReachable(ctx, deadline)
@@ -284,16 +288,16 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 	if err == nil {
 		return s.tx, nil
 	}
-	s.pool.places.release(&s.place)
+	s.pool.queue.Give(&s.place)
 	switch {
 	case s.caller.Err() != nil:
-		err = &sessionDoneError{s.options.name, contextEnd(s.caller), s.pool.ctr.outage.cause()}
-	case err == errWaitedTooLong:
-		err = s.pool.timedOut(time.Since(asked))
-	case ctx.Err() == nil && s.pool.ctr.classify(err)&Retry != 0:
-		s.attempt.fails(err) // there is nothing to lose
+		err = &sessionDoneError{s.options.name, contextError(s.caller), s.pool.ctr.Outage.LastError()}
+	case err == fifo.ErrQueueTimeout:
+		err = s.pool.poolTimeout(time.Since(start))
+	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:
+		s.attempt.NoteFailure(err) // there is nothing to lose
 	}
-	s.failed = err
+	s.startErr = err
 	return nil, err
 }
 
@@ -301,29 +305,29 @@ func (s *Session) start(ctx context.Context) (*sql.Tx, error) {
 // reached: nothing has happened yet, so that this costs the unit no attempt.
 func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) error {
 	ctr := s.pool.ctr
-	patience := deadline
-	if !s.until.IsZero() && s.until.Before(deadline) {
-		patience = s.until
+	waitUntil := deadline
+	if !s.retryDeadline.IsZero() && s.retryDeadline.Before(deadline) {
+		waitUntil = s.retryDeadline
 	}
-	if s.pool.cfg.PoolTimeout > 0 || !s.lookUntil.IsZero() { // with 0 it waits for nobody, but may dial
-		s.begin.until = patience
+	if s.pool.cfg.PoolTimeout > 0 || !s.resolveDeadline.IsZero() { // with 0 it waits for nobody, but may dial
+		s.beginCtx.DialDeadline = waitUntil
 	}
 	for {
 		err := s.beginTx(ctx, deadline)
 		switch {
 		case err == nil:
 			return nil
-		case ctr.unreachable(err) && ctr.awaitServer(ctx, patience):
+		case ctr.IsUnreachable(err) && ctr.AwaitServer(ctx, waitUntil):
 			continue
 		case ctx.Err() != nil, s.caller.Err() != nil:
 			return err
-		case !time.Now().Before(deadline) && (impatient(err) || ctr.unreachable(err)):
-			return errWaitedTooLong
-		case impatient(err):
-			if err = ctr.outage.cause(); err == nil {
+		case !time.Now().Before(deadline) && (mysqlerr.CallerGaveUp(err) || ctr.IsUnreachable(err)):
+			return fifo.ErrQueueTimeout
+		case mysqlerr.CallerGaveUp(err):
+			if err = ctr.Outage.LastError(); err == nil {
 				err = os.ErrDeadlineExceeded
 			}
-			return &connectError{text: "livepool: no connection within MaxElapsed (pool_max_elapsed): the server cannot be reached", cause: err}
+			return &connector.ConnectError{Text: "livepool: no connection within MaxElapsed (pool_max_elapsed): the server cannot be reached", Cause: err}
 		}
 		return err
 	}
@@ -336,35 +340,35 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 // not.
 func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	ps := s.pool
-	ps.unbounded.Add(1)                   // before it counts for the others, who would else not wait for it
-	beginning := int(ps.beginning.Add(1)) // this one and others at the same time
-	defer ps.beginning.Add(-1)
+	ps.unboundedBegins.Add(1)          // before it counts for the others, who would else not wait for it
+	beginning := int(ps.begins.Add(1)) // this one and others at the same time
+	defer ps.begins.Add(-1)
 	st := s.pool.DB.Stats()
-	if int64(st.MaxOpenConnections) != s.pool.ctr.limits.open.Load() {
-		s.pool.ctr.follow()
+	if int64(st.MaxOpenConnections) != s.pool.ctr.Limits.Open.Load() {
+		s.pool.ctr.SyncLimits()
 	}
 	if st.MaxOpenConnections == 0 || st.InUse+beginning <= st.MaxOpenConnections {
-		s.begin.among = &ps.unbounded
-		s.tx, err = s.pool.DB.BeginTx(&s.begin, &s.options.tx)
-		s.begin.served()
+		s.beginCtx.Unbounded = &ps.unboundedBegins
+		s.tx, err = s.pool.DB.BeginTx(&s.beginCtx, &s.options.tx)
+		s.beginCtx.NoteServed()
 		return err
 	}
-	ps.unbounded.Add(-1)
-	for i := 0; ps.unbounded.Load() > 0 && ctx.Err() == nil && time.Now().Before(deadline); i++ {
+	ps.unboundedBegins.Add(-1)
+	for i := 0; ps.unboundedBegins.Load() > 0 && ctx.Err() == nil && time.Now().Before(deadline); i++ {
 		if runtime.Gosched(); i > 100 {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	patience, cancel := context.WithDeadline(context.WithValue(ctx, sessionDial{}, s.begin.until), deadline)
+	waitCtx, cancel := context.WithDeadline(context.WithValue(ctx, connector.DialDeadlineKey{}, s.beginCtx.DialDeadline), deadline)
 	defer cancel()
-	s.conn, err = s.pool.DB.Conn(patience)
+	s.conn, err = s.pool.DB.Conn(waitCtx)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !time.Now().Before(deadline) {
-			return errWaitedTooLong
+			return fifo.ErrQueueTimeout
 		}
 		return err
 	}
-	s.tx, err = s.conn.BeginTx(&s.begin, &s.options.tx)
+	s.tx, err = s.conn.BeginTx(&s.beginCtx, &s.options.tx)
 	if err != nil {
 		s.conn.Close()
 		s.conn = nil
@@ -375,49 +379,49 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 // commit commits what there is to commit.
 func (s *Session) commit() error {
 	switch {
-	case s.tx == nil && s.failed == nil && s.caller.Err() != nil:
-		return s.ended()
+	case s.tx == nil && s.startErr == nil && s.caller.Err() != nil:
+		return s.endedError()
 	case s.tx == nil:
-		return s.failed // which the function swallowed, if there is one
-	case s.halfway.Load(): // asked before isDoomed, for a unit inside sets that before it is over
+		return s.startErr // which the function swallowed, if there is one
+	case s.innerUnreleased.Load(): // asked before isDoomed, for a unit inside sets that before it is over
 		s.rollback()
-		return s.leftBehind()
+		return s.innerRunningError()
 	}
-	if err := s.isDoomed(); err != nil {
+	if err := s.rollbackOnlyErr(); err != nil {
 		s.rollback()
 		return err
 	}
-	s.attempt.ending.Store(mayCommit)
+	s.attempt.CommitState.Store(connector.CommitAllowed)
 	err := s.tx.Commit()
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, sql.ErrTxDone) && !s.attempt.ending.CompareAndSwap(mayCommit, notEnding):
-		s.unknown = true
-		return fmt.Errorf("%w: the COMMIT of somebody else, through Session.Tx of %s, was under way", ErrCommitUnknown, s.options.name)
-	case errors.Is(err, ErrCommitUnknown):
-		s.unknown = true
+	case errors.Is(err, sql.ErrTxDone) && !s.attempt.CommitState.CompareAndSwap(connector.CommitAllowed, connector.CommitNotAllowed):
+		s.commitUnknown = true
+		return fmt.Errorf("%w: the COMMIT of somebody else, through Session.Tx of %s, was under way", mysqlerr.ErrCommitUnknown, s.options.name)
+	case errors.Is(err, mysqlerr.ErrCommitUnknown):
+		s.commitUnknown = true
 		return err
 	case s.caller.Err() != nil:
-		return s.ended()
+		return s.endedError()
 	case errors.Is(err, sql.ErrTxDone):
 		return fmt.Errorf("livepool: nothing was committed: the transaction of %s was ended through Session.Tx, which only the session may", s.options.name)
 	}
-	if s.attempt.soFar().failure == nil && s.pool.ctr.classify(err)&Retry != 0 {
-		s.attempt.fails(err) // COMMIT was refused, or never sent
+	if s.attempt.Snapshot().Failure == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0 {
+		s.attempt.NoteFailure(err) // COMMIT was refused, or never sent
 	}
 	return err
 }
 
-func (s *Session) isDoomed() error {
+func (s *Session) rollbackOnlyErr() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.doomed
+	return s.rollbackOnly
 }
 
-// leftBehind is the error of a unit whose function has returned before that of a
+// innerRunningError is the error of a unit whose function has returned before that of a
 // unit inside it.
-func (s *Session) leftBehind() error {
+func (s *Session) innerRunningError() error {
 	return fmt.Errorf("livepool: nothing is committed: the function of %s has returned while a unit inside it was running", s.options.name)
 }
 
@@ -436,7 +440,7 @@ func (s *Session) release() {
 	if conn != nil {
 		conn.Close()
 	}
-	if !s.unknown || s.course.key == "" {
-		s.pool.places.release(&s.place)
+	if !s.commitUnknown || s.retryState.key == "" {
+		s.pool.queue.Give(&s.place)
 	}
 }

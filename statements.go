@@ -7,86 +7,88 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+
+	"github.com/livepool/livepool/internal/connector"
 )
 
-// told makes an error that only says that the transaction is over say why.
-func (s *Session) told(err error) error {
-	if err == nil || errors.Is(err, ErrPoisoned) {
+// explainDone makes an error that only says that the transaction is over say why.
+func (s *Session) explainDone(err error) error {
+	if err == nil || errors.Is(err, connector.ErrPoisoned) {
 		return err
 	}
 	if errors.Is(err, sql.ErrTxDone) || s.root.caller.Err() != nil {
-		return s.ended()
+		return s.endedError()
 	}
 	return err
 }
 
-// unsent has the connection note a statement that database/sql did not send,
+// noteUnsent has the connection note a statement that database/sql did not send,
 // because the statement's own context had ended: without it, too, nothing of the
 // unit is to be committed.
-func (s *Session) unsent(ctx context.Context, tx *sql.Tx, query string, err error) {
+func (s *Session) noteUnsent(ctx context.Context, tx *sql.Tx, query string, err error) {
 	if err == nil || ctx.Err() == nil || s.root.caller.Err() != nil || !errors.Is(err, ctx.Err()) {
 		return
 	}
-	_, _ = tx.ExecContext(&unsentContext{context.WithoutCancel(ctx), &unsentError{query, err}}, query)
+	_, _ = tx.ExecContext(connector.WithUnsent(ctx, query, err), query)
 }
 
 // ExecContext runs a statement in the session's transaction.
 func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	s.uses()
-	defer s.used()
+	s.beginStatement()
+	defer s.endStatement()
 	if bound := bindContext(ctx, s.root.caller); bound != nil {
-		defer bound.release()
+		defer bound.Release()
 		ctx = bound
 	}
-	tx, err := s.open(ctx)
+	tx, err := s.openTx(ctx)
 	if err != nil {
 		return nil, err
 	}
 	res, err := tx.ExecContext(ctx, query, args...)
-	s.unsent(ctx, tx, query, err)
-	return res, s.told(err)
+	s.noteUnsent(ctx, tx, query, err)
+	return res, s.explainDone(err)
 }
 
 // QueryContext runs a query in the session's transaction. Close the rows before
 // the next statement.
 func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	s.uses()
-	defer s.used()
+	s.beginStatement()
+	defer s.endStatement()
 	bound := bindContext(ctx, s.root.caller) // released with the rows
 	if bound != nil {
 		ctx = bound
 	}
-	tx, err := s.open(ctx)
+	tx, err := s.openTx(ctx)
 	var rows *sql.Rows
 	if err == nil {
 		rows, err = tx.QueryContext(ctx, query, args...)
-		s.unsent(ctx, tx, query, err)
-		err = s.told(err)
+		s.noteUnsent(ctx, tx, query, err)
+		err = s.explainDone(err)
 	}
 	if err != nil && bound != nil {
-		bound.release()
+		bound.Release()
 	}
 	return rows, err
 }
 
 // QueryRowContext runs a query of one row in the session's transaction.
 func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	s.uses()
-	defer s.used()
+	s.beginStatement()
+	defer s.endStatement()
 	bound := bindContext(ctx, s.root.caller) // released with the row
 	if bound != nil {
 		ctx = bound
 	}
 	var row *sql.Row
-	if tx, err := s.open(ctx); err == nil {
+	if tx, err := s.openTx(ctx); err == nil {
 		row = tx.QueryRowContext(ctx, query, args...)
-		s.unsent(ctx, tx, query, row.Err())
+		s.noteUnsent(ctx, tx, query, row.Err())
 	} else {
 		// A sql.Row with an error can be had only from a query that fails so.
 		row = s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
 	}
 	if bound != nil && row.Err() != nil {
-		bound.release()
+		bound.Release()
 	}
 	return row
 }
@@ -95,23 +97,23 @@ func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any
 // it is closed. One that a unit inside another one has prepared is refused once
 // that unit has ended.
 func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
-	s.uses()
-	defer s.used()
+	s.beginStatement()
+	defer s.endStatement()
 	if bound := bindContext(ctx, s.root.caller); bound != nil {
-		defer bound.release()
+		defer bound.Release()
 		ctx = bound
 	}
-	tx, err := s.open(ctx)
+	tx, err := s.openTx(ctx)
 	if err != nil {
 		return nil, err
 	}
 	inside := ctx
 	if s.parent != nil {
-		inside = &preparingContext{ctx, s}
+		inside = connector.WithPreparingUnit(ctx, s)
 	}
 	stmt, err := tx.PrepareContext(inside, query)
-	s.unsent(ctx, tx, query, err)
-	return stmt, s.told(err)
+	s.noteUnsent(ctx, tx, query, err)
+	return stmt, s.explainDone(err)
 }
 
 // Tx returns the transaction itself, for a library that wants a *sql.Tx. The
@@ -121,11 +123,11 @@ func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, 
 // A statement on it, or on a sql.Stmt, whose own context has ended is refused by
 // database/sql, and livepool does not see it: that error must not be swallowed.
 func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
-	s.uses()
-	defer s.used()
-	return s.open(ctx)
+	s.beginStatement()
+	defer s.endStatement()
+	return s.openTx(ctx)
 }
 
 // Attempt says how often the unit has been tried, this time included: 1 the
 // first time.
-func (s *Session) Attempt() int { return s.number }
+func (s *Session) Attempt() int { return s.attemptNumber }

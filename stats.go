@@ -3,11 +3,10 @@
 package livepool
 
 import (
-	"context"
 	"database/sql"
-	"log/slog"
-	"sync/atomic"
 	"time"
+
+	"github.com/livepool/livepool/internal/connector"
 )
 
 // Stats is what a pool has done since it was opened. The counters only grow, but
@@ -70,105 +69,50 @@ type Stats struct {
 	Leaks int64 // connections held for longer than LeakAfter
 }
 
-// counters are the live values behind Stats.
-type counters struct {
-	opened, reused, connectFailed, outages             atomic.Int64
-	pings, keptAlive, swept, deaths, resent, leaks     atomic.Int64
-	killed, killUnneeded, killUnproved, killFailed     atomic.Int64
-	stallChecks, stalled                               atomic.Int64
-	retried, poisoned, commitsUnknown, commitsResolved atomic.Int64
-	discards                                           [verdicts]atomic.Int64
-}
-
 // Stats returns the pool's counters, and how many connections there are. It is
 // safe for concurrent use.
 func (p *Pool) Stats() Stats {
-	s := &p.ctr.stats
-	closed := func(vs ...verdict) (n int64) {
+	s := &p.ctr.Stats
+	closed := func(vs ...connector.Verdict) (n int64) {
 		for _, v := range vs {
-			n += s.discards[v].Load()
+			n += s.Discards[v].Load()
 		}
 		return n
 	}
 	stats := Stats{
 		DBStats:         p.DB.Stats(),
-		Opened:          s.opened.Load(),
-		Reused:          s.reused.Load(),
-		ConnectFailed:   s.connectFailed.Load(),
-		Outages:         s.outages.Load(),
-		Pinged:          s.pings.Load(),
-		KeptAlive:       s.keptAlive.Load(),
-		Deaths:          s.deaths.Load(),
-		Swept:           s.swept.Load(),
-		Stalled:         s.stalled.Load(),
-		StallChecks:     s.stallChecks.Load(),
-		ClosedByRecycle: closed(byRecycle),
-		ClosedByAge:     closed(byAge),
-		ClosedBySilence: closed(bySilence),
-		ClosedByPeek:    closed(byPeek),
-		ClosedByPing:    closed(byPing, byTimeout),
-		ClosedByDriver:  closed(byDriver),
-		ClosedByCaller:  closed(byCaller),
-		Killed:          s.killed.Load(),
-		KillUnneeded:    s.killUnneeded.Load(),
-		KillUnproved:    s.killUnproved.Load(),
-		KillFailed:      s.killFailed.Load(),
-		Retried:         s.retried.Load(),
-		Poisoned:        s.poisoned.Load(),
-		CommitsUnknown:  s.commitsUnknown.Load(),
-		CommitsResolved: s.commitsResolved.Load(),
-		Resent:          s.resent.Load(),
-		Leaks:           s.leaks.Load(),
+		Opened:          s.Opened.Load(),
+		Reused:          s.Reused.Load(),
+		ConnectFailed:   s.ConnectFailed.Load(),
+		Outages:         s.Outages.Load(),
+		Pinged:          s.Pings.Load(),
+		KeptAlive:       s.KeptAlive.Load(),
+		Deaths:          s.Deaths.Load(),
+		Swept:           s.Swept.Load(),
+		Stalled:         s.Stalled.Load(),
+		StallChecks:     s.StallChecks.Load(),
+		ClosedByRecycle: closed(connector.ByRecycle),
+		ClosedByAge:     closed(connector.ByAge),
+		ClosedBySilence: closed(connector.BySilence),
+		ClosedByPeek:    closed(connector.ByPeek),
+		ClosedByPing:    closed(connector.ByPing, connector.ByTimeout),
+		ClosedByDriver:  closed(connector.ByDriver),
+		ClosedByCaller:  closed(connector.ByCaller),
+		Killed:          s.Killed.Load(),
+		KillUnneeded:    s.KillUnneeded.Load(),
+		KillUnproved:    s.KillUnproved.Load(),
+		KillFailed:      s.KillFailed.Load(),
+		Retried:         s.Retried.Load(),
+		Poisoned:        s.Poisoned.Load(),
+		CommitsUnknown:  s.CommitsUnknown.Load(),
+		CommitsResolved: s.CommitsResolved.Load(),
+		Resent:          s.Resent.Load(),
+		Leaks:           s.Leaks.Load(),
 	}
-	reused, unseen := p.ctr.uncounted()
+	reused, unseen := p.ctr.UncountedConns()
 	stats.Reused += reused
 	stats.Idle += unseen
 	stats.OpenConnections += unseen
-	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.places.count()
+	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.queue.AddStats()
 	return stats
-}
-
-// uncounted is what makes the counts whole: the checkouts of the connections that
-// there are, and how many more idle connections there are than database/sql knows.
-// It does not have the spares yet, and has some that are closed but for their shell.
-func (ctr *connector) uncounted() (reused int64, idle int) {
-	ctr.mu.Lock()
-	defer ctr.mu.Unlock()
-	for c := range ctr.conns {
-		reused += c.reused.Load()
-		switch isIdle := !held(c.state.Load()); {
-		case isIdle && c.spare && c.linked.Load():
-			idle++
-		case isIdle && !c.spare && !c.linked.Load():
-			idle--
-		}
-	}
-	return reused, idle
-}
-
-// died spreads the news of a connection that was found dead, once. since is, of
-// a silence, when it had begun at the latest; of a hang-up, when it was found.
-func (ctr *connector) died(l *link, how loss, since time.Duration, cause error) {
-	if l.mourned {
-		return
-	}
-	l.mourned = true
-	ctr.outage.trouble()
-	defer ctr.maintainer.nudge()
-	ctr.stats.deaths.Add(1)
-	ctr.tell(l, ctr.news.spread(how, since, ctr.clock.now()),
-		"livepool: a connection was found dead; the others are checked before they are handed out", cause)
-}
-
-// tell tells the operator of news. The first of a series tells the story.
-func (ctr *connector) tell(l *link, first bool, what string, cause error) {
-	level := slog.LevelDebug
-	if first {
-		level = slog.LevelWarn
-	}
-	about := ctr.describe(l)
-	if cause != nil {
-		about = append(about, slog.Any("cause", cause))
-	}
-	ctr.cfg.Log.Log(context.Background(), level, what, about...)
 }

@@ -1,7 +1,0 @@
-//go:build !unix || aix
-
-package livepool
-
-const canPeek = false
-
-func peekSocket(uintptr) error { return nil }

@@ -1,0 +1,43 @@
+package connector
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// Attempts that go on while the server says nothing are given up after the outage also if
+// it ends by a refusal.
+func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &exclusiveDB{}
+		p := l.pool(t, nil)
+		ctr := p.ctr
+		began := ctr.clock.Now()
+		time.Sleep(time.Millisecond)
+		var cancelled atomic.Bool
+		o := &connectAttempt{ctr: ctr, startedAt: began, cancel: func() { cancelled.Store(true) }, releaseDial: noDialLimit}
+		ctr.Outage.addLeftAttempt(o, 16)
+		o.continueForPool(context.Canceled)
+		time.Sleep(ctr.Cfg.ConnectTimeout - time.Second)
+		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &connectTimeoutError{}, startedAt: ctr.clock.Now(), noReply: true})
+		if !ctr.Outage.isDown() {
+			t.Fatal("no outage")
+		}
+		time.Sleep(2 * time.Second)
+		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &mysql.MySQLError{Number: 1045, Message: "Access denied"}, startedAt: ctr.clock.Now()})
+		if ctr.Outage.isDown() {
+			t.Fatal("outage goes on")
+		}
+		time.Sleep(time.Hour)
+		ctr.recordConnected()
+		time.Sleep(time.Hour)
+		if !cancelled.Load() || len(ctr.Outage.leftAttempts) != 0 {
+			t.Errorf("two hours after the outage: cancelled %v, %d remembered", cancelled.Load(), len(ctr.Outage.leftAttempts))
+		}
+	})
+}

@@ -1,0 +1,55 @@
+package connector
+
+import (
+	"context"
+	"errors"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/sqltext"
+)
+
+// extent is how much of a statement ran before it failed.
+type extent int
+
+const (
+	ranNothing extent = iota // nothing was sent, or only prepared
+	ranWhole                 // the server has undone what there was
+	ranInPart                // a part was done, or seen by the program
+)
+
+// extentOf is the extent of a statement that failed and, if sent, was executed.
+func (c *conn) extentOf(query string, kind requestKind, sent bool) extent {
+	switch {
+	case !sent, kind == effectlessRequest:
+		return ranNothing
+	case c.mayBeMultiStatement(query), sqltext.Scan(query)&sqltext.Hidden != 0:
+		return ranInPart
+	}
+	return ranWhole
+}
+
+// maySwallow says whether a unit may be committed although its function swallows
+// err, which has ended neither connection nor transaction. Of another driver only
+// errors that look like MySQL's are understood.
+func (c *conn) maySwallow(err error, query string, ran extent) bool {
+	if class, decided := c.ctr.override(err); decided {
+		return class == 0
+	}
+	var my *mysql.MySQLError
+	switch server := errors.As(err, &my); {
+	case server && (my.Number == lockWaitTimeout || my.Number == lockNoWait) && sqltext.AsksNotToWait(query):
+		return true // it got what it asked for
+	case server:
+		return ran != ranInPart && mysqlerr.ClassifyServer(my) == 0 && mysqlerr.IsHandled(my)
+	case errors.Is(err, mysql.ErrPktTooLarge):
+		return false // as after 1153, which is the server's word for it
+	case errors.Is(err, errResultOpen), errors.Is(err, mysql.ErrBusyBuffer), errors.As(err, new(*unsentError)),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return false // the statement is missing, and its words and data are not why
+	}
+	return !c.ctr.IsMySQL || ran == ranNothing
+}
+
+// lockNoWait is ER_LOCK_NOWAIT.
+const lockNoWait = 3572

@@ -1,0 +1,129 @@
+// limits.go follows the limits of the sql.DB of a Pool, which its user may set by
+// hand: a SetMaxOpenConns that was left in holds for all that livepool opens.
+
+package connector
+
+import (
+	"context"
+	"database/sql"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/livepool/livepool/internal/clock"
+)
+
+// limits are those of the sql.DB of a Pool.
+type limits struct {
+	db     *sql.DB          // nil for a connector without a Pool; set before anything is opened
+	resize func(places int) // has as many sessions at a time; likewise
+	// Open is how many connections there may be, 0: no limit. follow writes it,
+	// under mu.
+	Open    atomic.Int64
+	waiting atomic.Int64 // callers in awaitOpening
+	mu      sync.Mutex
+	warned  [len(setterWarnings)]bool // guarded by mu
+	// peakConns is how many connections there ever were; guarded by connector.mu.
+	peakConns int
+}
+
+// MaxOpenConns is how many connections the settings allow, in database/sql's words: 0 is
+// no limit.
+func (c *Settings) MaxOpenConns() int {
+	if c.MaxOverflow < 0 {
+		return 0
+	}
+	return c.PoolSize + c.MaxOverflow
+}
+
+// allowed is as many of n connections as the limit of the sql.DB leaves.
+func (ls *limits) allowed(n int) int {
+	if open := int(ls.Open.Load()); open > 0 {
+		return min(n, open)
+	}
+	return n
+}
+
+// isLimitOverridden says whether the user has changed the limit.
+func (ctr *Connector) isLimitOverridden() bool {
+	return int(ctr.Limits.Open.Load()) != ctr.Cfg.MaxOpenConns()
+}
+
+// isAtLimit says whether the user's own limit leaves no room for another connection,
+// counting those that will be.
+func (ctr *Connector) isAtLimit() bool { return ctr.exceedsLimit(1) }
+
+func (ctr *Connector) exceedsLimit(more int) bool {
+	if !ctr.isLimitOverridden() {
+		return false
+	}
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	n := len(ctr.conns) + int(ctr.maintainer.openingSpares.Load()) + more
+	return ctr.Limits.allowed(n) < n
+}
+
+// awaitOpeningSpare is for a caller to whom the limit leaves what is being opened for
+// MinIdle, and no more.
+func (ctr *Connector) awaitOpeningSpare(ctx context.Context) (link, bool) {
+	if !ctr.exceedsLimit(0) {
+		return link{}, false
+	}
+	ctr.Limits.waiting.Add(1)
+	defer ctr.Limits.waiting.Add(-1)
+	for {
+		isOpening := ctr.exceedsLimit(0) && ctr.maintainer.openingSpares.Load() > 0 && ctx.Err() == nil && !ctr.Outage.isDown()
+		if l, ok := ctr.takeSpare(ctx); ok || !isOpening {
+			return l, ok
+		}
+		clock.Wait(ctx, ctr.spareReady, 5*time.Millisecond)
+	}
+}
+
+// SyncLimits makes the limit of the sql.DB that of livepool, and tells once of each
+// setter that the user has called, as far as that shows. It takes the lock of the
+// sql.DB: who calls it holds none of livepool's.
+func (ctr *Connector) SyncLimits() {
+	ls, cfg := &ctr.Limits, ctr.Cfg
+	if ls.db == nil {
+		return
+	}
+	ctr.mu.Lock()
+	peak := ls.peakConns
+	ctr.mu.Unlock()
+	ls.mu.Lock()
+	st := ls.db.Stats()
+	if open := int64(st.MaxOpenConnections); ls.Open.Swap(open) != open {
+		ls.resize(st.MaxOpenConnections)
+		ctr.maintainer.wake()
+	}
+	keepsFewer := peak <= cfg.PoolSize && ls.allowed(cfg.PoolSize) == cfg.PoolSize // of MaxIdleClosed
+	isNew := [...]bool{
+		ctr.isLimitOverridden(),
+		st.Idle > cfg.PoolSize || st.MaxIdleClosed > 0 && keepsFewer,
+		st.MaxLifetimeClosed > 0, // livepool sets none
+		st.MaxIdleTimeClosed > 0 && (cfg.IdleTimeout == 0 || ctr.clock.Now() < cfg.IdleTimeout),
+	}
+	for i, called := range isNew {
+		isNew[i] = called && !ls.warned[i]
+		ls.warned[i] = ls.warned[i] || called
+	}
+	ls.mu.Unlock() // the Logger is the user's
+	for i, text := range setterWarnings {
+		if isNew[i] {
+			cfg.Log.Warn("livepool: "+text, slog.String("addr", ctr.addr),
+				slog.Int("max_open_conns", st.MaxOpenConnections), slog.Int("pool_size", cfg.PoolSize), slog.Int("max_overflow", cfg.MaxOverflow),
+				slog.Duration("recycle", cfg.Recycle), slog.Duration("idle_timeout", cfg.IdleTimeout))
+		}
+	}
+}
+
+// setterWarnings are what the user may have called, and what to do instead.
+var setterWarnings = [...]string{
+	"SetMaxOpenConns was called on the pool's sql.DB: its limit holds, for sessions and MinIdle too; " +
+		"leave the call out and set PoolSize (pool_size) and MaxOverflow (pool_max_overflow), which together are the limit",
+	"SetMaxIdleConns was called on the pool's sql.DB: it keeps more or fewer connections than PoolSize (pool_size); leave the call out and set PoolSize",
+	"SetConnMaxLifetime was called on the pool's sql.DB: it closes connections before others are there; leave the call out and set Recycle (pool_recycle)",
+	"SetConnMaxIdleTime was called on the pool's sql.DB: it closes connections before IdleTimeout (pool_idle_timeout); leave the call out and set IdleTimeout",
+}

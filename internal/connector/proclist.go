@@ -1,0 +1,231 @@
+// proclist.go tells who is who on the server: whether it sees this pool's
+// connections as they see themselves, and which of its threads serves one of
+// them. Whatever is done to a thread, kill.go and stall.go do it, and only with
+// the proof from here.
+
+package connector
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/livepool/livepool/internal/wire"
+)
+
+// serverSide is the server's side of a connection: by what it can be told from others,
+// and what the maintainer has seen of it. Nothing but vigil and forsaken changes
+// after the login.
+type serverSide struct {
+	*wire.Conn
+	bornAt     time.Duration
+	beacon     string       // the named lock it holds, "" for none
+	facts      *serverFacts // of its server, nil if it does not say
+	stallWatch stallWatch
+	abandoned  atomic.Bool // it was abandoned
+}
+
+// clientView is how a server sees a connection, as other connections of the user see it.
+type clientView struct {
+	user      string // "" if the processlist does not show it
+	host      string // where it comes from, less the port
+	port      string
+	inCluster bool // the server says that it is a node of a Galera cluster
+}
+
+// The processlist is a scan of all threads, and on MySQL may hold them up: this
+// is asked once a server, and by each connection beside the pool. wsrepOn is a
+// column that only MariaDB sees, and NULL where it was built without Galera.
+const (
+	viewQuery = "SELECT p.USER, p.HOST" + wsrepOnColumn +
+		" FROM (SELECT 1) AS me LEFT JOIN information_schema.PROCESSLIST AS p ON p.ID = CONNECTION_ID()"
+	wsrepOnColumn = " /*M!100101 , (SELECT GLOBAL_VALUE FROM information_schema.SYSTEM_VARIABLES WHERE VARIABLE_NAME = 'WSREP_ON') */"
+)
+
+// queryView asks how the server sees a connection. A server may hide a connection from
+// itself: MySQL one of a proxy user or of an anonymous account.
+func queryView(ctx context.Context, in *driverConn) (s clientView, err error) {
+	row, err := in.queryRow(ctx, viewQuery)
+	if err != nil {
+		return s, err
+	}
+	if len(row) != 2 && len(row) != 3 {
+		return s, fmt.Errorf("livepool: the server shows %d columns where 2 were asked for, or 3 of MariaDB", len(row))
+	}
+	s = clientView{user: row[0], host: row[1], inCluster: len(row) == 3 && row[2] == "ON"}
+	if i := strings.LastIndexByte(s.host, ':'); i >= 0 {
+		s.host, s.port = s.host[:i], s.host[i+1:]
+	}
+	return s, nil
+}
+
+// isDirect says whether the server sees the connection come from its own port.
+// Behind a proxy or NAT it does not, and neither does a unix socket, which has no
+// port.
+func (s *clientView) isDirect(w *wire.Conn) bool {
+	return w != nil && s.port != "" && s.port == localPort(w)
+}
+
+// localPort is the connection's own, "" if it has none.
+func localPort(w *wire.Conn) string {
+	if tcp, ok := w.LocalAddr().(*net.TCPAddr); ok {
+		return strconv.Itoa(tcp.Port)
+	}
+	return ""
+}
+
+// isSamePath says whether two connections lead from the same address to the same
+// address. Between two such a port belongs to one connection at a time.
+func isSamePath(a, b *wire.Conn) bool {
+	from, ok := a.LocalAddr().(*net.TCPAddr)
+	to, ok2 := b.LocalAddr().(*net.TCPAddr)
+	return ok && ok2 && from.IP.Equal(to.IP) && a.RemoteAddr().String() == b.RemoteAddr().String()
+}
+
+// threadState is what the server says of a connection's thread.
+type threadState int
+
+const (
+	threadUnknown       threadState = iota // there is no telling whose a thread is, or whether there is one
+	threadOnOtherServer                    // another server has it
+	threadNotFound                         // there is none any more
+	threadHidden                           // it is there; what it does is not shown
+	threadIdle                             // it waits for the client
+	threadRunning
+)
+
+// foundThread is what was found of the thread that serves a connection. The id is an
+// expression for the server's own, "" where it must not be used.
+type foundThread struct {
+	id string
+	threadState
+}
+
+// findThreads looks for the threads that serve some connections: who holds the
+// beacons, and then one look at the processlist, which is a scan of all threads.
+func (s *side) findThreads(ctx context.Context, ws []*serverSide) ([]foundThread, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.ctr.Cfg.PingTimeout)
+	defer cancel()
+	holders, err := s.beaconHolders(ctx, ws)
+	if err != nil {
+		return nil, err
+	}
+	found, queries := make([]foundThread, len(ws)), make([]threadQuery, len(ws))
+	var ids []string
+	for i, w := range ws {
+		if found[i], queries[i] = s.threadQuery(w, holders[i]); queries[i].id != "" {
+			ids = append(ids, queries[i].id)
+		}
+	}
+	if len(ids) == 0 {
+		return found, nil
+	}
+	// A thread that waits for its client is shown as Killed where something has ended
+	// its transaction, such as a Galera node in favour of another node's.
+	rows, err := s.link.driverConn.queryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
+		" FROM information_schema.PROCESSLIST WHERE ID IN ("+strings.Join(ids, ", ")+")")
+	if err != nil {
+		return nil, err
+	}
+	for i, q := range queries {
+		for _, row := range rows {
+			if q.id != "" && q.matches(row) {
+				found[i] = foundThread{q.killExpr, q.stateOf(row[3])}
+			}
+		}
+	}
+	return found, nil
+}
+
+// beaconHolders asks who holds the beacons; "" for one that nobody holds, and for a
+// connection that has none.
+func (s *side) beaconHolders(ctx context.Context, ws []*serverSide) ([]string, error) {
+	all := make([]string, len(ws))
+	var locks []string
+	for _, w := range ws {
+		if w.beacon != "" {
+			locks = append(locks, w.beaconHolderExpr())
+		}
+	}
+	if len(locks) == 0 {
+		return all, nil
+	}
+	row, err := s.link.driverConn.queryRow(ctx, "SELECT "+strings.Join(locks, ", "))
+	if err != nil {
+		return nil, err
+	}
+	for i, w := range ws {
+		if w.beacon != "" {
+			all[i], row = row[0], row[1:]
+		}
+	}
+	return all, nil
+}
+
+// beaconHolderExpr is an expression for the id of the thread that holds the beacon.
+func (w *serverSide) beaconHolderExpr() string { return "IS_USED_LOCK('" + w.beacon + "')" }
+
+// threadQuery is what the processlist is asked about one thread.
+type threadQuery struct {
+	id, user, host string // user and host are "" where any is right
+	killExpr       string // by which it is killed, "" if it must not be
+}
+
+// matches says whether a row of the processlist is about the thread.
+func (q *threadQuery) matches(row []string) bool {
+	return row[0] == q.id && (q.user == "" || row[1] == q.user) && (q.host == "" || row[2] == q.host)
+}
+
+// stateOf is what it says of the thread.
+func (q *threadQuery) stateOf(command string) threadState {
+	switch {
+	case q.killExpr == "":
+		return threadUnknown
+	case command == "Sleep":
+		return threadIdle
+	}
+	return threadRunning
+}
+
+// threadQuery is what there is to ask about a connection's thread, and what is known of it
+// without, or if the answer is that there is none.
+//
+// The holder of the beacon is the thread. Where nobody holds it the connection is
+// gone, or has only put it out (RELEASE_ALL_LOCKS). Without a beacon it is the
+// thread with the id of the handshake, for its user and from our port, on a server
+// that sees this connection as it sees itself: then it sees that one so too. What
+// was born before the server has started is not there.
+func (s *side) threadQuery(w *serverSide, holder string) (foundThread, threadQuery) {
+	switch {
+	case holder != "":
+		return foundThread{w.beaconHolderExpr(), threadHidden}, threadQuery{id: holder, killExpr: w.beaconHolderExpr()}
+	case s.facts == nil, w.facts == nil:
+		return foundThread{}, threadQuery{}
+	case s.facts.server != w.facts.server:
+		return foundThread{threadState: threadOnOtherServer}, threadQuery{}
+	case w.bornAt+2*time.Second < s.serverStarted: // it counts in whole seconds
+		return foundThread{threadState: threadNotFound}, threadQuery{}
+	}
+	ifAbsent, q := threadUnknown, threadQuery{id: w.facts.connectionID, user: w.facts.user}
+	if s.canSeeUser(w.facts.user) {
+		ifAbsent = threadNotFound
+	}
+	if w.beacon == "" {
+		if !s.direct || !isSamePath(s.link.wire, w.Conn) || !w.facts.isHandshakeID(w.Conn) {
+			return foundThread{}, threadQuery{}
+		}
+		q.host, q.killExpr = s.view.host+":"+localPort(w.Conn), q.id
+	}
+	return foundThread{threadState: ifAbsent}, q
+}
+
+// canSeeUser says whether the processlist shows this connection the threads of a
+// user: it shows it its own, and those of the same user are shown to it as that
+// one is. Of others there is no telling, and what is not shown may be there: the
+// threads of a proxy user, of an anonymous account, of a user whose name has
+// changed since.
+func (s *side) canSeeUser(user string) bool { return s.view.user != "" && s.view.user == user }

@@ -1,0 +1,295 @@
+// request.go is the requests of a connection: what comes before each of them, how it
+// is sent, and what is noted when it is answered. What follows from a failure is
+// failure.go's affair.
+
+package connector
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/sqltext"
+)
+
+// beginRequest comes before anything that is sent. It returns how many bytes had been
+// written by then, by which a failure tells whether anything was sent.
+func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.Effects) (mark uint64, err error) {
+	if c.ctr.keepParkedAlive {
+		if err := c.resume(ctx, query); err != nil {
+			return 0, err
+		}
+	}
+	if unsent, ok := ctx.(*unsentContext); ok {
+		c.noteTxError(unsent.reason, query, ranNothing)
+		return 0, c.parkWith(unsent.reason)
+	}
+	c.requestStarted, _ = c.ctr.clock.Bounds()
+	if c.requestStarted-c.lastRoundTrip > peekAfter && c.wire != nil {
+		if err := c.peekAfterPause(ctx, query); err != nil {
+			return 0, c.parkWith(err)
+		}
+	}
+	if c.needsCheck || c.transaction.open {
+		if err := c.checkBeforeSend(ctx, query, effects); err != nil {
+			return 0, c.parkWith(err)
+		}
+	}
+	c.used = true
+	return c.written(), nil
+}
+
+// checkBeforeSend is what enter does where there is something to look out for.
+func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltext.Effects) error {
+	if c.needsCheck && !c.transaction.open {
+		isSetup := c.ctr.isWrapperSetup()
+		err := c.deferredCheckout(ctx)
+		c.needsCheck = c.needsCheck || isSetup
+		return err
+	}
+	t := &c.transaction
+	if t.poison != nil {
+		if err := c.mayRun(query); err != nil {
+			return err
+		}
+	}
+	if c.openResults > 0 && c.ctr.IsMySQL {
+		c.noteTxError(errResultOpen, query, ranNothing)
+		return errResultOpen
+	}
+	if t.unit == nil {
+		return nil
+	}
+	if t.unit.HasKey.Load() && !c.commitTableOK && c.ctr.IsMySQL {
+		if err := c.checkCommitTable(ctx); err != nil {
+			return err
+		}
+	}
+	return c.vetStatement(query, effects)
+}
+
+// CheckNamedValue forwards to the driver. It lets the arguments through to where
+// the statement is sent as long as there is no link, which it has no context to
+// open with, and where the statement may have to be prepared first.
+func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
+	c.argsDeferred = c.unconnected || c.driverConn.mayPrepare()
+	if c.argsDeferred {
+		return nil
+	}
+	return c.driverConn.CheckNamedValue(nv)
+}
+
+// convert makes up for it, as database/sql would have done: where the statement
+// has to be prepared first it says so, and the arguments are converted for that.
+func (c *conn) convert(args []driver.NamedValue, atOnce bool) ([]driver.NamedValue, error) {
+	c.argsDeferred = false
+	if !atOnce {
+		return nil, driver.ErrSkip
+	}
+	kept := args[:0]
+	for _, arg := range args {
+		arg.Ordinal = len(kept) + 1
+		err := c.driverConn.CheckNamedValue(&arg)
+		if err == driver.ErrSkip {
+			arg.Value, err = driver.DefaultParameterConverter.ConvertValue(arg.Value)
+		}
+		switch err {
+		case nil:
+			kept = append(kept, arg)
+		case driver.ErrRemoveArgument:
+		default:
+			return nil, fmt.Errorf("sql: converting argument %s type: %w", argumentName(&arg), err)
+		}
+	}
+	return kept, nil
+}
+
+func argumentName(arg *driver.NamedValue) string {
+	if arg.Name != "" {
+		return fmt.Sprintf("with name %q", arg.Name)
+	}
+	return fmt.Sprintf("$%d", arg.Ordinal)
+}
+
+// Exec is what programs call inside sql.Conn.Raw, as the driver's README shows
+// for the results of several statements.
+func (c *conn) Exec(query string, args []driver.Value) (driver.Result, error) {
+	return c.ExecContext(context.Background(), query, named(args))
+}
+
+// Query is like Exec.
+func (c *conn) Query(query string, args []driver.Value) (driver.Rows, error) {
+	return c.QueryContext(context.Background(), query, named(args))
+}
+
+// ExecContext forwards to the driver.
+func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	effects := c.effects(query)
+	mark, err := c.beginRequest(ctx, query, effects)
+	if err != nil {
+		return nil, err
+	}
+	if c.argsDeferred || !c.driverConn.execsDirectly {
+		if args, err = c.convert(args, c.driverConn.execsDirectly); err != nil {
+			return nil, c.parkWith(err)
+		}
+	}
+	if c.wire != nil && c.wire.HasUserTimeout && sqltext.LoadsData(query) {
+		defer c.wire.WithoutUserTimeout()()
+	}
+	if effects != 0 {
+		if mark, err = c.noteEffects(ctx, query, effects); err != nil {
+			return nil, c.parkWith(err)
+		}
+	}
+	res, err := c.driverConn.ExecContext(ctx, query, args)
+	if err != nil {
+		return nil, c.parkWith(c.afterStatement(ctx, c.handleFailure(ctx, err, query, mark, statementRequest)))
+	}
+	c.recordAnswer()
+	if c.transaction.recoverable {
+		c.noteRecovery()
+	}
+	return res, c.parkWith(c.afterStatement(ctx, nil))
+}
+
+// QueryContext forwards to the driver.
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	effects := c.effects(query)
+	mark, err := c.beginRequest(ctx, query, effects)
+	if err != nil {
+		return nil, err
+	}
+	if c.argsDeferred || !c.driverConn.queriesDirectly {
+		if args, err = c.convert(args, c.driverConn.queriesDirectly); err != nil {
+			return nil, c.parkWith(err)
+		}
+	}
+	if effects != 0 {
+		if mark, err = c.noteEffects(ctx, query, effects); err != nil {
+			return nil, c.parkWith(err)
+		}
+	}
+	rows, err := c.driverConn.QueryContext(ctx, query, args)
+	if err != nil {
+		return nil, c.parkWith(c.afterStatement(ctx, c.handleFailure(ctx, err, query, mark, statementRequest)))
+	}
+	c.recordAnswer()
+	return c.wrapRows(ctx, rows, query), nil
+}
+
+// Prepare is what database/sql uses of a driver without contexts.
+func (c *conn) Prepare(query string) (driver.Stmt, error) {
+	return c.PrepareContext(context.Background(), query)
+}
+
+// PrepareContext forwards to the driver. A lost PREPARE has no effect.
+func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	effects := c.effects(query)
+	mark, err := c.beginRequest(ctx, query, effects)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.driverConn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, c.parkWith(c.handleFailure(ctx, err, query, mark, effectlessRequest))
+	}
+	c.touch()
+	wrapped := c.wrapStmt(s, query, effects) // counted before the maintainer may look
+	if preparing, ok := ctx.(*prepareContext); ok {
+		wrapped.preparedIn = preparing.unit
+	}
+	c.park()
+	return wrapped, nil
+}
+
+// Begin is what database/sql uses of a driver without contexts.
+func (c *conn) Begin() (driver.Tx, error) {
+	return c.BeginTx(context.Background(), driver.TxOptions{})
+}
+
+// BeginTx forwards to the driver. A lost BEGIN has no effect.
+func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	noteSessionServed(ctx)
+	mark, err := c.beginRequest(ctx, "BEGIN", sqltext.Ends)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := c.driverConn.BeginTx(ctx, opts)
+	if err != nil {
+		if opts.Isolation != 0 && c.ctr.IsMySQL {
+			c.dirty = true // the level may have been set, for the next transaction
+		}
+		return nil, c.parkWith(c.handleFailure(ctx, err, "BEGIN", mark, effectlessRequest))
+	}
+	c.touch()
+	t := &c.tx
+	if c.transaction.open { // begun twice on a sql.Conn; the first is still its owner's to end
+		t = new(tx)
+	}
+	c.transaction.begin(ctx)
+	if unit := c.transaction.unit; unit != nil {
+		c.trackCheckout(unit.Name)
+	}
+	*t = tx{c: c, driverTx: inner}
+	c.park()
+	return t, nil
+}
+
+// Ping is the ping a caller asks for. As long as nothing has run since the
+// checkout it verifies a connection "establishing one if necessary", as
+// sql.DB.Ping promises, but database/sql does not send a ping again.
+func (c *conn) Ping(ctx context.Context) error {
+	fresh := !c.used
+	mark, err := c.beginRequest(ctx, "", 0)
+	if err != nil {
+		return err
+	}
+	defer c.park()
+	if !fresh {
+		if err := c.driverConn.Ping(ctx); err != nil {
+			return c.hideBadConn(c.handleFailure(ctx, err, "ping", mark, effectlessRequest))
+		}
+		c.touch()
+		return nil
+	}
+	neededCheck := c.needsCheck
+	c.used, c.needsCheck = false, false
+	if !c.ctr.IsMySQL {
+		err := c.pingOther(ctx, true)
+		c.needsCheck = c.needsCheck || neededCheck
+		return err
+	}
+	switch v := c.prePing(ctx); {
+	case v == keep && !c.needsCheck:
+		c.needsCheck = neededCheck
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	default:
+		return c.reconnect(ctx, v) // whose login is an answer of the server
+	}
+}
+
+// pingOther is the ping of a driver other than MySQL's, within PingTimeout. An
+// error of its ping may be about anything, and its connect prove nothing: only
+// for a loss is another connection opened, and that one is pinged too.
+func (c *conn) pingOther(ctx context.Context, mayRenew bool) error {
+	bounded, cancel := context.WithTimeout(ctx, c.ctr.Cfg.PingTimeout)
+	defer cancel()
+	sent, mark := c.ctr.clock.Now(), c.written()
+	err := c.driverConn.Ping(bounded)
+	lost := err != nil && (bounded.Err() != nil || c.ctr.Classify(err)&mysqlerr.ConnDead != 0)
+	switch {
+	case err == nil:
+		c.touch()
+		return nil
+	case !mayRenew, !lost, ctx.Err() != nil:
+		return c.handleFailure(ctx, err, "ping", mark, effectlessRequest)
+	}
+	if err := c.reconnect(ctx, c.ctr.judgePing(&c.link, sent, err)); err != nil {
+		return err
+	}
+	return c.pingOther(ctx, false)
+}

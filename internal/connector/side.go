@@ -1,0 +1,140 @@
+// side.go is the connection by which the server is asked about the pool's others,
+// and by which the threads of those that were abandoned are killed: one beside the
+// pool, or one of its own that is idle, where the server takes no more.
+
+package connector
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/mysqlerr"
+)
+
+// side is such a connection.
+type side struct {
+	ctr           *Connector
+	link          link
+	facts         *serverFacts
+	view          clientView
+	direct        bool
+	serverStarted time.Duration // when the server was, before all times if it does not say
+
+	returnToPool func(good bool) // for one of the pool's own, nil for one beside it
+}
+
+// openOrBorrowSide opens one. Where the server, or the user, has all the connections
+// that it may have, an idle one of the pool's serves.
+func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*side, error) {
+	s, err := ctr.openSide(ctx)
+	if err == nil || ctr.ShortageOf(err) != noRoom {
+		return s, err
+	}
+	if own := ctr.borrowSide(ctx); own != nil {
+		return own, nil
+	}
+	return nil, err
+}
+
+// openSide opens one, within ConnectTimeout. In an outage it does not.
+func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
+	s := &side{ctr: ctr}
+	l, err := ctr.openQueued(ctx, true)
+	if err != nil {
+		switch {
+		case errors.As(err, new(*gateError)):
+			ctr.Outage.requestProbe(ctr)
+		case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
+			// A server that is silent may only be busy, and one that is full has no room
+			// for one beside the pool: neither is an outage of the pool's.
+		default:
+			ctr.recordConnectFailure(err)
+		}
+		return nil, err
+	}
+	ctr.recordConnected()
+	s.link = l
+	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
+	defer cancel()
+	if err := s.identify(ctx); err != nil && !isServerAnswer(err) {
+		s.link.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// borrowSide reserves an idle connection of the pool, as a ping in the background
+// does, nil if there is none.
+func (ctr *Connector) borrowSide(ctx context.Context) *side {
+	for _, c := range ctr.snapshot() {
+		var s *side
+		c.reserveIdle(func() {
+			if c.unconnected {
+				return
+			}
+			v := &reservation{done: make(chan struct{})}
+			c.reservation = v
+			s = &side{ctr: ctr, link: c.link}
+			s.returnToPool = func(good bool) {
+				if !c.release(v, s.link, good) {
+					s.link.close()
+				}
+			}
+		})
+		if s == nil {
+			continue
+		}
+		sent := ctr.clock.Now()
+		bounded, cancel := context.WithTimeout(ctx, ctr.Cfg.PingTimeout)
+		err := s.identify(bounded)
+		cancel()
+		if err == nil || isServerAnswer(err) {
+			return s
+		}
+		ctr.recordDiscard(&s.link, ctr.judgePing(&s.link, sent, err))
+		s.returnToPool(false)
+	}
+	return nil
+}
+
+// identify asks the server who it is. One that does not say serves as far as it
+// goes: then only a beacon proves anything.
+func (s *side) identify(ctx context.Context) (err error) {
+	s.serverStarted = -clock.Never
+	if s.facts, _, err = queryFacts(ctx, &s.link.driverConn, ""); err != nil {
+		return err
+	}
+	if s.view, err = queryView(ctx, &s.link.driverConn); err != nil {
+		return err
+	}
+	s.direct = s.view.isDirect(s.link.wire) && s.facts.isHandshakeID(s.link.wire)
+	row, err := s.link.driverConn.queryRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
+	if err != nil {
+		return err
+	}
+	if seconds, err := strconv.Atoi(row[len(row)-1]); err == nil {
+		s.serverStarted = s.ctr.clock.Now() - time.Duration(seconds)*time.Second
+	}
+	return nil
+}
+
+// close ends it. err is what the last question met, nil if it was answered.
+func (s *side) close(err error) {
+	switch {
+	case s == nil:
+	case s.returnToPool == nil:
+		s.link.close()
+	default:
+		if err == nil {
+			s.link.lastRoundTrip = s.ctr.clock.Now()
+		}
+		s.returnToPool(err == nil)
+	}
+}
+
+// allowsMultiStatements says whether several statements may be sent at a time.
+func (s *side) allowsMultiStatements() bool { return s.link.wire != nil && s.link.wire.MultiStatements }

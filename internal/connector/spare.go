@@ -1,0 +1,271 @@
+// spare.go keeps connections ready that database/sql does not have yet: those
+// that MinIdle asks for, and the one by which a server was found to be back.
+// Whoever would open a connection takes one of them first.
+
+package connector
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/livepool/livepool/internal/clock"
+)
+
+// addSpare keeps l ready.
+func (ctr *Connector) addSpare(l link) {
+	c := &conn{ctr: ctr, spare: true, idleSince: ctr.clock.Now()}
+	c.attach(l)
+	c.state.Store(idle)
+	ctr.mu.Lock()
+	closed := ctr.closed
+	if !closed {
+		ctr.conns[c] = struct{}{}
+		ctr.spares = append(ctr.spares, c)
+		ctr.makeRoom()
+		ctr.signalSpare()
+	}
+	ctr.mu.Unlock()
+	if closed {
+		l.close()
+		return
+	}
+	ctr.maintainer.noteActivity() // it may be surplus, and nothing else be due
+}
+
+// signalSpare tells one of those who open a connection, if there is any spare.
+// ctr.mu is held.
+func (ctr *Connector) signalSpare() {
+	if len(ctr.spares) == 0 {
+		return
+	}
+	select {
+	case ctr.spareReady <- struct{}{}:
+	default:
+	}
+}
+
+// takeOrDial returns a connection that is ready, which may have died meanwhile, or
+// opens one. While there are connections that are asked whether they are alive
+// the first of both is taken: where it was the server that stood still, they
+// answer before a new one is there.
+func (ctr *Connector) takeOrDial(ctx context.Context) (l link, isNew bool, err error) {
+	if l, ok := ctr.takeSpare(ctx); ok {
+		return l, false, nil
+	}
+	if l, ok := ctr.awaitOpeningSpare(ctx); ok {
+		return l, false, nil
+	}
+	ctr.mu.Lock()
+	rechecking := len(ctr.rechecks) > 0
+	ctr.mu.Unlock()
+	if rechecking {
+		return ctr.raceDialAndSpare(ctx)
+	}
+	l, err = ctr.dial(ctx)
+	return l, true, err
+}
+
+// raceDialAndSpare is what obtain does then. An attempt that its caller leaves goes on
+// for the pool.
+func (ctr *Connector) raceDialAndSpare(caller context.Context) (l link, isNew bool, err error) {
+	ctx, cancel := context.WithCancel(caller)
+	defer cancel()
+	spare := make(chan link, 1)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for {
+			select {
+			case <-ctr.spareReady:
+			case <-ctx.Done():
+				return
+			}
+			if l, ok := ctr.takeSpare(ctx); ok {
+				spare <- l
+				cancel()
+				return
+			}
+		}
+	})
+	l, err = ctr.dial(ctx)
+	cancel()
+	watcher.Wait()
+	select {
+	case ready := <-spare:
+		if err == nil { // at the same moment
+			ctr.keepOrClose(l)
+		}
+		return ready, false, nil
+	default:
+		return l, true, err
+	}
+}
+
+// keepOrClose keeps a new link for the next who would open one, within PoolSize.
+func (ctr *Connector) keepOrClose(l link) {
+	if ready, busy := ctr.countConns(); ready+busy >= ctr.Limits.allowed(ctr.Cfg.PoolSize) {
+		l.close()
+		return
+	}
+	ctr.addSpare(l)
+}
+
+// takeSpare returns a connection that is ready, if there is one. It may have
+// died meanwhile. One that is being pinged is waited for, as at a checkout.
+func (ctr *Connector) takeSpare(ctx context.Context) (link, bool) {
+	for {
+		c := ctr.popSpare()
+		if c == nil {
+			return link{}, false
+		}
+		c.acquire(ctx)
+		ctr.forget(c)
+		if !c.unconnected {
+			return c.detach(), true
+		}
+	}
+}
+
+// popSpare reserves one for the caller. It counts until he has it.
+func (ctr *Connector) popSpare() *conn {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	last := len(ctr.spares) - 1
+	if last < 0 {
+		return nil
+	}
+	c := ctr.spares[last]
+	ctr.spares = ctr.spares[:last]
+	ctr.signalSpare() // another waits, perhaps
+	return c
+}
+
+// keepForMinIdle takes over a healthy idle link that database/sql closes, because it
+// was idle for IdleTimeout, if MinIdle would be missed without it.
+func (ctr *Connector) keepForMinIdle(l link, idleSince time.Duration) bool {
+	now, timeout := ctr.clock.Now(), ctr.Cfg.IdleTimeout
+	if ctr.maintainer == nil || ctr.Cfg.MinIdle == 0 || timeout == 0 || now-idleSince < timeout-clock.Lease {
+		return false
+	}
+	if l.driverConn.Conn == nil || l.retirement(ctr, now) != keep {
+		return false
+	}
+	if ready, _ := ctr.countConns(); ready >= ctr.Cfg.MinIdle || ctr.isAtLimit() {
+		return false
+	}
+	ctr.addSpare(l)
+	return true
+}
+
+// countConns says how many connections are idle and ready, and how many database/sql
+// has in use.
+func (ctr *Connector) countConns() (ready, busy int) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	for c := range ctr.conns {
+		switch {
+		case isCheckedOut(c.state.Load()):
+			busy++
+		case c.hasLink.Load() && !c.rechecking.Load():
+			ready++
+		}
+	}
+	return ready, busy - int(ctr.Limits.waiting.Load()) // who take what is being opened
+}
+
+// keepMinIdle opens what MinIdle lacks, within PoolSize and the limit, and closes
+// what is ready for nothing. It returns when to look again: what is ready may be
+// taken at any time.
+func (m *maintainer) keepMinIdle(all []*conn) time.Duration {
+	cfg, now, opening := m.ctr.Cfg, m.ctr.clock.Now(), 0
+	size := m.ctr.Limits.allowed(cfg.PoolSize)
+	if cfg.MinIdle > 0 {
+		opening = int(m.openingSpares.Load()) + countReplacements(all) // before those that are there, or one could be missed
+	}
+	ready, busy := m.ctr.countConns()
+	surplus := m.trimSpares(ready, busy, now)
+	switch {
+	case cfg.MinIdle == 0 && surplus && busy == 0 && ready <= size:
+		return max(cfg.IdleTimeout/10, minIdleInterval)
+	case cfg.MinIdle == 0 && surplus:
+		return minIdleInterval
+	case cfg.MinIdle == 0:
+		return clock.Never
+	}
+	need := min(cfg.MinIdle-ready, size-ready-busy) - opening
+	if wait := m.openPauseLeft(); need > 0 && wait > 0 {
+		return wait
+	}
+	if m.ctr.Outage.isDown() {
+		need = min(need, 1-opening)
+	}
+	for range need {
+		m.openingSpares.Add(1)
+		if !m.startTask(m.openSpare) {
+			m.openingSpares.Add(-1)
+			m.minIdleShort.Store(true)
+		}
+	}
+	if busy == 0 && need <= 0 && ready <= size {
+		return clock.Never // what changes that tells
+	}
+	return minIdleInterval
+}
+
+// minIdleInterval is between two looks at what is ready.
+const minIdleInterval = time.Second
+
+func (m *maintainer) openSpare() {
+	defer m.openingSpares.Add(-1)
+	l, err := m.open()
+	if err != nil {
+		return
+	}
+	m.ctr.keepOrClose(l) // others may have been faster
+}
+
+// countReplacements are the connections that are on their way to an idle shell.
+func countReplacements(all []*conn) (n int) {
+	for _, c := range all {
+		c.mu.Lock()
+		if !c.closed && !c.hasLink.Load() && c.state.Load() == idle && (c.needsLink || c.replacing) {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
+}
+
+// trimSpares drops the spares that are none any more, and closes those that are not
+// needed. It says whether there are any left.
+func (m *maintainer) trimSpares(ready, busy int, now time.Duration) bool {
+	ctr, cfg := m.ctr, m.ctr.Cfg
+	size := ctr.Limits.allowed(cfg.PoolSize)
+	strict := ctr.isLimitOverridden() && int(ctr.Limits.Open.Load()) == size
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	for i := len(ctr.spares) - 1; i >= 0; i-- {
+		c := ctr.spares[i]
+		old := cfg.IdleTimeout > 0 && now-c.idleSince > cfg.IdleTimeout
+		surplus := ready+busy > size && (strict || now-c.idleSince > time.Second) || old && ready > cfg.MinIdle
+		if c.hasLink.Load() && !surplus || !c.state.CompareAndSwap(idle, inUse) {
+			continue
+		}
+		ctr.spares = slices.Delete(ctr.spares, i, i+1)
+		delete(ctr.conns, c)
+		if !c.unconnected {
+			ready--
+			l := c.detach()
+			ctr.background.Go(func() { l.close() })
+		}
+	}
+	return len(ctr.spares) > 0
+}
+
+// closeSpares is for a connector that is closed.
+func (ctr *Connector) closeSpares() {
+	for l, ok := ctr.takeSpare(context.Background()); ok; l, ok = ctr.takeSpare(context.Background()) {
+		l.close()
+	}
+}

@@ -1,0 +1,65 @@
+package connector
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/livepool/livepool/internal/wire"
+)
+
+// counters are the live values behind Stats.
+type counters struct {
+	Opened, Reused, ConnectFailed, Outages             atomic.Int64
+	Pings, KeptAlive, Swept, Deaths, Resent, Leaks     atomic.Int64
+	Killed, KillUnneeded, KillUnproved, KillFailed     atomic.Int64
+	StallChecks, Stalled                               atomic.Int64
+	Retried, Poisoned, CommitsUnknown, CommitsResolved atomic.Int64
+	Discards                                           [verdicts]atomic.Int64
+}
+
+// UncountedConns is what makes the counts whole: the checkouts of the connections that
+// there are, and how many more idle connections there are than database/sql knows.
+// It does not have the spares yet, and has some that are closed but for their shell.
+func (ctr *Connector) UncountedConns() (reused int64, idle int) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	for c := range ctr.conns {
+		reused += c.reuses.Load()
+		switch isIdle := !isCheckedOut(c.state.Load()); {
+		case isIdle && c.spare && c.hasLink.Load():
+			idle++
+		case isIdle && !c.spare && !c.hasLink.Load():
+			idle--
+		}
+	}
+	return reused, idle
+}
+
+// recordDeath spreads the news of a connection that was found dead, once. since is, of
+// a silence, when it had begun at the latest; of a hang-up, when it was found.
+func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, cause error) {
+	if l.lossReported {
+		return
+	}
+	l.lossReported = true
+	ctr.Outage.slowDials()
+	defer ctr.maintainer.wake()
+	ctr.Stats.Deaths.Add(1)
+	ctr.logNews(l, ctr.news.record(kind, since, ctr.clock.Now()),
+		"livepool: a connection was found dead; the others are checked before they are handed out", cause)
+}
+
+// logNews tells the operator of news. The first of a series tells the story.
+func (ctr *Connector) logNews(l *link, isFirst bool, text string, cause error) {
+	level := slog.LevelDebug
+	if isFirst {
+		level = slog.LevelWarn
+	}
+	attrs := ctr.describe(l)
+	if cause != nil {
+		attrs = append(attrs, slog.Any("cause", cause))
+	}
+	ctr.Cfg.Log.Log(context.Background(), level, text, attrs...)
+}

@@ -1,0 +1,200 @@
+// stmt.go wraps the driver's prepared statements, so that what happens on them
+// is known to their connection.
+
+package connector
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+
+	"github.com/livepool/livepool/internal/sqltext"
+)
+
+// stmt wraps a prepared statement.
+type stmt struct {
+	c          *conn
+	driverStmt driver.Stmt
+	query      string
+	effects    sqltext.Effects
+	linkSerial int64     // the serial of the link it was prepared on
+	preparedIn InnerUnit // inside another one, which has prepared it; nil for most
+}
+
+// wrapStmt uses the conn's own slot for the first open statement: a query with
+// arguments is prepared, executed and closed each time.
+func (c *conn) wrapStmt(s driver.Stmt, query string, effects sqltext.Effects) *stmt {
+	wrapped := &c.inlineStmt
+	if wrapped.driverStmt != nil {
+		wrapped = new(stmt)
+	}
+	*wrapped = stmt{c: c, driverStmt: s, query: query, effects: effects, linkSerial: c.serial}
+	c.openStmts++
+	return wrapped
+}
+
+// Close forwards to the driver. database/sql closes a statement once and does
+// not use it afterwards, so that its slot is free again.
+// It closes them on idle connections too; what is waiting for its server then
+// is not interrupted, and nobody waits for it.
+func (s *stmt) Close() error {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.driverStmt == nil {
+		return nil
+	}
+	var err error
+	switch {
+	case s.linkSerial != c.serial: // with another link the server's statement is gone, or going
+	case c.reservation != nil:
+		c.openStmts--
+		c.reservation.deferredCloses = append(c.reservation.deferredCloses, s.driverStmt)
+	default:
+		c.openStmts--
+		err = s.driverStmt.Close()
+	}
+	if s == &c.inlineStmt {
+		*s = stmt{c: c}
+	}
+	return err
+}
+
+// beginRequest is the conn's, and prepares the statement again where its link has been
+// replaced, which happens only while nobody uses the connection.
+func (s *stmt) beginRequest(ctx context.Context) (mark uint64, err error) {
+	if s.preparedIn != nil {
+		if err := s.preparedIn.EndedErr(); err != nil { // what undoes the unit waits for the connection
+			return 0, err
+		}
+	}
+	effects := s.effects
+	if !s.c.ctr.IsMySQL { // only units read its statements, and it may not have been in one then
+		effects = s.c.effects(s.query)
+	}
+	if mark, err = s.c.beginRequest(ctx, s.query, effects); err != nil {
+		return mark, err
+	}
+	if s.linkSerial != s.c.serial {
+		inner, err := s.c.driverConn.PrepareContext(ctx, s.query)
+		if err != nil {
+			return mark, s.c.parkWith(s.c.handleFailure(ctx, err, s.query, mark, effectlessRequest))
+		}
+		s.driverStmt, s.linkSerial = inner, s.c.serial
+		s.c.openStmts++
+		if mark, err = s.c.beginRequest(ctx, s.query, effects); err != nil {
+			return mark, err
+		}
+	}
+	if effects == 0 {
+		return mark, nil
+	}
+	if mark, err = s.c.noteEffects(ctx, s.query, effects); err != nil {
+		return 0, s.c.parkWith(err)
+	}
+	return mark, nil
+}
+
+// NumInput forwards to the driver.
+func (s *stmt) NumInput() int { return s.driverStmt.NumInput() }
+
+// Exec is what database/sql uses of a driver without contexts.
+func (s *stmt) Exec(args []driver.Value) (driver.Result, error) {
+	return s.ExecContext(context.Background(), named(args))
+}
+
+// Query is what database/sql uses of a driver without contexts.
+func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
+	return s.QueryContext(context.Background(), named(args))
+}
+
+// ExecContext forwards to the driver.
+func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	mark, err := s.beginRequest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.execContext(ctx, args)
+	if err != nil {
+		return nil, s.c.parkWith(s.c.afterStatement(ctx, s.c.handleFailure(ctx, err, s.query, mark, statementRequest)))
+	}
+	s.c.recordAnswer()
+	return res, s.c.parkWith(s.c.afterStatement(ctx, nil))
+}
+
+func (s *stmt) execContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if execer, ok := s.driverStmt.(driver.StmtExecContext); ok {
+		return execer.ExecContext(ctx, args)
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	return s.driverStmt.Exec(values)
+}
+
+// QueryContext forwards to the driver.
+func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	mark, err := s.beginRequest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.queryContext(ctx, args)
+	if err != nil {
+		return nil, s.c.parkWith(s.c.afterStatement(ctx, s.c.handleFailure(ctx, err, s.query, mark, statementRequest)))
+	}
+	s.c.recordAnswer()
+	return s.c.wrapRows(ctx, rows, s.query), nil
+}
+
+func (s *stmt) queryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if queryer, ok := s.driverStmt.(driver.StmtQueryContext); ok {
+		return queryer.QueryContext(ctx, args)
+	}
+	values, err := positional(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	return s.driverStmt.Query(values)
+}
+
+// CheckNamedValue converts an argument as database/sql would with the driver's
+// own statement: its NamedValueChecker, else the connection's, and then its
+// ColumnConverter.
+func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
+	checker, ok := s.driverStmt.(driver.NamedValueChecker)
+	if !ok {
+		checker = s.c.driverConn.checker
+	}
+	var err error
+	if checker != nil {
+		if err = checker.CheckNamedValue(nv); err != driver.ErrSkip {
+			return err
+		}
+	}
+	//lint:ignore SA1019 database/sql still serves drivers that have no other
+	converter, ok := s.driverStmt.(driver.ColumnConverter)
+	if !ok {
+		return driver.ErrSkip
+	}
+	if want := s.driverStmt.NumInput(); want >= 0 && want < nv.Ordinal {
+		return nil // database/sql will say that there are too many
+	}
+	value := nv.Value
+	if _, ok := value.(driver.Valuer); ok {
+		// The default converter calls it, and minds a nil pointer.
+		if value, err = driver.DefaultParameterConverter.ConvertValue(value); err != nil {
+			return err
+		}
+	}
+	if value, err = converter.ColumnConverter(nv.Ordinal - 1).ConvertValue(value); err != nil {
+		return err
+	}
+	if !driver.IsValue(value) {
+		return fmt.Errorf("driver ColumnConverter error converted %T to unsupported type %T", nv.Value, value)
+	}
+	nv.Value = value
+	return nil
+}

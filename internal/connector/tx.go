@@ -1,0 +1,280 @@
+// tx.go keeps a transaction honest: once the server has ended it nothing more
+// runs in it, and COMMIT says what is known of its outcome. It holds for plain
+// sql.Tx as for sessions. It retries nothing.
+
+package connector
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/sqltext"
+)
+
+// ErrPoisoned is what errors.Is finds in the error of a statement, or of a
+// Commit, that came after the server had ended the transaction; the error that
+// ended it is wrapped too. Such a statement is not sent: it would run outside
+// the transaction, and survive its rollback.
+var ErrPoisoned = errors.New("livepool: the transaction is over")
+
+// poisonedError is ErrPoisoned with its story.
+type poisonedError struct {
+	refused     string // what was asked for
+	cause       error
+	recoverable bool // by a rollback to a savepoint
+}
+
+func (e *poisonedError) Error() string {
+	if inside := (*txEndedError)(nil); errors.As(e.cause, &inside) && inside.mayHaveCommitted {
+		return fmt.Sprintf("livepool: %s: the transaction is over: %v", e.refused, e.cause)
+	}
+	if e.recoverable {
+		return fmt.Sprintf("livepool: %s: an earlier statement of the unit failed, and without it nothing of the unit is applied, "+
+			"unless its function had it undone by a rollback to a savepoint: %v", e.refused, e.cause)
+	}
+	return fmt.Sprintf("livepool: %s: the transaction was ended by an earlier error, and nothing of it was applied: %v", e.refused, e.cause)
+}
+func (e *poisonedError) Is(target error) bool { return target == ErrPoisoned }
+func (e *poisonedError) Unwrap() error        { return e.cause }
+
+// commitUnknownError is ErrCommitUnknown with its story.
+type commitUnknownError struct {
+	addr     string
+	threadID uint32
+	took     time.Duration
+	cause    error
+	socket   error
+}
+
+func (e *commitUnknownError) Error() string {
+	text := fmt.Sprintf("livepool: the outcome of the commit is unknown: COMMIT was sent on connection %d to %s and not answered within %s: %v",
+		e.threadID, e.addr, e.took.Round(time.Millisecond), e.cause)
+	if e.socket != nil && e.socket != e.cause {
+		text += fmt.Sprintf(" (%v)", e.socket)
+	}
+	return text + "; the work was applied once or not at all: look at the data before you repeat it"
+}
+func (e *commitUnknownError) Is(target error) bool { return target == mysqlerr.ErrCommitUnknown }
+func (e *commitUnknownError) Unwrap() error        { return e.cause }
+
+// notCommittedError is a commit that certainly did not happen, because the
+// connection was lost before COMMIT was sent.
+type notCommittedError struct {
+	addr     string
+	threadID uint32
+	cause    error
+}
+
+func (e *notCommittedError) Error() string {
+	return fmt.Sprintf("livepool: nothing was committed: connection %d to %s was lost before COMMIT was sent: %v",
+		e.threadID, e.addr, e.cause)
+}
+func (e *notCommittedError) Unwrap() error { return e.cause }
+
+// tx wraps the one transaction that a connection has at a time; it lives in
+// its conn, so that it costs no allocation.
+type tx struct {
+	c        *conn
+	driverTx driver.Tx
+}
+
+// transaction is what a connection knows of the one that is open on it.
+type transaction struct {
+	open bool
+	// poison is what ended it, nil while it can be committed.
+	poison error
+	// recoverable: the server has undone one statement only, so that a rollback to
+	// a savepoint makes the transaction whole again.
+	recoverable bool
+	// unit is the attempt of a unit of work whose transaction it is, nil for a
+	// plain one.
+	unit *Attempt
+	// sentinel is the statement after which it must be asked whether there still is
+	// this transaction.
+	sentinel sentinel
+}
+
+// begin notes a transaction that was begun under ctx, which database/sql hands
+// down as it gets it.
+func (t *transaction) begin(ctx context.Context) {
+	t.open, t.unit = true, nil
+	if unit, ok := ctx.(*BeginContext); ok {
+		t.unit = unit.Attempt
+	}
+}
+
+// noteTxError notes an error inside a transaction. Whatever ended the transaction
+// poisons it; a session is stricter, because a function that swallows the error
+// of one statement must not have the others committed, but for errors that a
+// correct program handles (see swallow.go).
+func (c *conn) noteTxError(err error, query string, ran extent) {
+	t := &c.transaction
+	class := c.classify(err)
+	txGone := class&mysqlerr.TxGone != 0 || c.isBroken()
+	if !t.open || t.poison != nil && !(t.recoverable && txGone) {
+		return
+	}
+	switch maySwallow := t.unit == nil || c.maySwallow(err, query, ran); {
+	case txGone, maySwallow && mysqlerr.Number(err) == lockWaitTimeout && c.facts.lockWaitMayEndTx():
+		t.poison, t.recoverable = err, false
+	case !maySwallow:
+		t.poison, t.recoverable = err, true
+	case t.unit != nil:
+		return
+	}
+	if t.poison != nil {
+		c.ctr.Stats.Poisoned.Add(1)
+	}
+	if t.unit != nil && txGone && ran != ranNothing && c.mayBeCausedByStatement(err) {
+		t.unit.noteLostStatement(query)
+	}
+	if t.unit == nil || class&mysqlerr.Retry == 0 {
+		return
+	}
+	t.unit.NoteFailure(err)
+	if class&mysqlerr.Elsewhere != 0 && !mysqlerr.IsNodeNotReady(err) {
+		c.noteWriteRefusal()
+	}
+}
+
+// mayRun refuses what would run outside the transaction that it is meant for.
+func (c *conn) mayRun(query string) error {
+	t := &c.transaction
+	if t.poison == nil || t.recoverable && sqltext.RollsBackToSavepoint(query) {
+		return nil
+	}
+	return &poisonedError{"statement refused", t.poison, t.recoverable}
+}
+
+// noteRecovery notes a statement that ran although the transaction was poisoned: the
+// rollback to a savepoint, by whose success the transaction is known to exist.
+func (c *conn) noteRecovery() {
+	t := &c.transaction
+	t.poison, t.recoverable = nil, false
+	t.unit.noteRecovery()
+}
+
+// errResultOpen is in place of a query sent into the middle of a result, which
+// the protocol does not allow and the driver does not always notice.
+var errResultOpen = errors.New("livepool: the result of an earlier query is still open on this transaction: read it to its end or close it before the next statement")
+
+// lockWaitTimeout is ER_LOCK_WAIT_TIMEOUT.
+const lockWaitTimeout = 1205
+
+// Commit commits, within CommitTimeout, and says what is known of the outcome:
+// nil, done; ErrPoisoned, or any other error but one, certainly not done;
+// ErrCommitUnknown, open. It is never sent again.
+func (t *tx) Commit() error {
+	defer t.c.endTx()
+	return t.c.hideBadConn(t.commit())
+}
+
+func (t *tx) commit() error {
+	c := t.c
+	if err := c.resumeBounded(); err != nil {
+		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+	}
+	if unit := c.transaction.unit; unit != nil && !unit.CommitState.CompareAndSwap(CommitAllowed, commitStarted) {
+		unit.CommitTriedByOther.Store(true)
+		_ = t.rollback()
+		return errors.New("livepool: commit refused, and rolled back: the transaction is a session's, which commits when its function returns")
+	}
+	if err := c.mayRun("COMMIT"); err != nil {
+		_ = t.rollback()
+		return &poisonedError{"commit refused", c.transaction.poison, c.transaction.recoverable}
+	}
+	if err := c.checkBeforeCommit(); err != nil {
+		c.dead = true
+		c.abandon()
+		if c.isBroken() {
+			c.reportLoss(err)
+		} else { // only the look at the socket knows
+			c.ctr.reportIdleLoss(&c.link, err)
+		}
+		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+	}
+	c.requestStarted, _ = c.ctr.clock.Bounds()
+	start, mark := c.requestStarted, c.written()
+	c.wire.SetLimit(c.ctr.Cfg.CommitTimeout)
+	err := c.asUnsolicited(t.driverTx.Commit())
+	c.wire.ClearLimit()
+	if err == nil {
+		c.touch()
+		return nil
+	}
+	c.dead = true // whatever is left of the transaction goes with the connection
+	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
+	switch {
+	case errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark:
+		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+	case mysqlerr.Number(err) != 0 && isCommitRefusal(c.classify(err)):
+		return err
+	}
+	c.ctr.Stats.CommitsUnknown.Add(1)
+	return &commitUnknownError{c.ctr.addr, c.threadID(), c.ctr.clock.Now() - start, err, c.ioCause(nil)}
+}
+
+// isCommitRefusal says whether a server's error in answer to COMMIT proves that
+// nothing was committed. An error that livepool does not know proves nothing.
+func isCommitRefusal(class mysqlerr.Class) bool {
+	return class&mysqlerr.CommitUnknown == 0 && class&(mysqlerr.NotRun|mysqlerr.TxGone|mysqlerr.StatementUndone) != 0
+}
+
+// checkBeforeCommit tells a connection that is gone before COMMIT is sent from
+// one that is lost after it, for which the driver has the same error.
+func (c *conn) checkBeforeCommit() error {
+	switch {
+	case c.ctr.IsMySQL && !c.driverConn.IsValid():
+		return mysql.ErrInvalidConn
+	case c.wire != nil && c.ctr.peekSockets:
+		if err := c.wire.Peek(); err != nil {
+			c.requestStarted, _ = c.ctr.clock.Bounds()
+			return c.recordParkedLoss(err)
+		}
+	case c.ctr.IsMySQL: // whose ResetSession only looks
+		if c.driverConn.ResetSession(context.Background()) != nil {
+			return mysql.ErrInvalidConn
+		}
+	}
+	return nil
+}
+
+// Rollback rolls back, within CommitTimeout. A connection on which that fails
+// is closed, by which the server rolls back.
+func (t *tx) Rollback() error {
+	defer t.c.endTx()
+	if err := t.c.resumeBounded(); err != nil {
+		return t.c.hideBadConn(err) // and the server rolls back, when the connection is closed
+	}
+	return t.c.hideBadConn(t.rollback())
+}
+
+func (t *tx) rollback() error {
+	c := t.c
+	mark := c.written()
+	c.wire.SetLimit(c.ctr.Cfg.CommitTimeout)
+	err := t.driverTx.Rollback()
+	c.wire.ClearLimit()
+	if err == nil {
+		c.touch()
+		return nil
+	}
+	c.dead = true
+	_ = c.handleFailure(context.Background(), err, "ROLLBACK", mark, statementRequest)
+	return err
+}
+
+// endTx notes the end of the transaction. What there was of doubt is gone too.
+func (c *conn) endTx() {
+	t := &c.transaction
+	t.open, t.unit = false, nil
+	if t.poison != nil || t.sentinel.query != "" {
+		*t = transaction{}
+	}
+	c.park()
+}

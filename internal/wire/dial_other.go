@@ -1,0 +1,7 @@
+//go:build !unix || aix
+
+package wire
+
+const canPeek = false
+
+func peekSocket(uintptr) error { return nil }
