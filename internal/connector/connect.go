@@ -255,7 +255,8 @@ func (o *connectAttempt) abort(err error) {
 }
 
 // keepLateLink keeps the connection of an attempt that its caller has left ready for
-// the next one.
+// the next one, if there is room for it: it is this one that is closed if not, and
+// not an older one that is surplus because of it.
 func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
 	if o.side { // it takes several statements at a time, and is none for the pool
@@ -264,7 +265,10 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 		return
 	}
 	limit := int(ctr.Limits.Open.Load())
-	if ready, inUseCount := ctr.countConns(); !ctr.Outage.isDown() && limit > 0 && ready+inUseCount >= limit {
+	ready, inUse := ctr.countConns()
+	isFull := limit > 0 && ready+inUse >= limit
+	isSurplus := ready > 0 && ready+inUse >= ctr.Limits.allowed(ctr.Cfg.PoolSize)
+	if !ctr.Outage.isDown() && (isFull || isSurplus) {
 		l.close()
 	} else {
 		ctr.addSpare(l)
