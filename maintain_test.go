@@ -173,7 +173,7 @@ func TestRefusedReplacementIsNoStorm(t *testing.T) {
 		return nil
 	}
 	p := openRecording(t, d, func(c *livepool.Config) {
-		c.Recycle, c.RecycleJitter, c.KeepAlive = time.Second, 0, 200*time.Millisecond
+		c.Recycle, c.RecycleJitter, c.KeepAlive = 3*time.Second, 0, 500*time.Millisecond
 	})
 	fakedb.ServedBy(t, p)
 	labtest.Eventually(t, "the replacement is dialled", func() bool { return d.Connects.Load() > 1 })

@@ -32,8 +32,10 @@ func flushLock(t *testing.T, s *server.Server) (release func()) {
 
 func TestCommitHeldUpByAnHonestServerIsWaitedFor(t *testing.T) {
 	const units, long = 12, 4 * time.Second
+	var all crowd // it is mostly waiting
+	defer all.wg.Wait()
 	for _, kind := range server.Kinds() {
-		t.Run(string(kind), func(t *testing.T) {
+		all.run(t, string(kind), func(t *testing.T) {
 			s := hauntedServer(t, kind)
 			for _, tt := range []struct{ name, params string }{
 				{"looked at before", "pool_commit_timeout=1s&pool_stall_after=300ms"},
