@@ -30,7 +30,7 @@ fuzz: ## each fuzz target in turn: D=1m (how long each)
 	FUZZTIME=$(or $(D),1m) bash ./test.sh fuzz
 
 mutants: ## break each promise in turn, and see a test fail: T=COMMIT (those whose sentence has it)
-	go run ./internal/mutants $(if $(T),-run '$(T)')
+	go run ./internal/lab/mutants $(if $(T),-run '$(T)')
 
 lint: ## what is found without running anything: gofmt, vet, the linters
 	bash ./test.sh lint

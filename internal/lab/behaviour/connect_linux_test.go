@@ -29,10 +29,10 @@ func TestStoppedServerBlocksNobody(t *testing.T) {
 		pools int
 		lasts time.Duration
 	}{
-		{server.MariaDB, 1, 75 * time.Second},
-		{server.MariaDB, 10, 17 * time.Second},
-		{server.MariaDB118, 10, 17 * time.Second},
-		{server.MySQL, 10, 17 * time.Second},
+		{server.MariaDB, 10, 75 * time.Second},
+		{server.MariaDB, 1, 17 * time.Second},
+		{server.MariaDB118, 10, 75 * time.Second},
+		{server.MySQL, 10, 75 * time.Second},
 	} {
 		t.Run(fmt.Sprintf("%s, %d pools, %s", tt.kind, tt.pools, tt.lasts), func(t *testing.T) {
 			t.Parallel()

@@ -62,7 +62,7 @@ func TestThreadThatIsNotShownIsNotGone(t *testing.T) {
 					}
 					var logins atomic.Int64
 					p := openWith(t, withParams(dsn, "wait_timeout=2"), func(cfg *livepool.Config) {
-						cfg.StallAfter = 500 * time.Millisecond
+						cfg.StallAfter = time.Second
 						if err := cfg.MySQL.Apply(mysql.BeforeConnect(func(_ context.Context, my *mysql.Config) error {
 							hiding.login(my, logins.Add(1))
 							return nil
@@ -74,12 +74,12 @@ func TestThreadThatIsNotShownIsNotGone(t *testing.T) {
 					var busy sync.WaitGroup
 					for range 2 {
 						busy.Go(func() {
-							if err := sleeps(t.Context(), p.QueryRowContext(t.Context(), "SELECT SLEEP(4)")); err != nil {
+							if err := sleeps(t.Context(), p.QueryRowContext(t.Context(), "SELECT SLEEP(8)")); err != nil {
 								t.Errorf("an honest statement: %v", err)
 							}
 						})
 					}
-					stood := stoodStill(3500 * time.Millisecond)
+					stood := stoodStill(7500 * time.Millisecond)
 					busy.Wait()
 					st := p.Stats()
 					if st.Stalled != 0 || st.StallChecks == 0 {
