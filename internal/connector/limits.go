@@ -70,14 +70,15 @@ func (ctr *Connector) awaitOpeningSpare(ctx context.Context) (link, bool) {
 	if !ctr.exceedsLimit(0) {
 		return link{}, false
 	}
-	ctr.Limits.waiting.Add(1)
-	defer ctr.Limits.waiting.Add(-1)
 	for {
 		isOpening := ctr.exceedsLimit(0) && ctr.maintainer.openingSpares.Load() > 0 && ctx.Err() == nil && !ctr.Outage.isDown()
 		if l, ok := ctr.takeSpare(ctx); ok || !isOpening {
 			return l, ok
 		}
+		// Only here: with a spare in hand it counts as in use, or another would be opened.
+		ctr.Limits.waiting.Add(1)
 		clock.Wait(ctx, ctr.spareReady, 5*time.Millisecond)
+		ctr.Limits.waiting.Add(-1)
 	}
 }
 
