@@ -1,8 +1,8 @@
-// maintain.go looks after connections in the background, so that no caller pays
-// for it: the maintainer, one goroutine per Pool. It never touches a connection
-// on which a request is under way and never takes one from the pool: it visits
-// them where they lie, and a checkout that meets a visit waits for its end. What
-// it does for those whose owners are elsewhere is in hold.go.
+// maintain.go looks after connections in the background, so that no caller has to wait
+// for that: the maintainer, one goroutine per Pool. It never touches a connection on
+// which a request is under way, and takes none from the pool: it reserves an idle one in
+// place, and a checkout waits for the end of the reservation. What it does for
+// connections that are checked out is in parked.go.
 
 package connector
 
@@ -23,35 +23,36 @@ type maintainer struct {
 	stop     context.CancelFunc
 	wakeups  chan struct{}
 	done     chan struct{}
-	tasks    chan struct{} // one for each thing that is being done
-	pingDone chan struct{} // a hand that has pinged is free
-	activity chan struct{} // a connection was taken while it slept, or is spare
+	tasks    chan struct{} // one element for each task under way
+	pingDone chan struct{} // a ping's task is free again
+	activity chan struct{} // a connection was taken while it slept, or there is a new spare
 
-	// What follows is the goroutine's own.
-	nextDue     time.Duration // when something is due
-	pending     []*conn       // that wait for a hand
-	pingEarlyBy time.Duration // how much sooner than it must a ping may be sent
+	// Only the maintainer's goroutine reads and writes these.
+	nextDue     time.Duration // when the next round is due
+	pending     []*conn       // connections that wait for a free task
+	pingEarlyBy time.Duration // how much sooner than necessary a ping may be sent
 
-	rounds atomic.Int64 // looks at all connections
+	// Any goroutine may read and write the following.
+	rounds atomic.Int64 // passes over all connections; the maintainer counts them
 
-	suspectPings atomic.Int32 // suspect connections that are being asked
+	suspectPings atomic.Int32 // pings of suspect connections that are under way
 
-	// minIdleShort: fewer than MinIdle may be ready, because one was found dead or no hand
-	// was free to open it. It is looked at when a hand is free.
+	// minIdleShort: fewer than MinIdle connections may be ready, because one died or no
+	// task was free to open it. The maintainer clears it and looks when a task ends.
 	minIdleShort    atomic.Bool
-	checkingStalls  atomic.Bool  // stalled statements are being looked up
+	checkingStalls  atomic.Bool  // checkStalls is under way
 	openingSpares   atomic.Int32 // connections that are being opened to keep MinIdle
-	openPausedUntil atomic.Int64 // until when none is, because that failed
+	openPausedUntil atomic.Int64 // no connection is opened in the background before this time, because the last attempt failed
 }
 
-// maxTasks is how many connections are pinged or opened in the background at a
-// time: enough for a slow network, and few beside what a server takes.
+// maxTasks is how many connections are pinged or opened in the background at a time:
+// enough for a slow network, and few compared with what a server accepts.
 const maxTasks = 4
 
-// ServePool has the connector serve a Pool: its limits are those of db, whose changes it
-// tells to resize, and the maintainer, once it is started, looks after its
-// connections. It is called before any is opened. What it returns is closed when the
-// connector is.
+// ServePool makes the connector serve a Pool: its limits are those of db, and it calls
+// resize when they change. Once the maintainer is started it looks after the
+// connections. It is called before any connection is opened. The channel that it returns
+// is closed when the connector is closed.
 func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-chan struct{}) {
 	ctr.Limits.db, ctr.Limits.resize = db, resize
 	ctr.keepParkedAlive = ctr.ownDialer && ctr.Cfg.KeepAlive > 0 && ctr.Cfg.HoldLimit > 0
@@ -67,14 +68,15 @@ func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-c
 // StartMaintainer starts the maintainer.
 func (ctr *Connector) StartMaintainer() { go ctr.maintainer.run() }
 
-// wake makes it look now. A connector without a Pool has none.
+// wake makes the maintainer start a round now. A connector without a Pool has no
+// maintainer.
 func (m *maintainer) wake() {
 	if m == nil {
 		return
 	}
 	select {
 	case m.wakeups <- struct{}{}:
-	default: // it has been told already
+	default: // one is pending
 	}
 }
 
@@ -104,7 +106,7 @@ func (m *maintainer) run() {
 	}
 }
 
-// timeUntilDue is for how long nothing will be due.
+// timeUntilDue is how long the maintainer can sleep.
 func (m *maintainer) timeUntilDue() time.Duration {
 	if m.nextDue == clock.Never {
 		return clock.Never
@@ -112,8 +114,8 @@ func (m *maintainer) timeUntilDue() time.Duration {
 	return max(m.nextDue-m.ctr.clock.Now(), time.Millisecond)
 }
 
-// noteActivity tells the maintainer that a connection was taken, opened or closed, if it
-// sleeps until that happens.
+// noteActivity wakes the maintainer, if it sleeps until there is activity: a connection
+// was taken, opened or closed.
 func (ctr *Connector) noteActivity() {
 	if ctr.maintainerAsleep.Load() {
 		ctr.wakeMaintainer()
@@ -126,35 +128,36 @@ func (ctr *Connector) wakeMaintainer() {
 	}
 }
 
-// noteActivity has it look soon. A connector without a Pool has none.
+// noteActivity makes the maintainer plan a round soon. A connector without a Pool has no
+// maintainer.
 func (m *maintainer) noteActivity() {
 	if m == nil {
 		return
 	}
 	select {
 	case m.activity <- struct{}{}:
-	default: // it has been told already
+	default: // one is pending
 	}
 }
 
-// startTask does f in the background. It returns false if enough is being done; the
-// maintainer then looks again when something is finished.
+// startTask runs f in the background. It returns false if maxTasks are under way; the
+// maintainer then starts another round when one ends.
 func (m *maintainer) startTask(f func()) bool {
 	return m.startTaskThen(func(func()) { f() }, m.wake)
 }
 
-// startPing is hand for a ping, of which nothing follows for the others, and which
-// may be left to itself: others get its hand when it calls free.
+// startPing is startTask for a ping, whose end needs no round over all connections. The
+// ping may go on without its task: it calls release to let another one start.
 func (m *maintainer) startPing(f func(release func())) bool {
 	return m.startTaskThen(f, func() {
 		select {
 		case m.pingDone <- struct{}{}:
-		default: // it has been told already
+		default: // one is pending
 		}
 	})
 }
 
-// startTaskThen does f in the background and tells of its end.
+// startTaskThen runs f in the background, and onDone when f ends or calls release.
 func (m *maintainer) startTaskThen(f func(release func()), onDone func()) bool {
 	select {
 	case m.tasks <- struct{}{}:
@@ -175,14 +178,14 @@ func (m *maintainer) startTaskThen(f func(release func()), onDone func()) bool {
 	return false
 }
 
-// round looks at every connection, and at when something will be due. As long as
-// connections are used it looks again soon for what cannot be foreseen; if none
-// is, the first that is taken wakes it. So that a round costs little beside what
-// it does, what is due soon in a large pool is done now.
+// round looks at every connection, and plans the next round. While connections are in
+// use the next one comes soon, because what happens to them cannot be foreseen;
+// otherwise the first connection that is taken wakes the maintainer. In a large pool
+// what is due soon is done now, so that a round is worth its cost.
 func (m *maintainer) round() {
 	m.rounds.Add(1)
 	m.ctr.SyncLimits()
-	m.ctr.maintainerAsleep.Store(true) // before it looks whether one is used
+	m.ctr.maintainerAsleep.Store(true) // before it checks whether one is in use
 	all := m.ctr.snapshot()
 	m.pending, m.pingEarlyBy = m.pending[:0], 0
 	if len(all) > largePool {
@@ -203,10 +206,11 @@ func (m *maintainer) round() {
 	m.nextDue = addClamped(m.ctr.clock.Now(), wait, 0)
 }
 
-// largePool is how many connections can be looked at for each ping of one.
+// largePool is the number of connections from which on pings are sent early, so that one
+// round serves several.
 const largePool = 16
 
-// resumeRound goes on where the last round had no hand left.
+// resumeRound continues where the last round ran out of tasks.
 func (m *maintainer) resumeRound() {
 	for len(m.pending) > 0 {
 		last := len(m.pending) - 1
@@ -215,13 +219,13 @@ func (m *maintainer) resumeRound() {
 		due := m.inspect(c)
 		m.nextDue = min(m.nextDue, addClamped(m.ctr.clock.Now(), due, 0))
 		if len(m.pending) > last {
-			return // no hand is free
+			return // no task is free
 		}
 	}
 }
 
-// nextRegularRound is when to look again for what cannot be foreseen, because a connection
-// is in use: it may be due when it is returned.
+// nextRegularRound is how long until the next round while a connection is in use: it may
+// be due as soon as it is returned.
 func (m *maintainer) nextRegularRound() time.Duration {
 	next := clock.Never
 	if recycle := m.ctr.Cfg.Recycle; recycle > 0 {
@@ -233,8 +237,7 @@ func (m *maintainer) nextRegularRound() time.Duration {
 	return next
 }
 
-// firstRoundAfterUse is when to look for the first time for what may come of a connection
-// that was taken.
+// firstRoundAfterUse is how long until the first round after a connection was taken.
 func (m *maintainer) firstRoundAfterUse() time.Duration {
 	cfg, wait := m.ctr.Cfg, min(m.nextRegularRound(), minIdleInterval)
 	for _, d := range []time.Duration{cfg.StallAfter / 4, cfg.LeakAfter} {
@@ -245,12 +248,13 @@ func (m *maintainer) firstRoundAfterUse() time.Duration {
 	return wait
 }
 
-// inspect does what an idle connection needs, and returns when to look again: it
-// is given up if it is too old or dead, replaced a little before it is too old,
-// and pinged if it has not proved itself for KeepAlive, or since another one
-// died. A checkout that comes before a replacement is there discards the shell.
+// inspect does what a connection needs, and returns how long until it needs something
+// again. An idle one is discarded if it is dead or too old, replaced a little before it
+// is too old, and pinged if it had no round trip for KeepAlive or since another
+// connection died. A checkout before the replacement is ready discards the unconnected
+// conn.
 func (m *maintainer) inspect(c *conn) (due time.Duration) {
-	due = clock.Never // of one that has no link yet
+	due = clock.Never // a conn without a link
 	if c.hasLink.Load() {
 		due = m.nextRegularRound()
 	}
@@ -262,7 +266,7 @@ func (m *maintainer) inspect(c *conn) (due time.Duration) {
 	return due
 }
 
-// maintainIdle is look on a connection that nobody uses.
+// maintainIdle is inspect for an idle connection. c is reserved, and c.mu held.
 func (m *maintainer) maintainIdle(c *conn) (due time.Duration) {
 	now := m.ctr.clock.Now()
 	if !c.unconnected {
@@ -270,7 +274,7 @@ func (m *maintainer) maintainIdle(c *conn) (due time.Duration) {
 			m.discard(c.detach(), v, nil)
 			c.needsLink = !c.spare
 			if m.ctr.isAtLimit() {
-				return clock.Lease // so that it is closed before another is opened
+				return clock.Lease // so that it is closed before another one is opened
 			}
 		}
 	}
@@ -308,8 +312,8 @@ func (m *maintainer) maintainIdle(c *conn) (due time.Duration) {
 	return due
 }
 
-// discard closes a link that was taken from an idle connection, and tells of its
-// death. Both may take their time, and are no part of the visit.
+// discard closes a link that was taken from an idle connection, and reports its loss.
+// Both may take time, and so happen outside the reservation.
 func (m *maintainer) discard(l link, v Verdict, cause error) {
 	if v == ByPeek {
 		m.ctr.Stats.Swept.Add(1)
@@ -324,10 +328,10 @@ func (m *maintainer) discard(l link, v Verdict, cause error) {
 	}
 }
 
-// ping pings an idle connection. It is called during a visit, which it prolongs.
-// Those that are suspect are asked many at a time: nobody gets one before. It
-// returns false if no hand is free. Callers ping too: it touches nothing of the
-// maintainer's own.
+// ping pings an idle connection. It is called under a reservation, which then lasts
+// until the answer. Suspects are pinged many at a time, because callers get none of them
+// before its answer. It returns false if no task is free. Callers use it too, so it
+// touches nothing that is the maintainer's alone.
 func (m *maintainer) ping(c *conn) bool {
 	q := m.ctr.newPendingPing(c.link)
 	v := &reservation{done: make(chan struct{}), ping: q}
@@ -339,7 +343,7 @@ func (m *maintainer) ping(c *conn) bool {
 			m.ctr.Stats.Swept.Add(1)
 		}
 		if q.waiter.Load() == pingUnattended {
-			return // a caller did not wait
+			return // the caller did not wait: finishRecheck has dealt with the link
 		}
 		wanted := c.release(v, q.link, result == keep)
 		if result != keep {
@@ -365,7 +369,7 @@ func (m *maintainer) ping(c *conn) bool {
 	return true
 }
 
-// startSuspectPing is hand for connections that are suspect.
+// startSuspectPing is startPing for suspects, which have a limit of their own.
 func (m *maintainer) startSuspectPing(f func(release func())) bool {
 	const maxPings = 100
 	if m.suspectPings.Add(1) > maxPings {
@@ -374,7 +378,7 @@ func (m *maintainer) startSuspectPing(f func(release func())) bool {
 	}
 	if m.ctr.spawn(func() {
 		f(func() {})
-		if left := m.suspectPings.Add(-1); left == 0 || left == maxPings/2 { // and not for each, which would look at all of them
+		if left := m.suspectPings.Add(-1); left == 0 || left == maxPings/2 { // not after each ping: a wake looks at all connections
 			m.wake()
 		}
 	}) {
@@ -384,7 +388,7 @@ func (m *maintainer) startSuspectPing(f func(release func())) bool {
 	return false
 }
 
-// snapshot are the connections that exist.
+// snapshot returns the connections that exist.
 func (ctr *Connector) snapshot() []*conn {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()

@@ -1,5 +1,5 @@
-// replace.go opens connections in the background: one in place of a link whose time
-// is nearly up, or was, before a caller has to.
+// replace.go opens a new link in the background, in place of one that is about to expire
+// or has expired, so that no caller has to wait for it.
 
 package connector
 
@@ -9,15 +9,14 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// renewAhead is how long before a connection's time is up another one is opened to
-// take its place.
+// renewAhead is how long before a link expires its replacement is opened.
 func (m *maintainer) renewAhead() time.Duration {
 	return min(m.ctr.Cfg.Recycle/100, 250*time.Millisecond)
 }
 
-// replace opens another link and puts it, when it is time, in place of the one
-// with that serial, if the connection is still idle then. It is called during a
-// visit.
+// replace opens a link in the background and, at the given time, puts it in place of the
+// link with that serial (0 for none), if the connection is idle then. It is called under
+// a reservation.
 func (m *maintainer) replace(c *conn, serial int64, at time.Duration) {
 	if m.ctr.Outage.isDown() || m.openPauseLeft() > 0 {
 		return
@@ -35,7 +34,7 @@ func (m *maintainer) replace(c *conn, serial int64, at time.Duration) {
 		case attached:
 		case c.isClosed(), m.ctr.isAtLimit():
 			l.close()
-		default: // in use, and closed when it is returned
+		default: // in use: the old link is closed when it is returned
 			m.ctr.addSpare(l)
 		}
 	})
@@ -44,8 +43,8 @@ func (m *maintainer) replace(c *conn, serial int64, at time.Duration) {
 	}
 }
 
-// swapLink ends a replacement: if there is another link, it takes the place of
-// the one with that serial, or of none, on a connection that is idle.
+// swapLink ends a replacement. If one was opened and the connection is idle, it takes
+// the place of the link with that serial, or of a link that is missing.
 func (c *conn) swapLink(l link, serial int64, opened bool) (old link, attached bool) {
 	endReplacement := func() { c.replacing, c.needsLink = false, false }
 	if !c.reserveIdle(func() {
@@ -68,12 +67,11 @@ func (c *conn) isClosed() bool {
 	return c.closed
 }
 
-// openRetryPause is between attempts to open a connection in the background that
-// fail.
+// openRetryPause is the pause after a failure to open a connection in the background.
 const openRetryPause = time.Second
 
-// open opens a connection in the background. After a failure none is opened
-// there for a while.
+// open opens a connection in the background. After a failure none is opened in the
+// background for openRetryPause.
 func (m *maintainer) open() (link, error) {
 	l, err := m.ctr.dialOnce(m.ctx)
 	if err != nil {
@@ -83,7 +81,7 @@ func (m *maintainer) open() (link, error) {
 	return l, err
 }
 
-// openPauseLeft is for how long none is to be opened.
+// openPauseLeft is what is left of that pause.
 func (m *maintainer) openPauseLeft() time.Duration {
 	return time.Duration(m.openPausedUntil.Load()) - m.ctr.clock.Now()
 }

@@ -1,5 +1,5 @@
-// slot.go says who has a connection: its owner, the pool, or the maintainer, which
-// visits it where it lies. It is the one place where they are kept apart.
+// slot.go decides who has a connection: its owner, the pool, or the maintainer, which
+// reserves an idle one in place. Nothing else keeps them apart.
 
 package connector
 
@@ -10,43 +10,44 @@ import (
 	"sync/atomic"
 )
 
-// Who has a connection. Whoever changes it from idle, or from atRest, owns the
-// link until he changes it back. A connection is born in use.
+// The states of a connection. The goroutine that changes the state from idle or parked
+// owns the link until it changes it back. A connection is born in use.
 const (
 	inUse          int32 = iota // a request is under way, or a result is open
-	parked                      // its owner is elsewhere
-	parkedReserved              // by the maintainer
-	parkedFailed                // which found that it, or its transaction, is gone
+	parked                      // checked out, and no request is under way
+	parkedReserved              // checked out, and the maintainer pings it
+	parkedFailed                // checked out, and a ping found that the connection or its transaction is lost
 	idle                        // returned to the pool
-	reserved
+	reserved                    // idle, and the maintainer or a side connection uses it
 )
 
 // slot keeps the maintainer and the callers apart on one connection.
 type slot struct {
 	state atomic.Int32
-	// mu guards what follows. Besides the maintainer it is taken by those who
-	// touch an idle connection from outside a checkout: database/sql closes idle
-	// connections, and the statements of a sql.Stmt on them, the latter under the
-	// lock of the whole pool. So nobody waits for an answer while he holds it.
+	// mu guards what follows. The maintainer takes it, and those who touch an idle
+	// connection without a checkout: database/sql closes idle connections, and the
+	// statements of a sql.Stmt on them, the latter under the lock of the whole pool. So
+	// nobody waits for an answer while holding mu.
 	mu            sync.Mutex
-	reservation   *reservation   // one that takes its time, nil if there is none
-	needsLink     bool           // its time was up, and another link is to be opened for it
-	replacing     bool           // which is being done
-	closed        bool           // closed for good
-	ownerPause    ownerPause     // since the owner's last request; the maintainer's own
-	parkedFailure *parkedFailure // what the owner is to be told, from endedAtRest until he takes it
+	reservation   *reservation   // one that waits for the server, nil if none; set in reserveIdle and reserveParked
+	needsLink     bool           // its link was retired and a new one must be opened; the maintainer and swapLink write it
+	replacing     bool           // that link is being opened; the same write it
+	closed        bool           // Close was called, and sets it
+	ownerPause    ownerPause     // since the owner's last request; the maintainer writes it in state parkedReserved
+	parkedFailure *parkedFailure // what the owner's next request returns; set with parkedFailed, and cleared by the owner
 }
 
-// reservation is one during which a connection waits for its server.
+// reservation is a use of a connection that waits for its server, while its owner or the
+// pool still has the conn.
 type reservation struct {
-	done           chan struct{}
-	ping           *pendingPing  // nil where it is no ping
-	deferredCloses []driver.Stmt // what was to be closed meanwhile
+	done           chan struct{} // closed at its end
+	ping           *pendingPing  // nil if it is not a ping
+	deferredCloses []driver.Stmt // statements that were closed meanwhile; guarded by the slot's mu
 }
 
-// acquire makes the connection the caller's. It waits for a visit to end; a
-// caller whose context ends first leaves the link to the visitor, and so does
-// one who is not to wait because the answer is late.
+// acquire takes the connection for the caller. It waits for a reservation to end. If the
+// context ends first, or the ping is late, the link stays with the reservation, and the
+// conn is left unconnected.
 func (c *conn) acquire(ctx context.Context) {
 	if c.state.CompareAndSwap(idle, inUse) {
 		c.ctr.noteActivity()
@@ -57,7 +58,7 @@ func (c *conn) acquire(ctx context.Context) {
 	for v := c.reservation; v != nil; v = c.reservation {
 		c.mu.Unlock()
 		reason := BySilence
-		var late <-chan struct{} // none of a connection that is lent for a look beside it: see borrowSide
+		var late <-chan struct{} // nil for a side connection that was borrowed (see borrowSide): it cannot be late
 		if v.ping != nil {
 			late = v.ping.late
 		}
@@ -77,20 +78,20 @@ func (c *conn) acquire(ctx context.Context) {
 		}
 		if unattended {
 			c.reservation = nil
-			c.rechecking.Store(false) // it was the link that was
+			c.rechecking.Store(false) // only the link is being pinged, and it is no longer here
 			c.detach()
 			continue
 		}
 		c.mu.Unlock()
-		<-v.done // the answer has come
+		<-v.done // the answer has arrived
 		c.mu.Lock()
 	}
 	c.state.Store(inUse)
 	c.ctr.noteActivity()
 }
 
-// reserveIdle runs f on the connection, if nobody uses it. f does not wait for
-// anything; it may begin a visit that does.
+// reserveIdle runs f on the connection if it is idle. f does not wait for anything, but
+// it may set a reservation, which then lasts until release.
 func (c *conn) reserveIdle(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -104,8 +105,8 @@ func (c *conn) reserveIdle(f func()) bool {
 	return true
 }
 
-// releaseWaiters is for a visit to a connection that another one's silence has made
-// suspect: who waits for it is not to wait for another ping's timeout.
+// releaseWaiters ends the wait for a reserved suspect, so that its caller does not wait
+// for another PingTimeout.
 func (c *conn) releaseWaiters() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,7 +116,7 @@ func (c *conn) releaseWaiters() {
 	}
 }
 
-// endReservation lets the next user in. c.mu is held.
+// endReservation makes a reserved connection idle. c.mu is held.
 func (c *conn) endReservation() {
 	close(c.reservation.done)
 	c.reservation = nil
@@ -123,8 +124,8 @@ func (c *conn) endReservation() {
 	c.state.Store(idle)
 }
 
-// release ends a visit and leaves l behind, or a shell if l is no good. It returns
-// false if l is not wanted any more, and then it is the visitor's to close.
+// release ends a reservation and puts l back, or leaves the conn unconnected if l is not
+// usable. If it returns false l is not wanted any more, and the caller closes it.
 func (c *conn) release(v *reservation, l link, usable bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -142,8 +143,8 @@ func (c *conn) release(v *reservation, l link, usable bool) bool {
 	return usable
 }
 
-// closeDeferred closes what was to be closed during a visit. c.mu is held, but for as
-// long as that takes.
+// closeDeferred closes the statements whose Close a reservation has deferred. c.mu is
+// held, but not during the closing.
 func (c *conn) closeDeferred(v *reservation, usable bool) {
 	for c.reservation == v && usable && v.deferredCloses != nil {
 		deferred := v.deferredCloses
