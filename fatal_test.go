@@ -12,6 +12,7 @@ import (
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // A statement that ends the connection each time is sent twice. Losses at other
@@ -52,5 +53,25 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// The insert of a key is livepool's own, and ends no connection: whatever does so
+// while it waits, twice in a row, the unit is run again.
+func TestUnitWhoseKeyMeetsTwoLossesIsRunAgain(t *testing.T) {
+	f := &fakedb.DB{}
+	p := openFake(t, f, nil)
+	inserts := 0
+	f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
+		if strings.HasPrefix(query, "INSERT INTO livepool_commits") {
+			if inserts++; inserts <= 3 {
+				c.Valid.Store(false)
+				return fakedb.ErrGone
+			}
+		}
+		return nil
+	}
+	if err := p.WithSession(t.Context(), labtest.Work, livepool.Once("key")); err != nil || inserts != 4 {
+		t.Errorf("%v after %d inserts, want nil after 4", err, inserts)
 	}
 }

@@ -54,9 +54,15 @@ func (s *Session) insertKey(ctx context.Context, key string) error {
 		return ct.NoSchemaErr
 	}
 	_, err := s.ExecContext(ctx, "INSERT INTO "+ct.Name+" (unit) VALUES ("+committable.KeyLiteral(key)+")")
-	if mysqlerr.Number(err) == 1062 {
+	switch {
+	case err == nil:
+		return nil
+	case mysqlerr.Number(err) == 1062:
 		return errKeyTaken
 	}
+	// The program did not write it, and it ends no connection: it only waits, for an
+	// earlier attempt most often, so that it is under way when something else does.
+	s.root.attempt.ForgetLostStatement()
 	return ct.Explain(err)
 }
 

@@ -48,6 +48,9 @@ func (a *Attempt) noteLostStatement(query string) {
 	a.observed.LostStatement = query
 }
 
+// ForgetLostStatement says that the statement is not to blame.
+func (a *Attempt) ForgetLostStatement() { a.noteLostStatement("") }
+
 // noteRecovery notes that a rollback to a savepoint has undone the failure.
 func (a *Attempt) noteRecovery() {
 	a.mu.Lock()
