@@ -291,7 +291,7 @@ func (c *conn) isBroken() bool {
 	if c.wire == nil {
 		return c.ctr.IsMySQL && !c.driverConn.IsValid()
 	}
-	return c.wire.IoErr != nil || c.wire.Closed.Load()
+	return c.wire.IOErr != nil || c.wire.Closed.Load()
 }
 
 // deferredCheckout makes up for the checkout that a connection did not get.

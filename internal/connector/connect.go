@@ -151,7 +151,7 @@ func (o *connectAttempt) run(ctx context.Context) {
 	o.err = errConnectPanicked // or did not return at all (runtime.Goexit)
 	defer o.finish()
 	if o.ctr.ownDialer {
-		ctx = context.WithValue(ctx, wire.WireKey{}, &o.wire)
+		ctx = context.WithValue(ctx, wire.ContextKey{}, &o.wire)
 	}
 	o.link, o.err = o.ctr.login(ctx, o)
 	o.loggedIn.Store(true)
@@ -322,8 +322,8 @@ func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished boo
 	case mysqlerr.CallerGaveUp(err):
 		e.Text += ", by the dialer's own limit: " + err.Error()
 		e.Cause = &connectTimeoutError{}
-	case ctr.ownDialer && w != nil && w.IoErr != nil:
-		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IoErr)
+	case ctr.ownDialer && w != nil && w.IOErr != nil:
+		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IOErr)
 	}
 	return e
 }

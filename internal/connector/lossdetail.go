@@ -67,7 +67,7 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 	switch number := mysqlerr.Number(err); {
 	case number == packetTooLarge:
 		return &tooLargeError{c.ctr.addr, max(int(w.Written-mark), len(query)+1), c.maxPacket(), err}
-	case number != 0, w.IoErr == nil, w.Written == mark:
+	case number != 0, w.IOErr == nil, w.Written == mark:
 		return err
 	}
 	if size := c.rejectedPacketSize(query, mark); size > 0 {
@@ -76,12 +76,12 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 		}
 		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
 	}
-	_, stalled := stalledFor(w.IoErr)
+	_, stalled := stalledFor(w.IOErr)
 	switch timeout := c.driverTimeout(query); {
 	case timeout != nil:
 		return fmt.Errorf("%w: %w", err, timeout)
-	case stalled && !errors.Is(err, w.IoErr):
-		return fmt.Errorf("%w: %w", err, w.IoErr)
+	case stalled && !errors.Is(err, w.IOErr):
+		return fmt.Errorf("%w: %w", err, w.IOErr)
 	}
 	return err
 }
@@ -96,7 +96,7 @@ func (c *conn) rejectedPacketSize(query string, mark uint64) int {
 	if w.OversizedAt > mark {
 		size = max(size, w.Oversized)
 	}
-	if !c.facts.rejectsPacket(size) || !c.facts.isHandshakeID(w) || wire.LossOf(w.IoErr) != wire.HungUp {
+	if !c.facts.rejectsPacket(size) || !c.facts.isHandshakeID(w) || wire.LossOf(w.IOErr) != wire.HungUp {
 		return 0
 	}
 	return size
@@ -114,7 +114,7 @@ func (l *link) maxPacket() int {
 // the connection. COMMIT and ROLLBACK have one of livepool's.
 func (c *conn) driverTimeout(query string) error {
 	var op *net.OpError
-	if !c.ctr.ownDialer || query == "COMMIT" || query == "ROLLBACK" || !errors.As(c.wire.IoErr, &op) || !errors.Is(op, os.ErrDeadlineExceeded) {
+	if !c.ctr.ownDialer || query == "COMMIT" || query == "ROLLBACK" || !errors.As(c.wire.IOErr, &op) || !errors.Is(op, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	name, limit := "readTimeout", c.ctr.Cfg.MySQL.ReadTimeout
@@ -168,7 +168,7 @@ func RepeatedLossText(query string) string {
 // that was under way, and not of the network or of a server that shuts down: it
 // was sent, and there is no other word on what happened.
 func (c *conn) mayBeCausedByStatement(err error) bool {
-	return mysqlerr.Number(err) == 0 && !errors.As(err, new(*unsolicitedError)) && (c.wire == nil || wire.LossOf(c.wire.IoErr) == wire.HungUp)
+	return mysqlerr.Number(err) == 0 && !errors.As(err, new(*unsolicitedError)) && (c.wire == nil || wire.LossOf(c.wire.IOErr) == wire.HungUp)
 }
 
 // repeatedLossError ends a Pool.Retry.
