@@ -23,7 +23,7 @@ func (p *Pool) CreateCommitTable(ctx context.Context) error {
 	if ct.NoSchemaErr != nil {
 		return ct.NoSchemaErr
 	}
-	if _, err := p.ExecContext(ctx, ct.Ddl()); err != nil {
+	if _, err := p.ExecContext(ctx, ct.DDL()); err != nil {
 		return fmt.Errorf("livepool: creating the commit table %s: %w", ct.Name, ct.Explain(err))
 	}
 	if !p.ctr.IsMySQL {

@@ -24,13 +24,14 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 	}{
 		"always the same": {func(int) string { return "DO 2" }, 2},
 		"in turn":         {func(attempt int) string { return fmt.Sprint("DO ", 1+attempt%2) }, 6},
+		"the same words, at another place each time": {func(attempt int) string { return fmt.Sprint("DO ", 1+attempt%2) }, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakedb.DB{}
 			p := openFake(t, f, func(c *livepool.Config) { c.MaxAttempts = 6 })
 			runs := 0
 			f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
-				if query == tt.fatal(runs) {
+				if query == tt.fatal(runs) || query == "DO 9" {
 					c.Valid.Store(false)
 					return fakedb.ErrGone
 				}
@@ -40,7 +41,11 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 			err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 				runs++
 				for i := range 3 {
-					if _, err := s.ExecContext(ctx, fmt.Sprint("DO ", i)); err != nil {
+					query := fmt.Sprint("DO ", i)
+					if name != "always the same" && name != "in turn" && query == tt.fatal(runs) {
+						query = "DO 9"
+					}
+					if _, err := s.ExecContext(ctx, query); err != nil {
 						return err
 					}
 				}

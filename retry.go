@@ -265,7 +265,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 		case !s.mayRetry(err):
 			return s.explainFailure(err, c)
 		case s.tx != nil && c.lossCounter.Add(s.observed.LostStatement):
-			return c.newUnitError(err, connector.RepeatedLossText(s.observed.LostStatement))
+			return c.newUnitError(err, connector.RepeatedLossText(s.observed.LostStatement.Query))
 		}
 		if err := c.waitToRetry(ctx, cause, err); err != nil {
 			return err

@@ -292,7 +292,7 @@ func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
 	switch {
 	case s.caller.Err() != nil:
 		err = &sessionDoneError{s.options.name, contextError(s.caller), s.pool.ctr.Outage.LastError()}
-	case err == fifo.ErrQueueTimeout:
+	case err == fifo.ErrTimeout:
 		err = s.pool.poolTimeout(time.Since(start))
 	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:
 		s.attempt.NoteFailure(err) // there is nothing to lose
@@ -322,7 +322,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 		case ctx.Err() != nil, s.caller.Err() != nil:
 			return err
 		case !time.Now().Before(deadline) && (mysqlerr.CallerGaveUp(err) || ctr.IsUnreachable(err)):
-			return fifo.ErrQueueTimeout
+			return fifo.ErrTimeout
 		case mysqlerr.CallerGaveUp(err):
 			if err = ctr.Outage.LastError(); err == nil {
 				err = os.ErrDeadlineExceeded
@@ -364,7 +364,7 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	s.conn, err = s.pool.DB.Conn(waitCtx)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !time.Now().Before(deadline) {
-			return fifo.ErrQueueTimeout
+			return fifo.ErrTimeout
 		}
 		return err
 	}

@@ -113,6 +113,6 @@ func (p *Pool) Stats() Stats {
 	stats.Reused += reused
 	stats.Idle += unseen
 	stats.OpenConnections += unseen
-	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.queue.AddStats()
+	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.queue.Stats()
 	return stats
 }

@@ -1,6 +1,6 @@
-// clock.go tells the time, exactly where something depends on it and cheaply
-// where it does not.
-
+// Package clock tells the time: exactly where something depends on it, and cheaply, as a
+// pair of bounds, where that is enough, as on every checkout. It counts from its own
+// start, so a change of the wall clock does not matter. Each connector has one Clock.
 package clock
 
 import (
@@ -10,20 +10,21 @@ import (
 	"time"
 )
 
-// Clock counts from the opening of the connector; a change of the wall clock
-// does not move it.
+// Clock counts the time since New.
 type Clock struct {
 	epoch time.Time
-	// reading is one that is at most lease old, or none, -1. Reading the clock
-	// is the dearest thing that a checkout would do without it.
+	// reading is a time that is at most Lease old; -1: none. Reading the clock would
+	// otherwise be the most expensive step of a checkout. Bounds sets it, and expiry
+	// resets it.
 	reading atomic.Int64
 	expiry  *time.Timer
 }
 
-// Lease is how long a reading serves. It is short beside any time that a
-// connection is trusted for.
+// Lease is how long a reading is used. It is short compared with any time for which a
+// connection is trusted.
 const Lease = 20 * time.Millisecond
 
+// New starts a clock. Close releases it.
 func New() *Clock {
 	k := &Clock{epoch: time.Now()}
 	k.reading.Store(-1)
@@ -31,12 +32,12 @@ func New() *Clock {
 	return k
 }
 
-// Now is exact.
+// Now is the exact time.
 func (k *Clock) Now() time.Duration { return time.Since(k.epoch) }
 
-// Bounds are two times between which it is now. They are apart by a lease, but
-// for how late the runtime is with its timers: after the process was stopped the
-// later one may long be over, and only the earlier one is certain.
+// Bounds returns two times between which the present lies, at most Lease apart. Rely on
+// the earlier one only: if the runtime's timers are late, as after the process was
+// suspended, the later one may have passed.
 func (k *Clock) Bounds() (earliest, latest time.Duration) {
 	if r := time.Duration(k.reading.Load()); r >= 0 {
 		return r, r + Lease
@@ -48,7 +49,7 @@ func (k *Clock) Bounds() (earliest, latest time.Duration) {
 	return now, now
 }
 
-// Wait waits for done, until d has passed or ctx ends. A nil done never comes.
+// Wait waits for done, for d at most, or until ctx ends. A nil done never comes.
 func Wait(ctx context.Context, done <-chan struct{}, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -59,7 +60,8 @@ func Wait(ctx context.Context, done <-chan struct{}, d time.Duration) {
 	}
 }
 
+// Close stops the timer of the clock.
 func (k *Clock) Close() { k.expiry.Stop() }
 
-// Never is an age limit that no connection reaches.
+// Never is longer than any connection lives.
 const Never = time.Duration(math.MaxInt64)

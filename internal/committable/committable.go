@@ -1,6 +1,8 @@
-// committable.go is the table of committed keys: its name, its DDL, and whether one
-// that exists can keep the promise of Once and VerifyCommit. It runs no statement.
-
+// Package committable describes the table of committed keys, by which Once and
+// VerifyCommit know whether a unit was committed: its name, its DDL, the errors of a
+// server that concern it, and whether an existing table can keep their promise. It runs
+// no statement: the root inserts and looks up keys, package connector inspects the
+// table before the first key.
 package committable
 
 import (
@@ -13,15 +15,16 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// Table is the table as statements name it: always with its schema, for a
-// unit may have said USE another. It does not change.
+// Table is the table as statements name it. It does not change.
 type Table struct {
+	// Name is quoted, and has the schema if that is known: a unit may have changed the
+	// default schema by USE.
 	Name        string
-	NoSchemaErr error // there is no schema
+	NoSchemaErr error // not nil if neither the setting nor the DSN names a schema
 }
 
-// New takes the schema from the DSN, if the setting has none. Below
-// OpenConnector the DSN is not known.
+// New returns the table that the setting names. schema is that of the DSN, for a setting
+// without one; below OpenConnector the DSN is not known.
 func New(setting, schema string, dsnKnown bool) Table {
 	if s, table, ok := strings.Cut(setting, "."); ok {
 		return Table{Name: QuoteName(s) + "." + QuoteName(table)}
@@ -36,10 +39,11 @@ func New(setting, schema string, dsnKnown bool) Table {
 	return Table{Name: setting}
 }
 
+// QuoteName quotes an identifier.
 func QuoteName(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
 
-// Ddl creates it.
-func (ct *Table) Ddl() string {
+// DDL is the statement that creates the table.
+func (ct *Table) DDL() string {
 	return "CREATE TABLE IF NOT EXISTS " + ct.Name + ` (
 	unit VARBINARY(255) NOT NULL PRIMARY KEY,
 	committed_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
@@ -47,28 +51,28 @@ func (ct *Table) Ddl() string {
 ) ENGINE=InnoDB`
 }
 
-// Explain adds to a server's error what is to be done about the table.
+// Explain adds to a server's error what to do about the table.
 func (ct *Table) Explain(err error) error {
 	switch mysqlerr.Number(err) {
 	case 1146:
-		return fmt.Errorf("livepool: the commit table, which Once and VerifyCommit need, does not exist: call CreateCommitTable once, or run %s: %w", ct.Ddl(), err)
+		return fmt.Errorf("livepool: the commit table, which Once and VerifyCommit need, does not exist: call CreateCommitTable once, or run %s: %w", ct.DDL(), err)
 	case 1142:
 		return fmt.Errorf("livepool: the user lacks a privilege on the commit table, which Once and VerifyCommit need: "+
-			"GRANT SELECT, INSERT, DELETE ON %s, and where it is still to be created, have that done with %s: %w", ct.Name, ct.Ddl(), err)
+			"GRANT SELECT, INSERT, DELETE ON %s, and where it is still to be created, have that done with %s: %w", ct.Name, ct.DDL(), err)
 	}
 	return err
 }
 
-// Refusal is the error of a table that lacks something, nil if it does not.
+// Refusal is the error for a table with these defects, nil if there are none.
 func (ct *Table) Refusal(defects []string) error {
 	if defects == nil {
 		return nil
 	}
 	return fmt.Errorf("livepool: the commit table %s cannot keep the promise of Once and VerifyCommit: %s; "+
-		"nothing was applied; rename it, and create it with CreateCommitTable, or with %s", ct.Name, strings.Join(defects, "; "), ct.Ddl())
+		"nothing was applied; rename it, and create it with CreateCommitTable, or with %s", ct.Name, strings.Join(defects, "; "), ct.DDL())
 }
 
-// What SHOW CREATE TABLE says of what matters, with and without quotes.
+// What SHOW CREATE TABLE shows of the table, with and without quotes.
 var (
 	ddlTemporary = regexp.MustCompile(`(?i)^CREATE\s+TEMPORARY\b`)
 	ddlEngine    = regexp.MustCompile("(?i)\n\\)\\s*ENGINE\\s*=\\s*(\\w+)")
@@ -76,11 +80,13 @@ var (
 	ddlKey       = regexp.MustCompile("(?im)^\\s*(PRIMARY|UNIQUE)\\s+KEY\\s+(?:[`\"]?([^`\"(\n]+?)[`\"]?\\s+)?\\([`\"]?unit[`\"]?(?:\\s+(?:ASC|DESC))?\\)")
 )
 
-// transactionalEngines are the engines that keep a key exactly if they keep the work.
+// transactionalEngines are the engines in which a key is committed, or rolled back, with
+// its unit.
 var transactionalEngines = []string{"INNODB", "ROCKSDB", "TOKUDB", "NDBCLUSTER", "OCEANBASE"}
 
-// Inspect finds what a table of keys lacks: nil if nothing, or if that is not
-// shown.
+// Inspect reads what SHOW CREATE TABLE shows: the name of the unique key on the column
+// unit, and the defects for which the table cannot be used. What is not shown is no
+// defect.
 func Inspect(ddl string) (key string, defects []string) {
 	if ddlTemporary.MatchString(ddl) {
 		defects = append(defects, "it is temporary")
@@ -121,6 +127,6 @@ func containsFold(words []string, word string) bool {
 // MaxKey is the length of the key column, in bytes.
 const MaxKey = 255
 
-// KeyLiteral is the key in a statement's text, because a statement with arguments
-// costs the driver a round trip more.
+// KeyLiteral is the key as a literal of SQL: a statement with arguments costs the driver
+// another round trip.
 func KeyLiteral(key string) string { return "x'" + hex.EncodeToString([]byte(key)) + "'" }

@@ -5,7 +5,6 @@ import (
 	"testing"
 )
 
-// What SHOW CREATE TABLE shows, and what it lacks.
 func TestWhatACommitTableLacks(t *testing.T) {
 	const good = "CREATE TABLE `livepool_commits` (\n  `unit` varbinary(255) NOT NULL,\n  `committed_at` timestamp NOT NULL DEFAULT current_timestamp(),\n  PRIMARY KEY (`unit`),\n  KEY `committed_at` (`committed_at`)\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_general_ci"
 	change := func(from, to string) string {

@@ -1,5 +1,5 @@
-// attempt.go is what a connection and the unit of work on it know of each other,
-// and the contexts by which they find each other.
+// attempt.go is what a connection and the unit of work on it know about each other, and
+// the contexts by which the unit makes itself known.
 
 package connector
 
@@ -11,47 +11,51 @@ import (
 	"time"
 )
 
-// Attempt is what the connection tells the session about its transaction.
+// Attempt is one attempt at a unit of work, as the session and its connection share it.
 type Attempt struct {
-	Name               string
-	Orphan             atomic.Pointer[orphan] // what it has left on the server
-	HasKey             atomic.Bool            // its key is in the transaction
-	CommitState        atomic.Int32           // whether the session itself is committing
-	CommitTriedByOther atomic.Bool            // somebody else tried to
+	Name               string                 // of the unit; set before the attempt begins
+	Orphan             atomic.Pointer[orphan] // what it has left on the server; the connection writes it
+	HasKey             atomic.Bool            // its key is in the transaction; the session writes it
+	CommitState        atomic.Int32           // CommitNotAllowed and so on; both write it
+	CommitTriedByOther atomic.Bool            // a COMMIT through Session.Tx was refused; the connection writes it
 
-	// mu guards observed: a statement that another goroutine has under way when the
-	// unit's context ends still adds to it while the unit is judged.
-	mu       sync.Mutex
-	observed Observed
+	mu       sync.Mutex // guards observed: a statement may still be under way while the session reads it
+	observed Observed   // the connection writes it
 }
 
-// Observed is what has been seen of a transaction that decides whether its unit may
+// Statement is one of a unit: its text, and its place among what the unit sends.
+type Statement struct {
+	Query  string
+	number int
+}
+
+// Observed is what the connection saw of a transaction that decides whether its unit may
 // be run again.
 type Observed struct {
-	Failure        error  // for which it may be
-	Recovered      error  // such a failure, which a rollback to a savepoint has undone
-	ImplicitCommit string // the first statement that commits implicitly, or may, "" for none
-	LostStatement  string // the statement over which the connection was lost, "" for none
+	Failure        error     // a failure for which it may be run again
+	Recovered      error     // such a failure that a rollback to a savepoint has undone
+	ImplicitCommit string    // the first statement that commits, or may commit, implicitly; "" for none
+	LostStatement  Statement // during which the connection was lost; the zero one for none
 }
 
-// NoteFailure notes a failure for which the unit may be run again.
+// NoteFailure records a failure for which the unit may be run again.
 func (a *Attempt) NoteFailure(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.observed.Failure = err
 }
 
-// noteLostStatement notes the statement that was under way when the connection was lost.
-func (a *Attempt) noteLostStatement(query string) {
+// noteLostStatement records the statement during which the connection was lost.
+func (a *Attempt) noteLostStatement(lost Statement) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.observed.LostStatement = query
+	a.observed.LostStatement = lost
 }
 
 // ForgetLostStatement says that the statement is not to blame.
-func (a *Attempt) ForgetLostStatement() { a.noteLostStatement("") }
+func (a *Attempt) ForgetLostStatement() { a.noteLostStatement(Statement{}) }
 
-// noteRecovery notes that a rollback to a savepoint has undone the failure.
+// noteRecovery records that a rollback to a savepoint has undone the failure.
 func (a *Attempt) noteRecovery() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -60,38 +64,40 @@ func (a *Attempt) noteRecovery() {
 	}
 }
 
-// noteImplicitCommit notes the statement that does, or may; "" that none does.
+// noteImplicitCommit records a statement that commits, or may commit, implicitly; "" means
+// that none does.
 func (a *Attempt) noteImplicitCommit(query string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.observed.ImplicitCommit = query
 }
 
+// Snapshot returns what was observed so far.
 func (a *Attempt) Snapshot() Observed {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.observed
 }
 
-// What attempt.ending is. Of a COMMIT that is let through only the session's own
-// may be reported by it, and with Session.Tx another one may be under way.
+// The values of Attempt.CommitState. Only the session's own COMMIT may be sent, because
+// only its outcome is reported; through Session.Tx the function may try another.
 const (
 	CommitNotAllowed int32 = iota
-	CommitAllowed          // the session commits
-	commitStarted          // a COMMIT was let through
+	CommitAllowed          // the session is committing
+	commitStarted          // a COMMIT was sent
 )
 
-// BeginContext is the caller's context by which the connection knows the unit.
-// Only BeginTx sees it: a transaction that the function begins by itself, on
-// the pool, is none of the unit's.
+// BeginContext is the context under which a session begins its transaction, by which the
+// connection knows the unit. Only BeginTx gets it: a transaction that the function itself
+// begins on the pool is not the unit's.
 type BeginContext struct {
 	context.Context
 	Attempt      *Attempt
-	DialDeadline time.Time     // a connection is waited for
-	Unbounded    *atomic.Int32 // the sessions that wait for one without a limit, while this is one of them
+	DialDeadline time.Time     // until when a connection is waited for; zero: no limit
+	Unbounded    *atomic.Int32 // counts the sessions that wait without a limit; nil when this is not one of them
 }
 
-// NoteServed notes that database/sql has a connection for the session.
+// NoteServed records that database/sql has a connection for the session.
 func (c *BeginContext) NoteServed() {
 	if c.Unbounded != nil {
 		c.Unbounded.Add(-1)
@@ -99,8 +105,8 @@ func (c *BeginContext) NoteServed() {
 	}
 }
 
-// noteSessionServed says whether it is a session that gets the connection, and notes
-// that it does.
+// noteSessionServed says whether a session gets the connection, and if so records that
+// it is served.
 func noteSessionServed(ctx context.Context) bool {
 	c, ok := ctx.(*BeginContext)
 	if ok {
@@ -118,31 +124,30 @@ func (c *BeginContext) Value(key any) any {
 
 // InnerUnit is a unit inside another one.
 type InnerUnit interface {
-	// EndedErr is why no statement of it may run any more, nil as long as one may.
+	// EndedErr is why no statement of it may run any more; nil as long as one may.
 	EndedErr() error
 }
 
-// prepareContext is that under which a unit inside another one prepares a
-// statement.
+// prepareContext is the context under which an inner unit prepares a statement.
 type prepareContext struct {
 	context.Context
 	unit InnerUnit
 }
 
-// WithPreparingUnit returns a context under which a unit inside another one prepares a
-// statement: it is not run any more when that unit has ended.
+// WithPreparingUnit returns a context under which unit prepares a statement: the
+// statement cannot be run after the unit has ended.
 func WithPreparingUnit(ctx context.Context, unit InnerUnit) context.Context {
 	return &prepareContext{ctx, unit}
 }
 
-// unsentContext tells the connection of a statement that was not sent.
+// unsentContext tells the connection about a statement that was not sent.
 type unsentContext struct {
 	context.Context
 	reason error
 }
 
-// WithUnsent returns a context under which the connection notes, in place of running
-// it, that query was not sent, because its own context had ended with cause.
+// WithUnsent returns a context under which the connection does not run query but records
+// that it was not sent, because its own context had ended with cause.
 func WithUnsent(ctx context.Context, query string, cause error) context.Context {
 	return &unsentContext{context.WithoutCancel(ctx), &unsentError{query, cause}}
 }

@@ -1,7 +1,7 @@
-// cluster.go is about servers that answer and do no work: a Galera node that has
-// lost its cluster lets clients log in, answers pings and SELECT 1, and refuses
-// everything else (1047). A pool that knows to be on a cluster, because a server
-// said so or refused work like that, pings by asking for work.
+// cluster.go is about servers that answer and do no work. A Galera node that has lost
+// its cluster accepts logins, answers pings and SELECT 1, and refuses everything else
+// (1047). A pool that has seen a cluster, because a server said so or refused work like
+// that, pings by a statement that such a node refuses.
 
 package connector
 
@@ -17,21 +17,21 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// workPing does nothing, but a node that takes no work refuses it: unlike SET,
-// SHOW, and SELECT without a table it is not exempt (MariaDB source, sql_parse.cc,
+// workPing does nothing, but a node that does no work refuses it: unlike SET, SHOW, and
+// SELECT without a table it is not exempt (MariaDB source, sql_parse.cc,
 // mysql_execute_command).
 const workPing = "DO 0"
 
-// noteNotReady notes a node that takes no work: its connection is as good as dead,
-// and what the others' pings said until now is worth nothing.
+// noteNotReady records a node that does no work: its connection is discarded, and the
+// others must be pinged again.
 func (c *conn) noteNotReady(err error) {
 	c.dead = true
 	c.ctr.InCluster.Store(true)
 	c.ctr.recordDeath(&c.link, wire.HungUp, c.ctr.clock.Now(), err)
 }
 
-// pingForWork asks whether there is a server, and whether it works if that is not
-// the same here.
+// pingForWork pings the server; in a cluster by workPing, since a node may answer a ping
+// and do no work.
 func (ctr *Connector) pingForWork(ctx context.Context, in *driverConn) error {
 	if !ctr.InCluster.Load() {
 		return in.Ping(ctx)
@@ -40,17 +40,17 @@ func (ctr *Connector) pingForWork(ctx context.Context, in *driverConn) error {
 	return err
 }
 
-// How often a node that takes no work is left for another, which a balancer will
-// lead to, before the cluster counts as one that cannot be reached. The pauses
-// are random, up to this, lest several who dial at the same time take turns with
-// a balancer that does so too.
+// After maxNodeTries connections to nodes that do no work (a balancer leads each to
+// another node) the cluster counts as one that cannot be reached. The pauses between
+// them are random, up to maxNodePause, so that parallel dials do not stay in step with a
+// round-robin balancer.
 const (
 	maxNodeTries = 10
 	maxNodePause = 10 * time.Millisecond
 )
 
-// connectToWorkingNode connects to a server that works. While none can be reached it
-// tries one: the prober looks for others.
+// connectToWorkingNode connects to a server that works. During an outage it tries only
+// one: the prober tries the others.
 func (ctr *Connector) connectToWorkingNode(caller context.Context) (l link, err error) {
 	start := ctr.clock.Now()
 	for tried := 1; ; tried++ {
@@ -60,7 +60,7 @@ func (ctr *Connector) connectToWorkingNode(caller context.Context) (l link, err 
 			return l, err
 		}
 		if tried == maxNodeTries || took > ctr.Cfg.ConnectTimeout || ctr.Outage.isDown() || ctr.Ctx.Err() != nil {
-			if !errors.As(err, new(*gateError)) { // whose cause is others' too
+			if !errors.As(err, new(*gateError)) { // a gateError shares its cause with other callers
 				err = addNodeTries(err, tried, took)
 				ctr.recordConnectFailure(err)
 			}
@@ -70,7 +70,7 @@ func (ctr *Connector) connectToWorkingNode(caller context.Context) (l link, err 
 	}
 }
 
-// addNodeTries adds what was tried to the last refusal.
+// addNodeTries adds to the last refusal how many connections were tried.
 func addNodeTries(err error, tried int, took time.Duration) error {
 	var connect *ConnectError
 	if tried > 1 && errors.As(err, &connect) {

@@ -1,6 +1,6 @@
-// conn.go wraps each connection of the driver: what it is, who has it, when it
-// last proved itself, and the requests on it. Whether it is alive is ping.go's
-// and recycle.go's affair, what follows from a failure failure.go's.
+// conn.go is a connection as database/sql sees it: its state, its checkout and its
+// return. ping.go and recycle.go decide whether it may be handed out, request.go has the
+// requests on it, failure.go what follows from a failure.
 
 package connector
 
@@ -15,98 +15,96 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// conn is the driver.Conn that database/sql holds. database/sql uses it from
-// one goroutine at a time (it holds its lock around every call).
+// conn is the driver.Conn that database/sql holds. database/sql holds its lock around
+// every call, so one goroutine at a time uses it. That goroutine writes all fields that
+// are not atomic; for the link see slot.
 type conn struct {
 	ctr *Connector
 	slot
 	link
 
-	// needsCheck: handed out, or about to be, without a look. database/sql does
-	// not reset a connection before its first use, which may be long after its
-	// birth: opened for a waiter who then gave up, it is parked and handed out
-	// later as it is. So a connection is born unchecked.
+	// needsCheck: the next request must check it first. database/sql does not reset a
+	// connection before its first use, which may come late: it keeps a connection that it
+	// opened for a waiter that gave up, and hands it out later unchecked. So a new
+	// connection needs a check.
 	needsCheck bool
-	// used: something ran since the last checkout. As long as nothing has, no
-	// state of the caller's is on it, and a dead link can be replaced in place.
+	// used: a request ran since the last checkout. Before that it has no state of the
+	// caller's, and a dead link can be replaced in place.
 	used bool
 	// answeredSinceCheckout: a statement was answered since the last checkout.
 	answeredSinceCheckout bool
-	// pingSkipped: it was not pinged for want of the caller's time.
+	// pingSkipped: its ping was skipped, because the caller's deadline left no time for it.
 	pingSkipped bool
-	// rawExposed: the driver's own connection was given to its owner, who may be using
-	// it at any time until he returns it.
+	// rawExposed: Raw returned the driver's connection, which the owner may use at any time
+	// until it returns the conn.
 	rawExposed bool
-	// openResults is how many are open; on a driver's connection that livepool cannot
-	// ping, only those inside transactions are counted.
+	// openResults is how many results are open. On a connection of a driver that livepool
+	// cannot ping, only those inside transactions are counted.
 	openResults int
-	// requestStarted is when the last request was begun, or a little earlier.
+	// requestStarted is when the last request began, or a little earlier.
 	requestStarted time.Duration
-	// dead: its server has given it up, or is no good; it is closed when it is
-	// returned.
+	// dead: it must not be used again; it is closed when it is returned.
 	dead bool
-	// dirty: something was left on it that the next borrower must not see.
-	// Only its borrower writes it.
+	// dirty: session state was left on it that the next user must not see; it is closed
+	// when it is returned.
 	dirty bool
-	// unconnected: it has no link: its first user is to open one, or the one it had
-	// was closed and there is no other yet.
+	// unconnected: it has no link now; the next request opens one.
 	unconnected bool
-	// handOverOnClose: its link is for those who wait because the server is full, as soon
-	// as database/sql, which closes the connection, has closed its statements on
-	// it: nobody else knows them.
+	// handOverOnClose: when database/sql closes it, its link goes to a caller that waits
+	// because the server has no more connections. Not earlier: database/sql closes the
+	// statements on it first, which nobody else knows.
 	handOverOnClose bool
 	// everConnected: it has, or has had, a link.
 	everConnected bool
-	// argsDeferred: arguments were let through while there was no driver to
-	// convert them.
+	// argsDeferred: arguments were passed unconverted, because there was no link whose
+	// driver converts them.
 	argsDeferred bool
 
-	spare     bool          // database/sql does not have it yet
-	idleSince time.Duration // it is idle
+	spare     bool          // database/sql does not have it yet: it keeps a spare link
+	idleSince time.Duration // when its last round trip was, if it is idle
 
-	// What others may know while somebody uses it.
-	hasLink atomic.Bool // it has a link
-	// rechecking: it is idle and being asked whether it is alive; until then it is
-	// not ready for anybody.
+	// Other goroutines may read these at any time.
+	hasLink atomic.Bool // attach and detach write it
+	// rechecking: it is idle and being pinged; until that ends it is not ready for use.
 	rechecking  atomic.Bool
-	currentWire atomic.Pointer[serverSide] // the link's
-	checkout    atomic.Pointer[checkout]   // by whom, if LeakAfter asks for it
+	currentWire atomic.Pointer[serverSide] // of its link; attach and detach write it
+	checkout    atomic.Pointer[checkout]   // who has it, if LeakAfter is set
 	reuses      atomic.Int64               // checkouts after the first
 
 	transaction transaction
 
 	tx         tx
-	inlineStmt stmt        // the one open statement that most callers have at a time
-	inlineRows wrappedRows // and the one open result
+	inlineStmt stmt        // the first open statement: most callers have one at a time
+	inlineRows wrappedRows // and the first open result
 }
 
-// link is one connection to the server.
+// link is one connection to the server. Whoever has it, by conn or reservation, writes it.
 type link struct {
-	serial           int64 // no two of a pool's are the same
+	serial           int64 // unique in the pool
 	driverConn       driverConn
-	wire             *wire.Conn  // nil where livepool's dialer was not used
-	serverSide       *serverSide // and nil until it has logged in
+	wire             *wire.Conn  // nil where livepool's dialer is not in use
+	serverSide       *serverSide // also nil until afterLogin
 	born             time.Duration
 	expires          time.Duration
 	lastRoundTrip    time.Duration // when the last round trip completed
 	generation       uint64
 	openStmts        int           // statements that are open on it
 	answeredEver     bool          // a statement was answered on it
-	lossReported     bool          // its death has been told
-	refusalTrustedAt time.Duration // when its refusal of a statement was taken for the truth; -1: never
-	facts            *serverFacts  // of its server, nil if it does not say
+	lossReported     bool          // its loss was reported
+	refusalTrustedAt time.Duration // when a refusal of its server was last trusted; -1: never
+	facts            *serverFacts  // of its server, nil if they are not known
 	commitTableOK    bool          // its server's commit table was checked, see checkCommitTable
-	keepAlive        time.Duration // how often it is pinged while it is idle, 0 for never
-	pingAfter        time.Duration // how long a completed round trip stands for a ping
+	keepAlive        time.Duration // how often it is pinged while it is idle; 0: never
+	pingAfter        time.Duration // for how long after a round trip no ping is needed
 }
 
-// touch notes a completed round trip, a little early rather than late.
+// touch records a completed round trip, as a little earlier than it was.
 func (c *conn) touch() {
 	earliest, _ := c.ctr.clock.Bounds()
 	c.lastRoundTrip = max(c.lastRoundTrip, earliest)
 }
 
-// recordAnswer notes a statement that was answered.
+// recordAnswer records that a statement was answered.
 func (c *conn) recordAnswer() {
 	c.touch()
 	c.answeredEver, c.answeredSinceCheckout = true, true
@@ -120,7 +118,7 @@ func (l *link) threadID() uint32 {
 	return l.wire.Handshake.ThreadID
 }
 
-// close never waits for a peer that takes no more bytes.
+// close does not wait for a peer that accepts no more bytes.
 func (l *link) close() error {
 	if l.driverConn.Conn == nil {
 		return nil
@@ -131,10 +129,10 @@ func (l *link) close() error {
 	return l.driverConn.Close()
 }
 
-// Raw returns the driver's own connection, for what only that can do. It
-// belongs inside sql.Conn.Raw, whose function gets the wrapped one. It is nil
-// if the connection could not be opened. What it is used for is not seen, so that
-// a connection of the MySQL driver is closed when it is returned.
+// Raw returns the driver's own connection, for what only that can do. It is called
+// inside sql.Conn.Raw, whose function gets the wrapped one. It returns nil if the
+// connection could not be opened. livepool does not see what is done with it, so a
+// connection of the MySQL driver is closed when it is returned.
 func (c *conn) Raw() driver.Conn {
 	if _, err := c.beginRequest(context.Background(), "", 0); err != nil {
 		return nil
@@ -144,15 +142,15 @@ func (c *conn) Raw() driver.Conn {
 	return c.driverConn.Conn
 }
 
-// ResetSession is a checkout. Whatever it finds wrong it reports as
-// driver.ErrBadConn: database/sql ignores any other error here, and hands the
-// dead connection out. But a session keeps the connection as a shell, to be
-// filled when its transaction begins: given back, it could go to someone else,
-// and the session wait again, with nothing to bound that.
+// ResetSession is a checkout. It reports every fault as driver.ErrBadConn, because
+// database/sql ignores any other error here and would hand out the dead connection. A
+// session however keeps the conn without a link, and its BEGIN opens one: if it returned
+// the conn, another caller could get it, and the session would wait again, without any
+// bound.
 func (c *conn) ResetSession(ctx context.Context) error {
 	session := noteSessionServed(ctx)
 	c.acquire(ctx)
-	// One whose link was left to who asks about it gets another at its first use.
+	// A conn whose link stays with a background ping gets another link at its first use.
 	c.used, c.answeredSinceCheckout, c.needsCheck, c.pingSkipped, c.rawExposed = false, false, c.unconnected, false, false
 	if !c.unconnected {
 		v := c.check(ctx, c.ctr.Cfg.PrePing)
@@ -170,8 +168,8 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	return nil
 }
 
-// discard takes the link away from a connection that is not handed out. A suspect
-// one is asked in the background, and kept if it answers.
+// discard removes the link of a conn that is not handed out. A suspect is pinged in the
+// background, and kept as a spare if it answers.
 func (c *conn) discard(v Verdict) {
 	l := c.detach()
 	if v == BySilence && c.ctr.recheck(l) {
@@ -181,13 +179,13 @@ func (c *conn) discard(v Verdict) {
 	l.close()
 }
 
-// IsValid is a return: false closes the connection. The time of the last round
-// trip serves as now, which spares reading the clock.
+// IsValid is a return: false has database/sql close the connection. It takes the time of
+// the last round trip for the present, so as not to read the clock.
 func (c *conn) IsValid() bool {
 	if !isCheckedOut(c.state.Load()) {
-		return true // returned by a waiter who had got it but gave up before the checkout
+		return true // its caller got it, but gave up before the checkout
 	}
-	_ = c.resumeBounded() // what fails here makes it a dead one
+	_ = c.resumeBounded() // a failure sets dead
 	c.untrackCheckout()
 	switch {
 	case c.dead, c.unconnected:
@@ -213,18 +211,18 @@ func (c *conn) IsValid() bool {
 	return true
 }
 
-// handOver gives a link to those who wait because the server takes no more
-// connections. database/sql would let them wait beside it.
+// handOver gives a link to a caller that waits because the server has no more
+// connections. database/sql would keep the link idle while that caller waits.
 func (ctr *Connector) handOver(l link) {
 	ctr.addSpare(l)
 	select {
 	case ctr.Outage.handedOver <- struct{}{}:
-	default: // more are offered than are taken
+	default: // one is announced already
 	}
 }
 
-// releaseLocks gives back the named locks of a borrower at once: after the
-// connection is closed the server keeps them for as long as it takes to notice.
+// releaseLocks releases the named locks of the last user at once. After the close the
+// server would keep them until it notices.
 func (c *conn) releaseLocks() {
 	if !c.ctr.IsMySQL {
 		return
@@ -234,8 +232,8 @@ func (c *conn) releaseLocks() {
 	_, _ = c.driverConn.ExecContext(ctx, "DO RELEASE_ALL_LOCKS()", nil)
 }
 
-// Close closes the connection to the server. If it is being visited, that is
-// the visitor's to do.
+// Close closes the connection to the server. A reserved link is closed by whoever holds
+// the reservation.
 func (c *conn) Close() error {
 	c.ctr.forget(c)
 	c.mu.Lock()
@@ -256,8 +254,8 @@ func (c *conn) Close() error {
 	return l.close()
 }
 
-// recordDiscard counts a link that is given up, and logs it. One that was taken from
-// a caller who gave up is counted then.
+// recordDiscard counts a link that is discarded, and logs it. A link that was abandoned
+// is counted there.
 func (ctr *Connector) recordDiscard(l *link, v Verdict) {
 	if l.driverConn.Conn == nil {
 		return
@@ -268,7 +266,7 @@ func (ctr *Connector) recordDiscard(l *link, v Verdict) {
 	}
 }
 
-// describe says which connection, for a log.
+// describe identifies a connection, for a log.
 func (ctr *Connector) describe(l *link) []any {
 	now := ctr.clock.Now()
 	return []any{
@@ -277,6 +275,7 @@ func (ctr *Connector) describe(l *link) []any {
 	}
 }
 
+// written is how many bytes were written on the link so far, 0 if that is not known.
 func (c *conn) written() uint64 {
 	if c.wire == nil {
 		return 0
@@ -284,24 +283,24 @@ func (c *conn) written() uint64 {
 	return c.wire.Written
 }
 
-// isBroken says whether the link was lost or closed. The driver's IsValid does not
-// tell that from a result that is still being read; that of another driver says
-// only that the connection is not to be kept.
+// isBroken says whether the link was lost or closed. The driver's IsValid is also false
+// while a result is being read, and that of another driver says only that the connection
+// must not be kept.
 func (c *conn) isBroken() bool {
 	if c.wire == nil {
 		return c.ctr.IsMySQL && !c.driverConn.IsValid()
 	}
-	return c.wire.IoErr != nil || c.wire.Closed.Load()
+	return c.wire.IOErr != nil || c.wire.Closed.Load()
 }
 
-// deferredCheckout makes up for the checkout that a connection did not get.
+// deferredCheckout checks a conn that was handed out without a checkout.
 func (c *conn) deferredCheckout(ctx context.Context) error {
 	c.acquire(ctx)
 	c.trackCheckout("")
 	c.needsCheck = false
 	mode := c.ctr.Cfg.PrePing
 	if mode == pingAlways && !c.answeredEver {
-		mode = pingIdle // the handshake was the ping, unless it was long ago
+		mode = pingIdle // the handshake counts as a ping, unless it was long ago
 	}
 	if c.unconnected {
 		return c.reconnect(ctx, ByDriver)
@@ -310,14 +309,14 @@ func (c *conn) deferredCheckout(ctx context.Context) error {
 	case v == keep && !c.needsCheck:
 		return nil
 	case ctx.Err() != nil:
-		return ctx.Err() // and the check is still owed
+		return ctx.Err() // and the check is still to be done
 	default:
 		return c.reconnect(ctx, v)
 	}
 }
 
-// isWrapperSetup says whether the request comes from a connector that wraps this
-// one and sets up the connection in its Connect: its first user is yet to come.
+// isWrapperSetup says whether the request comes from the Connect of a connector that
+// wraps this one and sets up the connection: no user has it yet.
 func (ctr *Connector) isWrapperSetup() bool {
 	if ctr.maintainer != nil {
 		return false
@@ -326,10 +325,10 @@ func (ctr *Connector) isWrapperSetup() bool {
 	return caller == sqlOpener || caller == sqlConn
 }
 
-// reconnect opens another link in place of the one that is gone. It must not be
-// called once the caller may have state on the connection. Without a Pool above
-// it that may be of a connector that wraps this one: then only database/sql
-// opens another, through all of them.
+// reconnect opens another link in place of the one that is lost. It must not be called
+// when the caller may have state on the connection. Without a Pool a connector that
+// wraps this one may have set up the connection: then database/sql has to open another,
+// through all of them.
 func (c *conn) reconnect(ctx context.Context, v Verdict) error {
 	if c.ctr.maintainer == nil && c.everConnected {
 		err := c.newBadConnError(errors.New(v.String()), "before anything was sent")
@@ -348,7 +347,7 @@ func (c *conn) reconnect(ctx context.Context, v Verdict) error {
 	return nil
 }
 
-// detach takes the link away and leaves a shell, whose next use opens another.
+// detach removes the link; the next use of the conn opens another.
 func (c *conn) detach() link {
 	l := c.link
 	c.link, c.unconnected, c.needsCheck = link{}, true, true
@@ -357,6 +356,7 @@ func (c *conn) detach() link {
 	return l
 }
 
+// attach gives the conn a link.
 func (c *conn) attach(l link) {
 	c.link, c.unconnected, c.needsCheck, c.everConnected = l, false, false, true
 	c.hasLink.Store(true)

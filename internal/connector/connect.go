@@ -1,7 +1,7 @@
-// connect.go opens connections: each in a goroutine of its own, so that neither
-// a server nor a dialer holds a caller for longer than ConnectTimeout, or than he
-// likes. An attempt that its caller has left may go on for the pool. How many
-// there are at a time, and what their failure tells, is outage.go's affair.
+// connect.go opens connections, each in a goroutine of its own, so that neither a server
+// nor a dialer delays a caller beyond ConnectTimeout or its context. An attempt whose
+// caller gave up may continue for the pool. outage.go limits how many there are at a
+// time and decides what a failure means.
 
 package connector
 
@@ -26,18 +26,18 @@ import (
 type connectAttempt struct {
 	ctr       *Connector
 	startedAt time.Duration
-	side      bool                      // its caller wants no more than a login
-	wire      atomic.Pointer[wire.Conn] // its network connection, as soon as it has one
-	// loggedIn: what it does from here on is none of the handshake.
+	side      bool                      // for a side connection: only the login
+	wire      atomic.Pointer[wire.Conn] // its network connection, as soon as it has one; the dialer stores it
+	// loggedIn: the handshake is over; its goroutine writes it.
 	loggedIn atomic.Bool
 	cancel   context.CancelFunc
-	// releaseDial gives its turn back, once, and says whether that noted a failure.
+	// releaseDial releases its place among the dials, once, and says whether that recorded a
+	// failure.
 	releaseDial func(took time.Duration, err error) (noted bool)
 
-	// state is decided once: either the attempt ends while its caller waits, or
-	// the caller leaves.
+	// state changes once, by whoever is first: the attempt finishes, or its caller gives up.
 	state atomic.Int32
-	done  chan struct{} // closed in the first case; then link and err are the caller's
+	done  chan struct{} // closed when it finished in time; then link and err are the caller's
 	link  link
 	err   error
 }
@@ -48,18 +48,17 @@ const (
 	attemptLeft
 )
 
-// maxUnansweredProbes is how many attempts of the prober, to which the server says
-// nothing, go on until it does.
+// maxUnansweredProbes is how many attempts of the prober may wait for a server that says
+// nothing.
 const maxUnansweredProbes = 2
 
-// connect opens a connection, within ConnectTimeout from when it is the caller's
-// turn.
+// connect opens a connection, within ConnectTimeout once it may dial.
 func (ctr *Connector) connect(caller context.Context) (link, error) {
 	return ctr.openQueued(caller, false)
 }
 
-// openQueued waits for a turn, unless the connection is one beside the pool: of
-// those there are few, and somebody may wait for the end of what they are to kill.
+// openQueued waits until it may dial. A side connection does not wait: there are few of
+// them, and a caller may wait for the end of the thread that they kill.
 func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error) {
 	start := ctr.clock.Now()
 	if side {
@@ -81,8 +80,8 @@ func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error
 	return ctr.open(caller, side, ctr.Cfg.ConnectLimit, ctr.finishDial)
 }
 
-// open opens a connection without waiting for a turn. If its caller leaves it
-// goes on for the pool, unless as many as keep do so already.
+// open opens a connection at once. If its caller gives up, the attempt continues for the
+// pool, unless maxLeft attempts do so already.
 func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, releaseDial func(time.Duration, error) bool) (link, error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(caller))
 	o := &connectAttempt{ctr: ctr, startedAt: ctr.clock.Now(), side: side, cancel: cancel, done: make(chan struct{})}
@@ -109,7 +108,7 @@ func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, relea
 		err = caller.Err()
 	}
 	continues := o.wire.Load() != nil && !o.loggedIn.Load() && ctr.Outage.addLeftAttempt(o, maxLeft)
-	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just ended
+	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just finished
 		ctr.Outage.removeLeftAttempt(o)
 		<-o.done
 		return o.link, o.err
@@ -123,8 +122,8 @@ func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, relea
 	return link{}, err
 }
 
-// startAttempt runs an attempt, but not once the connector is closed, which does not
-// wait for ever for a dialer that minds no context.
+// startAttempt starts an attempt, unless the connector is closed. Close does not wait
+// forever for a dialer that ignores its context.
 func (ctr *Connector) startAttempt(run func()) bool {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -135,23 +134,23 @@ func (ctr *Connector) startAttempt(run func()) bool {
 	return true
 }
 
-// awaitAttempts waits for those that are under way, whose contexts have ended, but
-// not for a dialer that does not mind that.
+// awaitAttempts waits for the attempts under way, whose contexts have ended; for
+// PingTimeout at most, because a dialer may ignore its context.
 func (ctr *Connector) awaitAttempts() {
 	done := make(chan struct{})
 	go func() { ctr.connectAttempts.Wait(); close(done) }()
 	clock.Wait(context.Background(), done, ctr.Cfg.PingTimeout)
 }
 
-// run is the attempt. Whatever the user's dialer, BeforeConnect or driver does,
-// it has an end that somebody learns of.
+// run is the attempt. It calls finish whatever the user's dialer, BeforeConnect or driver
+// does.
 func (o *connectAttempt) run(ctx context.Context) {
 	stop := context.AfterFunc(o.ctr.Ctx, o.cancel)
 	defer stop()
-	o.err = errConnectPanicked // or did not return at all (runtime.Goexit)
+	o.err = errConnectPanicked // also if the code does not return (runtime.Goexit)
 	defer o.finish()
 	if o.ctr.ownDialer {
-		ctx = context.WithValue(ctx, wire.WireKey{}, &o.wire)
+		ctx = context.WithValue(ctx, wire.ContextKey{}, &o.wire)
 	}
 	o.link, o.err = o.ctr.login(ctx, o)
 	o.loggedIn.Store(true)
@@ -160,7 +159,7 @@ func (o *connectAttempt) run(ctx context.Context) {
 	}
 }
 
-// finish hands the result to the caller, or to the pool if he has left.
+// finish gives the result to the caller, or to the pool if the caller gave up.
 func (o *connectAttempt) finish() {
 	ctr := o.ctr
 	if o.err != nil {
@@ -176,7 +175,7 @@ func (o *connectAttempt) finish() {
 	switch wasLeft := ctr.Outage.removeLeftAttempt(o); {
 	case o.err == nil:
 		ctr.keepLateLink(o)
-	case wasLeft && !noted: // and was not given up
+	case wasLeft && !noted: // it was not aborted
 		ctr.recordConnectFailure(o.err)
 	}
 }
@@ -195,7 +194,7 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 	return link{driverConn: newDriverConn(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 
-// initLink makes a connection that is logged in one of the pool's.
+// initLink makes a connection that has logged in ready for the pool.
 func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
@@ -220,14 +219,14 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	return nil
 }
 
-// continueForPool is for an attempt that goes on though its caller has left: a server that
-// was stopped answers it when it goes on, and one that has often been left counts
-// that against the client's host, which it blocks in the end (error 1129,
-// max_connect_errors). It is given up if others get through meanwhile.
+// continueForPool lets an attempt continue whose caller gave up. A server that was
+// stopped answers it when it continues; and abandoning many handshakes makes a server
+// block this host (error 1129, max_connect_errors). The attempt is aborted if others
+// connect meanwhile.
 func (o *connectAttempt) continueForPool(err error) {
 	ctr := o.ctr
 	wait := ctr.Cfg.ConnectTimeout - (ctr.clock.Now() - o.startedAt)
-	beforeTimeout := wait > 0 // so that nobody has been told that there is no answer
+	beforeTimeout := wait > 0 // so the lack of an answer was not reported yet
 	if !beforeTimeout {
 		o.releaseDial(0, err)
 		wait = ctr.Cfg.ConnectTimeout
@@ -248,18 +247,17 @@ func (o *connectAttempt) continueForPool(err error) {
 	})
 }
 
-// abort ends an attempt that nobody waits for.
+// abort ends an attempt whose caller gave up.
 func (o *connectAttempt) abort(err error) {
 	o.releaseDial(0, err)
 	o.cancel()
 }
 
-// keepLateLink keeps the connection of an attempt that its caller has left ready for
-// the next one, if there is room for it: it is this one that is closed if not, and
-// not an older one that is surplus because of it.
+// keepLateLink keeps a connection whose caller gave up as a spare. If there is no room
+// for it, it is closed itself, and not an older one in its place.
 func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
-	if o.side { // it takes several statements at a time, and is none for the pool
+	if o.side { // it allows several statements in one request, which the pool must not
 		l.close()
 		ctr.recordConnected()
 		return
@@ -276,14 +274,14 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	ctr.recordConnected()
 }
 
-// ConnectError is a connection that could not be opened: how far it came, and
-// why.
+// ConnectError is the error of a connection that could not be opened: how far the attempt
+// came, and why it failed.
 type ConnectError struct {
 	Text      string
 	Cause     error
 	startedAt time.Duration
-	notDialed bool // there was not even a network connection
-	noReply   bool // there was, and the server did not answer in time
+	notDialed bool // no network connection was made
+	noReply   bool // one was made, and the server did not answer in time
 }
 
 func (e *ConnectError) Error() string         { return e.Text + ": " + e.Cause.Error() }
@@ -299,8 +297,8 @@ func (*connectTimeoutError) Error() string        { return os.ErrDeadlineExceede
 func (*connectTimeoutError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 func (*connectTimeoutError) Timeout() bool        { return true }
 
-// newConnectError tells how far an attempt came that ended with err, or whose caller
-// did.
+// newConnectError is the error of an attempt that finished with err, or whose caller gave
+// up with err.
 func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished bool) error {
 	w := o.wire.Load()
 	elapsed := ctr.clock.Now() - o.startedAt
@@ -322,14 +320,14 @@ func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished boo
 	case mysqlerr.CallerGaveUp(err):
 		e.Text += ", by the dialer's own limit: " + err.Error()
 		e.Cause = &connectTimeoutError{}
-	case ctr.ownDialer && w != nil && w.IoErr != nil:
-		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IoErr)
+	case ctr.ownDialer && w != nil && w.IOErr != nil:
+		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IOErr)
 	}
 	return e
 }
 
-// dial opens a connection for a caller. A session returns at once where there is
-// none to be had, and waits elsewhere; other callers wait here, within OutageWait.
+// dial opens a connection for a caller. For a session it returns at once when none can be
+// opened: the session itself waits. Other callers wait here, within OutageWait.
 func (ctr *Connector) dial(caller context.Context) (link, error) {
 	deadline, session := caller.Value(DialDeadlineKey{}).(time.Time)
 	if !session {
@@ -343,7 +341,7 @@ func (ctr *Connector) dial(caller context.Context) (link, error) {
 	return ctr.dialOnce(caller)
 }
 
-// acquire takes a place behind a door.
+// acquire takes a place of a semaphore.
 func acquire(ctx context.Context, sem chan struct{}) (release func(), err error) {
 	select {
 	case sem <- struct{}{}:
@@ -353,11 +351,11 @@ func acquire(ctx context.Context, sem chan struct{}) (release func(), err error)
 	}
 }
 
-// dialOnce opens a connection if it can. What it learns of whether that can be
-// done is news for those who wait.
+// dialOnce tries to open a connection. Its success or failure is recorded for the callers
+// that wait.
 func (ctr *Connector) dialOnce(caller context.Context) (link, error) {
 	if ctr.Ctx.Err() != nil {
-		return link{}, ErrPoolClosed // a sql.Conn may be held beyond Close
+		return link{}, ErrPoolClosed // a sql.Conn may be kept after Close
 	}
 	l, err := ctr.connectToWorkingNode(caller)
 	if err != nil {
@@ -367,9 +365,9 @@ func (ctr *Connector) dialOnce(caller context.Context) (link, error) {
 	return l, nil
 }
 
-// dialAndWait is for a statement outside sessions, which waits for a server that
-// cannot be reached. If its own context ends meanwhile, its error is the
-// context's alone, as without livepool.
+// dialAndWait opens a connection for a statement outside sessions, and waits for a
+// server that cannot be reached. If the caller's context ends meanwhile, the error is
+// only the context's, as without livepool.
 func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 	started := time.Now()
 	for {
@@ -391,16 +389,16 @@ func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 	}
 }
 
-// awaitOutageEnd waits for the end of an outage, and says whether it has come.
-// A ping does not wait, since it is asked whether the server is there; neither
-// does a statement with an OutageWait of 0. They are told what is known, or what
-// the prober finds next if that is old.
+// awaitOutageEnd waits for the end of an outage, and says whether it has come. A ping
+// does not wait, because it asks whether the server can be reached now; neither does a
+// statement with an OutageWait of 0. They get the last known error, or the prober's next
+// result if that error is old.
 func (ctr *Connector) awaitOutageEnd(caller context.Context, started time.Time, err error) bool {
 	if wait := ctr.Cfg.OutageWait; wait > 0 && !isCalledByPing() {
 		return ctr.AwaitServer(caller, started.Add(wait))
 	}
 	if !errors.As(err, new(*gateError)) {
-		return false // it has asked by itself
+		return false // it has dialed itself
 	}
 	if changed := ctr.Outage.requestProbe(ctr); changed != nil {
 		clock.Wait(caller, changed, ctr.Cfg.ConnectTimeout)
@@ -408,8 +406,8 @@ func (ctr *Connector) awaitOutageEnd(caller context.Context, started time.Time, 
 	return !ctr.Outage.isDown()
 }
 
-// isCalledByPing says whether it is a ping for which a connection is opened. Nothing
-// but the stack tells.
+// isCalledByPing says whether the connection is opened for a ping. Only the stack shows
+// that.
 func isCalledByPing() bool {
 	return hasCaller(func(name string) bool {
 		return strings.HasSuffix(name, ".PingContext") && strings.HasPrefix(name, "database/sql.") || strings.HasSuffix(name, ".(*conn).Ping")

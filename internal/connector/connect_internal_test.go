@@ -10,8 +10,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// Attempts that go on while the server says nothing are given up after the outage also if
-// it ends by a refusal.
+// Attempts that continue while the server says nothing are aborted after the outage, also
+// if it ends by a refusal.
 func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &exclusiveDB{}

@@ -207,7 +207,7 @@ func (c *conn) reportLoss(err error) { c.ctr.reportLoss(&c.link, err) }
 
 func (ctr *Connector) reportLoss(l *link, err error) {
 	if l.wire != nil {
-		err = l.wire.IoErr
+		err = l.wire.IOErr
 	}
 	now := ctr.clock.Now()
 	switch wire.LossOf(err) {
@@ -216,7 +216,7 @@ func (ctr *Connector) reportLoss(l *link, err error) {
 	case wire.WentSilent:
 		waited, ok := stalledFor(err)
 		if !ok {
-			waited = wire.TcpUserTimeout // the kernel's patience
+			waited = wire.UserTimeout // the kernel's patience
 		}
 		ctr.recordDeath(l, wire.WentSilent, now-waited, err)
 	}
@@ -225,8 +225,8 @@ func (ctr *Connector) reportLoss(l *link, err error) {
 // ioCause is what the socket said where the driver only says that the connection
 // is bad.
 func (l *link) ioCause(err error) error {
-	if l.wire != nil && l.wire.IoErr != nil && !errors.Is(l.wire.IoErr, net.ErrClosed) {
-		return l.wire.IoErr
+	if l.wire != nil && l.wire.IOErr != nil && !errors.Is(l.wire.IOErr, net.ErrClosed) {
+		return l.wire.IOErr
 	}
 	return err
 }

@@ -67,7 +67,7 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 	switch number := mysqlerr.Number(err); {
 	case number == packetTooLarge:
 		return &tooLargeError{c.ctr.addr, max(int(w.Written-mark), len(query)+1), c.maxPacket(), err}
-	case number != 0, w.IoErr == nil, w.Written == mark:
+	case number != 0, w.IOErr == nil, w.Written == mark:
 		return err
 	}
 	if size := c.rejectedPacketSize(query, mark); size > 0 {
@@ -76,12 +76,12 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 		}
 		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
 	}
-	_, stalled := stalledFor(w.IoErr)
+	_, stalled := stalledFor(w.IOErr)
 	switch timeout := c.driverTimeout(query); {
 	case timeout != nil:
 		return fmt.Errorf("%w: %w", err, timeout)
-	case stalled && !errors.Is(err, w.IoErr):
-		return fmt.Errorf("%w: %w", err, w.IoErr)
+	case stalled && !errors.Is(err, w.IOErr):
+		return fmt.Errorf("%w: %w", err, w.IOErr)
 	}
 	return err
 }
@@ -96,7 +96,7 @@ func (c *conn) rejectedPacketSize(query string, mark uint64) int {
 	if w.OversizedAt > mark {
 		size = max(size, w.Oversized)
 	}
-	if !c.facts.rejectsPacket(size) || !c.facts.isHandshakeID(w) || wire.LossOf(w.IoErr) != wire.HungUp {
+	if !c.facts.rejectsPacket(size) || !c.facts.isHandshakeID(w) || wire.LossOf(w.IOErr) != wire.HungUp {
 		return 0
 	}
 	return size
@@ -114,7 +114,7 @@ func (l *link) maxPacket() int {
 // the connection. COMMIT and ROLLBACK have one of livepool's.
 func (c *conn) driverTimeout(query string) error {
 	var op *net.OpError
-	if !c.ctr.ownDialer || query == "COMMIT" || query == "ROLLBACK" || !errors.As(c.wire.IoErr, &op) || !errors.Is(op, os.ErrDeadlineExceeded) {
+	if !c.ctr.ownDialer || query == "COMMIT" || query == "ROLLBACK" || !errors.As(c.wire.IOErr, &op) || !errors.Is(op, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	name, limit := "readTimeout", c.ctr.Cfg.MySQL.ReadTimeout
@@ -141,22 +141,22 @@ func (c *Settings) warnOfTimeouts() {
 // LossCounter remembers the last statement over which a connection was lost, of one
 // unit or one Pool.Retry.
 type LossCounter struct {
-	mu    sync.Mutex // a function may use several goroutines
-	query string
+	mu    sync.Mutex // a function may use several goroutines; guards what follows
+	last  Statement
 	times int
 }
 
 // Add counts one more, and says whether it is one too many: what has just ended
-// two connections in a row is not sent a third time. An empty query is the end of
+// two connections in a row is not sent a third time. The zero statement is the end of
 // the row.
-func (l *LossCounter) Add(query string) (tooMany bool) {
+func (l *LossCounter) Add(lost Statement) (tooMany bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if query != l.query {
-		l.query, l.times = query, 0
+	if lost != l.last {
+		l.last, l.times = lost, 0
 	}
 	l.times++
-	return query != "" && l.times >= 2
+	return lost != Statement{} && l.times >= 2
 }
 
 // RepeatedLossText is why a unit is not run again.
@@ -168,7 +168,7 @@ func RepeatedLossText(query string) string {
 // that was under way, and not of the network or of a server that shuts down: it
 // was sent, and there is no other word on what happened.
 func (c *conn) mayBeCausedByStatement(err error) bool {
-	return mysqlerr.Number(err) == 0 && !errors.As(err, new(*unsolicitedError)) && (c.wire == nil || wire.LossOf(c.wire.IoErr) == wire.HungUp)
+	return mysqlerr.Number(err) == 0 && !errors.As(err, new(*unsolicitedError)) && (c.wire == nil || wire.LossOf(c.wire.IOErr) == wire.HungUp)
 }
 
 // repeatedLossError ends a Pool.Retry.
@@ -186,5 +186,5 @@ func (e *repeatedLossError) Class() mysqlerr.Class { return mysqlerr.LostConn &^
 // thrice at the most. What is in a unit is counted there.
 func (c *conn) countRepeatedLoss(ctx context.Context, err error, query string, mark uint64) bool {
 	losses, _ := ctx.Value(idempotentKey{}).(*LossCounter)
-	return losses != nil && c.transaction.unit == nil && (c.wire == nil || c.wire.Written != mark) && c.mayBeCausedByStatement(err) && losses.Add(query)
+	return losses != nil && c.transaction.unit == nil && (c.wire == nil || c.wire.Written != mark) && c.mayBeCausedByStatement(err) && losses.Add(Statement{Query: query})
 }

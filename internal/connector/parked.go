@@ -1,8 +1,8 @@
-// parked.go keeps a connection alive whose owner is elsewhere: the function of a
-// unit, or whoever holds a sql.Tx or sql.Conn, calls a slow service between two
-// statements, and the server closes what is idle for wait_timeout. The
-// maintainer pings such a connection under the same exclusion as the owner's
-// statements, until HoldLimit has passed without one.
+// parked.go keeps a checked-out connection alive while its owner sends nothing (parked):
+// a unit's function, or the holder of a sql.Tx or sql.Conn, calls a slow service between
+// two statements, and the server closes what is idle for wait_timeout. The maintainer
+// pings such a connection, never at the same time as the owner's statements, until
+// HoldLimit has passed without a statement.
 
 package connector
 
@@ -19,12 +19,11 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// isCheckedOut says whether a connection with that state is an owner's.
+// isCheckedOut says whether a connection in that state has an owner.
 func isCheckedOut(state int32) bool { return state < idle }
 
-// park ends a request: as long as nothing is under way on the connection, the
-// maintainer may ping it. What forgets to call it is not kept alive, and no
-// more.
+// park ends a request: until the next one the maintainer may ping the connection. A path
+// that does not call it only loses the keep-alive.
 func (c *conn) park() {
 	if c.ctr.keepParkedAlive {
 		c.parkNow()
@@ -33,11 +32,11 @@ func (c *conn) park() {
 
 func (c *conn) parkNow() {
 	if c.openResults == 0 && !c.rawExposed {
-		c.state.CompareAndSwap(inUse, parked) // and not from under a ping that is still under way
+		c.state.CompareAndSwap(inUse, parked) // unless a ping is still under way
 	}
 }
 
-// parkWith is rest for a request that failed.
+// parkWith is park after a request that may have failed.
 func (c *conn) parkWith(err error) error {
 	if err != nil {
 		err = c.hideBadConn(err) // before the maintainer may look
@@ -46,8 +45,8 @@ func (c *conn) parkWith(err error) error {
 	return err
 }
 
-// resume begins a request: it takes the connection back from the maintainer. An
-// owner whose context ends while a ping is under way still has it.
+// resume begins a request: it takes the connection back from the maintainer. If the
+// owner's context ends during a ping, the owner keeps the connection.
 func (c *conn) resume(ctx context.Context, query string) error {
 	if c.state.CompareAndSwap(parked, inUse) {
 		return nil
@@ -66,9 +65,9 @@ func (c *conn) resume(ctx context.Context, query string) error {
 	return c.parkWith(c.handleFailure(ctx, failure.err, query, c.written(), statementRequest))
 }
 
-// resumeBounded is resume for what has no context: COMMIT, ROLLBACK and the return
-// of the connection. It waits for CommitTimeout; a connection on which a ping is
-// still under way then is given up, and closed when that has ended.
+// resumeBounded is resume for what has no context: COMMIT, ROLLBACK and the return of
+// the connection. It waits for CommitTimeout. If the ping has not ended by then the
+// connection is given up, and closed when the ping ends.
 func (c *conn) resumeBounded() error {
 	if !c.ctr.keepParkedAlive || c.state.CompareAndSwap(parked, inUse) {
 		return nil
@@ -91,11 +90,10 @@ func (c *conn) resumeBounded() error {
 	return err
 }
 
-// awaitPing waits for the end of a ping, and returns what it has found if the
-// owner must know.
+// awaitPing waits for the end of a ping, and returns the failure that it found, if any.
 func (c *conn) awaitPing(ctx context.Context) (*parkedFailure, error) {
 	if state := c.state.Load(); state == inUse || !isCheckedOut(state) {
-		return nil, nil // busy already, or to be claimed
+		return nil, nil // in use already, or idle: nothing to wait for
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,29 +114,29 @@ func (c *conn) awaitPing(ctx context.Context) (*parkedFailure, error) {
 	return failure, nil
 }
 
-// setUnitOrphan has the unit wait for the end of what it has left on the server.
+// setUnitOrphan makes the unit wait until the thread that it left on the server has
+// ended.
 func (c *conn) setUnitOrphan(orphan *orphan) {
 	if unit := c.transaction.unit; unit != nil && orphan != nil {
 		unit.Orphan.Store(orphan)
 	}
 }
 
-// parkedFailure is what a ping found of which the owner must know: the connection was
-// lost, or its transaction.
+// parkedFailure is the loss of a parked connection, or of its transaction, found by a
+// ping: the owner must be told.
 type parkedFailure struct {
 	err    error
 	orphan *orphan
 }
 
-// ownerPause is the owner's absence since its last request.
+// ownerPause is the time since the owner's last request.
 type ownerPause struct {
-	lastRequest time.Duration // conn.entered, by which it is recognised
-	answeredAt  time.Duration // its answer
-	reported    bool          // it is longer than HoldLimit
+	lastRequest time.Duration // conn.requestStarted, which identifies the request
+	answeredAt  time.Duration // when that was answered
+	reported    bool          // it is longer than HoldLimit, and that was logged
 }
 
-// reserveParked runs f on a connection whose owner is elsewhere, as visitIdle on
-// one that has none.
+// reserveParked runs f on a parked connection, as reserveIdle does on an idle one.
 func (c *conn) reserveParked(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -151,7 +149,7 @@ func (c *conn) reserveParked(f func()) {
 	}
 }
 
-// maintainParked is look on a connection whose owner is elsewhere.
+// maintainParked is inspect for a parked connection. c is reserved, and c.mu held.
 func (m *maintainer) maintainParked(c *conn) (due time.Duration) {
 	keepAlive, limit := c.keepAlive, m.ctr.Cfg.HoldLimit
 	if c.unconnected || keepAlive == 0 {
@@ -175,10 +173,10 @@ func (m *maintainer) maintainParked(c *conn) (due time.Duration) {
 	return m.nextRegularRound()
 }
 
-// pingParked pings a connection whose owner is elsewhere. It is called during a
-// visit, which it prolongs. It is as patient as a statement: what ends it is the
-// stall check, the kernel or the other end, so that a server that is slow for a
-// moment costs nobody a transaction.
+// pingParked pings a parked connection. It is called under a reservation, which then
+// lasts until the answer. Like a statement it has no deadline: the stall check, the
+// kernel or the other end stops it, so that a server that is slow for a moment costs
+// nobody a transaction.
 func (m *maintainer) pingParked(c *conn) {
 	ctr, l, v, inTx := m.ctr, c.link, &reservation{done: make(chan struct{})}, c.transaction.open
 	if !ctr.spawn(func() {
@@ -192,7 +190,7 @@ func (m *maintainer) pingParked(c *conn) {
 		case err == nil, mysqlerr.Number(err) != 0 && class&mysqlerr.ConnDead == 0 && !inTx:
 			l.lastRoundTrip = max(now, sent+1)
 		case mysqlerr.Number(err) != 0 && class&mysqlerr.ConnDead == 0:
-			failure = &parkedFailure{err: err} // of the transaction, as any statement would be told
+			failure = &parkedFailure{err: err} // the transaction is lost; any statement would get this error
 		default:
 			failure = &parkedFailure{err: ctr.newIdleLossError(&l, now-l.lastRoundTrip, false, l.ioCause(err))}
 			if inTx {
@@ -213,7 +211,7 @@ func (m *maintainer) pingParked(c *conn) {
 }
 
 // pingUnbounded pings without a deadline. When the pool is closed it waits for
-// PingTimeout more.
+// PingTimeout and then closes the connection.
 func (ctr *Connector) pingUnbounded(l *link) error {
 	answered := make(chan struct{})
 	stop := context.AfterFunc(ctr.Ctx, func() {
@@ -226,12 +224,11 @@ func (ctr *Connector) pingUnbounded(l *link) error {
 	})
 	defer stop()
 	defer close(answered)
-	return l.driverConn.Ping(context.Background()) // no context to be watched
+	return l.driverConn.Ping(context.Background()) // a context that ends would need a goroutine of the driver
 }
 
-// releaseParked ends a visit during which the owner was elsewhere. It returns
-// false if the connection is not wanted any more, and then its link is the
-// visitor's to close.
+// releaseParked ends the reservation of a parked connection. If it returns false the
+// connection is not wanted any more, and the caller closes its link.
 func (c *conn) releaseParked(v *reservation, l link, failure *parkedFailure) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,7 +246,7 @@ func (c *conn) releaseParked(v *reservation, l link, failure *parkedFailure) boo
 	return true
 }
 
-// reportHoldLimit reports a connection that is not kept alive any longer.
+// reportHoldLimit logs that a connection is not kept alive any longer.
 func (m *maintainer) reportHoldLimit(c *conn, idle time.Duration) {
 	holder, checkoutStack := "a sql.Conn outside of a session", "set LeakAfter (pool_leak_after) to have it recorded"
 	switch unit := c.transaction.unit; {
@@ -258,8 +255,8 @@ func (m *maintainer) reportHoldLimit(c *conn, idle time.Duration) {
 	case c.transaction.open:
 		holder = "a sql.Tx outside of a session"
 	}
-	if h := c.checkout.Load(); h != nil {
-		checkoutStack = stackOf(h.stack)
+	if taken := c.checkout.Load(); taken != nil {
+		checkoutStack = stackOf(taken.stack)
 	}
 	m.ctr.Cfg.Log.LogAttrs(context.Background(), slog.LevelWarn,
 		"livepool: a connection is held without a statement for longer than HoldLimit (pool_hold_limit) and is not kept alive any longer: "+
@@ -268,13 +265,12 @@ func (m *maintainer) reportHoldLimit(c *conn, idle time.Duration) {
 		slog.Bool("in_transaction", c.transaction.open), slog.Duration("idle", idle), slog.String("stack", checkoutStack))
 }
 
-// peekAfter is how long an owner must have been elsewhere for a look at the
-// socket before its next statement: nothing beside the pause, and it tells a
-// connection that the pause has ended, on which nothing was sent.
+// peekAfter is how long a connection must have been parked before the socket is checked
+// again. That costs little compared with the pause, and finds a connection that was
+// closed meanwhile before anything is sent on it.
 const peekAfter = 100 * time.Millisecond
 
-// peekAfterPause looks at the socket after a pause, before anything else is done about
-// the request.
+// peekAfterPause checks the socket after a pause, before the request is sent.
 func (c *conn) peekAfterPause(ctx context.Context, query string) error {
 	if c.needsCheck || c.openResults > 0 || c.rawExposed || !c.ctr.peekSockets || c.transaction.poison != nil {
 		return nil
@@ -283,7 +279,7 @@ func (c *conn) peekAfterPause(ctx context.Context, query string) error {
 	switch {
 	case peekErr == nil:
 		return nil
-	case !c.used: // and nothing of the owner's is on it
+	case !c.used: // nothing of the owner's is on it
 		c.ctr.reportIdleLoss(&c.link, peekErr)
 		c.ctr.recordDiscard(&c.link, ByPeek)
 		return c.reconnect(ctx, ByPeek)
@@ -291,8 +287,8 @@ func (c *conn) peekAfterPause(ctx context.Context, query string) error {
 	return c.handleFailure(ctx, c.recordParkedLoss(peekErr), query, c.written(), statementRequest)
 }
 
-// recordParkedLoss notes a connection that a look at the socket found closed while its
-// owner sent nothing, and tells of it.
+// recordParkedLoss records and reports a connection that the socket shows to be closed,
+// before the owner's next request was sent.
 func (c *conn) recordParkedLoss(peekErr error) error {
 	c.dead = true
 	c.ctr.reportIdleLoss(&c.link, peekErr)
@@ -302,19 +298,19 @@ func (c *conn) recordParkedLoss(peekErr error) error {
 	return c.ctr.newIdleLossError(&c.link, c.requestStarted-c.lastRoundTrip, c.ownerPause.reported, peekErr)
 }
 
-// idleLossError is a connection that was lost while its owner sent nothing. The
-// request that met it was not sent.
+// idleLossError says that a connection was lost while its owner sent nothing. The
+// request that found this out was not sent.
 type idleLossError struct {
 	addr          string
 	threadID      uint32
 	idle          time.Duration // since its last answer
-	pastKeepAlive bool          // it was idle for longer than it would be if it were kept alive
+	pastKeepAlive bool          // it was idle for longer than the keep-alive would have allowed
 	why           string
 	cause         error
 }
 
-// newIdleLossError tells how long a connection was idle, what may have cut it, and why it
-// was not kept alive.
+// newIdleLossError says how long a connection was idle, what may have closed it, and why
+// it was not kept alive.
 func (ctr *Connector) newIdleLossError(l *link, idle time.Duration, pastHoldLimit bool, cause error) error {
 	timeout, bound := time.Duration(0), ctr.Cfg.KeepAlive
 	if l.facts != nil {
@@ -354,8 +350,8 @@ func (e *idleLossError) Error() string {
 func (e *idleLossError) Is(target error) bool { return target == driver.ErrBadConn }
 func (e *idleLossError) Unwrap() error        { return e.cause }
 
-// IsLossByPause says whether a unit's connection was lost because its function was
-// elsewhere for too long: it would be so again.
+// IsLossByPause says whether a unit's connection was lost because its function paused
+// for too long: a retry would lose it again.
 func IsLossByPause(err error) bool {
 	var loss *idleLossError
 	return errors.As(err, &loss) && loss.pastKeepAlive

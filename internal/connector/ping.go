@@ -1,6 +1,6 @@
-// ping.go decides whether a connection is alive, at checkout and before the
-// first use of one that no checkout has seen, and spreads the news of a death
-// to the others. It decides nothing about statements.
+// ping.go decides whether a connection is alive, at a checkout and before the first use
+// of one that was not checked, and records what the loss of one implies for the others.
+// It decides nothing about statements.
 
 package connector
 
@@ -14,19 +14,19 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// Verdict is what a check says of a connection: keep, or why not.
+// Verdict is the result of a check: keep, or the reason to discard the connection.
 type Verdict int
 
 const (
 	keep Verdict = iota
 	ByRecycle
 	ByAge
-	BySilence // no answer since another connection fell silent
-	ByPeek    // the socket shows that the server has hung up
+	BySilence // no answer since another connection did not answer in time
+	ByPeek    // the socket shows that the server has closed it
 	ByDriver  // the driver's own ResetSession refused it
 	ByPing    // the ping failed
 	ByTimeout // the ping was not answered in time
-	ByCaller  // the caller's context ended in the middle of the ping
+	ByCaller  // the caller's context ended during the ping
 	verdicts  // how many there are
 )
 
@@ -43,21 +43,22 @@ var verdictNames = [verdicts]string{
 
 func (v Verdict) String() string { return verdictNames[v] }
 
-// news is what one connection's death says of the others. Times are the
-// connector's clock; before the first death both are before every birth.
+// news is what the loss of one connection implies for the others. Times are the
+// connector's clock, and -1 before the first loss. Any goroutine writes them, with
+// storeMax or Swap.
 type news struct {
 	// lastHangup is when a connection was last found closed by the other end. A
-	// connection that has completed no round trip since is pinged before it is
-	// trusted.
+	// connection without a round trip since then is pinged before it is handed out.
 	lastHangup atomic.Int64
 	// lastSilence is when the last request was sent whose answer was late. A connection
-	// that has completed no round trip since is suspect: nobody gets it unasked, or
-	// waits for its answer, which would cost another caller a PingTimeout.
+	// without a round trip since then is suspect: it is handed out only after it
+	// answered a ping, and nobody waits for that ping, which would cost another caller a
+	// PingTimeout.
 	lastSilence atomic.Int64
-	// lastHeard is a time until which the server is known to have gone on: it has let a
-	// connection in then, or answered a ping that was sent well after.
+	// lastHeard is a time at which the server is known to have worked: it accepted a
+	// connection then, or answered a ping that was sent well after.
 	lastHeard  atomic.Int64
-	lastReport atomic.Int64 // when there was the last news
+	lastReport atomic.Int64 // when a loss was last recorded
 }
 
 func (n *news) init() {
@@ -67,9 +68,8 @@ func (n *news) init() {
 	n.lastReport.Store(-1)
 }
 
-// record notes a death or a silence, and says whether it is the first news in a
-// while. since is, of a silence, when it had begun at the latest; now is when it
-// was found.
+// record notes a loss, and says whether it is the first within a second. since is when a
+// silence began, at the latest; now is when it was found.
 func (n *news) record(kind wire.Loss, since, now time.Duration) (isFirst bool) {
 	if kind == wire.WentSilent {
 		storeMax(&n.lastSilence, since)
@@ -80,13 +80,13 @@ func (n *news) record(kind wire.Loss, since, now time.Duration) (isFirst bool) {
 	return latest < 0 || int64(now)-latest > int64(time.Second)
 }
 
-// storeMax never moves a time back: two connections may die in either order.
+// storeMax never moves a time back, because losses may be recorded in any order.
 func storeMax(at *atomic.Int64, t time.Duration) {
 	for old := at.Load(); int64(t) > old && !at.CompareAndSwap(old, int64(t)); old = at.Load() {
 	}
 }
 
-// check looks at a connection that nobody uses, cheapest look first.
+// check decides about a connection that nobody uses. The cheapest test comes first.
 func (c *conn) check(ctx context.Context, mode PingMode) Verdict {
 	_, now := c.ctr.clock.Bounds()
 	if now >= c.expires {
@@ -114,7 +114,7 @@ func (c *conn) check(ctx context.Context, mode PingMode) Verdict {
 	return c.prePing(ctx)
 }
 
-// peek is what the socket says of an idle connection, if it can be looked at.
+// peek checks the socket of an idle connection, if the platform allows it.
 func (c *conn) peek() error {
 	if c.wire == nil || !c.ctr.peekSockets {
 		return nil
@@ -122,15 +122,15 @@ func (c *conn) peek() error {
 	return c.wire.Peek()
 }
 
-// noRoundTripSince says whether no round trip has completed since some news.
+// noRoundTripSince says whether the last round trip is not newer than some news.
 func (l *link) noRoundTripSince(at *atomic.Int64) bool { return int64(l.lastRoundTrip) <= at.Load() }
 
-// canSkipPing says whether a connection that looks well is handed out without a
-// ping: it has answered of late, or the caller has no time for one. Since a
-// reading from before the process was stopped (a suspended VM) would trust what
-// has been cut meanwhile, the clock is read now, when all looks are over. Of
-// drivers other than MySQL's, which may work within the process, where that is
-// not cheap beside the rest, an older reading serves.
+// canSkipPing says whether a connection without a visible fault is handed out without a
+// ping: it has answered recently, or the caller has no time for a ping. The clock is
+// read only now, after all other tests: with an earlier reading a process that was
+// suspended meanwhile would trust a connection that has been closed since. Other drivers
+// may work within the process, where reading the clock is a large part of the cost;
+// there an earlier reading is enough.
 func (c *conn) canSkipPing(ctx context.Context, latest time.Duration) bool {
 	now := latest
 	if c.wire != nil || c.ctr.IsMySQL || now-c.lastRoundTrip > c.pingAfter {
@@ -146,9 +146,9 @@ func (c *conn) canSkipPing(ctx context.Context, latest time.Duration) bool {
 	return c.pingSkipped
 }
 
-// reportIdleLoss spreads the news of a loss that a look at the socket found. If the
-// kernel gave the peer up it did so at some time since the last answer; what
-// answered later may be well.
+// reportIdleLoss reports a loss that was seen on the idle socket. If the kernel gave the
+// peer up, that was at some time after the last answer; a connection that has answered
+// later may be alive.
 func (ctr *Connector) reportIdleLoss(l *link, err error) {
 	switch wire.LossOf(err) {
 	case wire.HungUp:
@@ -158,10 +158,10 @@ func (ctr *Connector) reportIdleLoss(l *link, err error) {
 	}
 }
 
-// prePing pings within PingTimeout. A caller whose context has ended already
-// leaves the check to the first use. Neither the end of his patience nor of his
-// context is evidence against the connection: the ping goes on without him, and
-// the others learn what becomes of it.
+// prePing pings within PingTimeout. If the caller's context has ended already, the check
+// is left to the first use. Neither the timeout nor the end of the caller's context
+// proves anything about the connection: the ping continues in the background, and its
+// result counts for the others.
 func (c *conn) prePing(ctx context.Context) Verdict {
 	if ctx.Err() != nil {
 		c.needsCheck = true
@@ -189,10 +189,10 @@ func (c *conn) prePing(ctx context.Context) Verdict {
 	return v
 }
 
-// judgePing judges a ping that was sent at sent by what came of it.
+// judgePing is the verdict of a ping that was sent at the given time and returned err.
 func (ctr *Connector) judgePing(l *link, sent time.Duration, err error) Verdict {
 	if err == nil {
-		l.lastRoundTrip = max(ctr.clock.Now(), sent+1) // after whatever was news when it was sent
+		l.lastRoundTrip = max(ctr.clock.Now(), sent+1) // later than any news from before it was sent
 		return keep
 	}
 	err = l.ioCause(err)

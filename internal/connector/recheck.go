@@ -1,6 +1,6 @@
-// recheck.go is a ping under way. It may outlast the patience of who began it: a
-// slow server is no dead one, and whether a connection that is silent is dead
-// shows later, in the background, by whether the server speaks on others.
+// recheck.go is a ping under way. It may outlast its caller: a slow server is not a dead
+// one. Whether a silent connection is dead is decided later, in the background, by
+// whether the server answers on other connections.
 
 package connector
 
@@ -18,44 +18,44 @@ import (
 // pendingPing is a ping under way on a connection that nobody uses.
 type pendingPing struct {
 	ctr    *Connector
-	link   link // the goroutine's that asks, until it has answered
+	link   link // only run writes it, until the answer has been sent
 	sentAt time.Duration
-	answer chan Verdict  // for who waits for it
+	answer chan Verdict  // for the caller that waits for it
 	late   chan struct{} // closed when nobody is to wait any longer
 	cancel context.CancelFunc
 	ctx    context.Context
 
-	waiter atomic.Int32 // whose the link is when the answer has come
-	reason Verdict      // it was left alone; written before owner says so
+	waiter atomic.Int32 // who gets the link when the answer arrives: pingAwaited and so on
+	reason Verdict      // why nobody waits; written before waiter becomes pingUnattended
 
 	mu           sync.Mutex // guards what follows
 	timer        *time.Timer
-	interval     time.Duration // between two ticks
-	lastTick     time.Duration // when the last was
+	interval     time.Duration // between two ticks; set at birth
+	lastTick     time.Duration // when the last tick was
 	ticks        int
-	processStops int    // how often this process stood still
+	processStops int    // how often this process was suspended meanwhile
 	markedLate   bool   // late is closed
-	onLate       func() // to be called then, nil if there is nothing
-	ticksHeard   int    // ticks since the server was seen to speak, on some connection, after it was asked
-	timedOut     bool   // it was given up
-	dropped      bool   // to make room
+	onLate       func() // called when late is closed, may be nil
+	ticksHeard   int    // ticks since the server answered on some connection after this ping was sent
+	timedOut     bool   // the ping was cancelled for want of an answer
+	dropped      bool   // the ping was cancelled to make room for another connection
 	done         bool
 }
 
 const (
-	pingAwaited    int32 = iota // somebody waits
-	pingAnswered                // it was there in time
-	pingUnattended              // nobody waits any more: it is kept for the next, or closed
+	pingAwaited    int32 = iota // a caller waits
+	pingAnswered                // the answer came while it waited
+	pingUnattended              // nobody waits any more: the link becomes a spare or is closed
 )
 
-// A ping's time is cut into ticks, by which it is known whether this process ran
-// meanwhile: one that was stopped cannot judge a silence.
+// A ping's time is divided into ticks. A tick that comes late shows that this process was
+// suspended, and such a process cannot judge a silence.
 const (
 	ticksUntilLate = 4
-	// As long as the server says nothing on any connection, it may be the server
-	// that stands still, and not these connections that are cut.
+	// While the server answers on no connection, the server itself may be suspended, and
+	// these connections intact: so it gets more time.
 	ticksUntilDead  = 10 * ticksUntilLate
-	maxProcessStops = 2 * ticksUntilLate // at most
+	maxProcessStops = 2 * ticksUntilLate // more are not excused
 )
 
 func (ctr *Connector) newPendingPing(l link) *pendingPing {
@@ -66,8 +66,8 @@ func (ctr *Connector) newPendingPing(l link) *pendingPing {
 	return q
 }
 
-// run asks and tells the one who waits, or keeps the link if nobody does. It
-// returns what came of it.
+// run pings, and gives the verdict to the caller that waits. If nobody waits it keeps or
+// closes the link.
 func (q *pendingPing) run() Verdict {
 	ctr := q.ctr
 	ctr.Stats.Pings.Add(1)
@@ -84,7 +84,7 @@ func (q *pendingPing) run() Verdict {
 	q.done = true
 	q.timer.Stop()
 	took, wasDropped := ctr.clock.Now()-q.sentAt, q.dropped
-	took = min(took, time.Duration(q.ticks+1)*q.interval) // less the time that it stood still
+	took = min(took, time.Duration(q.ticks+1)*q.interval) // without the time of a suspension
 	if err != nil && q.timedOut {
 		err = os.ErrDeadlineExceeded
 	}
@@ -96,7 +96,7 @@ func (q *pendingPing) run() Verdict {
 	}
 	if v == keep {
 		ctr.roundTrip.record(took)
-		// What was asked at the same time may have been overtaken by a stand-still.
+		// Pings that were sent at about the same time may still be delayed by a pause of the server.
 		storeMax(&ctr.news.lastHeard, q.sentAt-q.interval)
 	}
 	if q.waiter.CompareAndSwap(pingAwaited, pingAnswered) {
@@ -107,15 +107,15 @@ func (q *pendingPing) run() Verdict {
 	return v
 }
 
-// tick looks whether it is time to judge.
+// tick runs at each tick.
 func (q *pendingPing) tick() {
 	if l, isNews := q.judge(); isNews {
 		q.ctr.reportSilence(&l, q.sentAt)
 	}
 }
 
-// judge gives the ping up where it is time to, and says whether its answer is
-// late, as nobody knew by now. l is a copy for who tells of it.
+// judge cancels the ping when its time is up, and says whether the answer is late, the
+// first time that it is. l is a copy, for the report.
 func (q *pendingPing) judge() (l link, isNews bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -135,7 +135,7 @@ func (q *pendingPing) judge() (l link, isNews bool) {
 		q.ticksHeard++
 	}
 	isLate := q.ticks >= ticksUntilLate
-	if isLate && !q.markedLate { // before the one who waits goes on, or he would wait for the next one, too
+	if isLate && !q.markedLate { // before the waiter is released, or it would wait for the next suspect, too
 		storeMax(&q.ctr.news.lastSilence, q.sentAt)
 	}
 	if isLate && (q.ticksHeard >= ticksUntilLate || q.ticks >= ticksUntilDead) {
@@ -147,20 +147,20 @@ func (q *pendingPing) judge() (l link, isNews bool) {
 	return q.link, isLate && q.markLateLocked()
 }
 
-// hasUnreadAnswer says whether an answer lies in the socket that this process, short of
-// time, has not read yet.
+// hasUnreadAnswer says whether the answer is in the socket's buffer and this process has
+// had no time to read it.
 func (q *pendingPing) hasUnreadAnswer() bool {
 	return q.ticks+1 >= ticksUntilLate && q.link.wire != nil && q.ctr.peekSockets && q.link.wire.Peek() == wire.ErrUnsolicited
 }
 
-// markLate has nobody wait for the answer any longer.
+// markLate ends the wait for the answer.
 func (q *pendingPing) markLate() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.markLateLocked()
 }
 
-// markLateLocked is nobodyWaits with q.mu held. It says whether it is the first.
+// markLateLocked is markLate with q.mu held. It says whether it is the first call.
 func (q *pendingPing) markLateLocked() bool {
 	if q.markedLate {
 		return false
@@ -173,7 +173,7 @@ func (q *pendingPing) markLateLocked() bool {
 	return true
 }
 
-// whenLate has f called, which does not wait, when nobody waits any longer.
+// whenLate has f called when the answer is late. f must not wait.
 func (q *pendingPing) whenLate(f func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -183,7 +183,7 @@ func (q *pendingPing) whenLate(f func()) {
 	}
 }
 
-// drop ends it: there is no room for the connection.
+// drop cancels the ping, because there is no room for its connection.
 func (q *pendingPing) drop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -191,9 +191,8 @@ func (q *pendingPing) drop() {
 	q.cancel()
 }
 
-// leaveUnattended is for the one who waits no longer. Unless the answer has come
-// meanwhile, the connection is not his any more: the answer decides whether it
-// is kept for the next who would open one.
+// leaveUnattended is called by a caller that stops waiting. Unless the answer has
+// arrived meanwhile, it loses the link: a link that answers becomes a spare.
 func (q *pendingPing) leaveUnattended(reason Verdict) (v Verdict, unattended bool) {
 	q.reason = reason
 	q.ctr.addRecheck(q)
@@ -204,8 +203,8 @@ func (q *pendingPing) leaveUnattended(reason Verdict) (v Verdict, unattended boo
 	return <-q.answer, false
 }
 
-// recheck has a link asked that nobody waits for. It returns false if there is
-// nobody who would keep it.
+// recheck pings a link that no caller waits for. It returns false if nothing could keep
+// the link afterwards.
 func (ctr *Connector) recheck(l link) bool {
 	if ctr.maintainer == nil || l.driverConn.Conn == nil {
 		return false
@@ -224,8 +223,8 @@ func (ctr *Connector) recheck(l link) bool {
 	return true
 }
 
-// addRecheck notes a link that database/sql does not have while it is asked. It
-// counts as a connection of the pool.
+// addRecheck registers a link that is being pinged while database/sql does not have it.
+// It counts as a connection of the pool.
 func (ctr *Connector) addRecheck(q *pendingPing) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -233,7 +232,7 @@ func (ctr *Connector) addRecheck(q *pendingPing) {
 	ctr.makeRoom()
 }
 
-// removeRecheck says whether it had not been dropped.
+// removeRecheck says whether the link was still registered, and not dropped.
 func (ctr *Connector) removeRecheck(q *pendingPing) bool {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -242,8 +241,8 @@ func (ctr *Connector) removeRecheck(q *pendingPing) bool {
 	return was
 }
 
-// makeRoom keeps the connections within the pool's limit: those that are set
-// aside make room for those that are opened. ctr.mu is held.
+// makeRoom keeps the connections within the pool's limit: links that are being rechecked
+// are dropped in favour of new ones. ctr.mu is held.
 func (ctr *Connector) makeRoom() {
 	limit := int(ctr.Limits.Open.Load())
 	if limit == 0 {
@@ -258,10 +257,10 @@ func (ctr *Connector) makeRoom() {
 	}
 }
 
-// finishRecheck deals with a link that nobody waited for any more: one that answers is
-// kept for the next who would open one.
+// finishRecheck keeps or closes a link that nobody waited for: one that answers becomes
+// a spare.
 func (ctr *Connector) finishRecheck(q *pendingPing, v Verdict) {
-	wanted := ctr.removeRecheck(q) && ctr.maintainer != nil && q.link.openStmts == 0 // those who have statements on it do not find it
+	wanted := ctr.removeRecheck(q) && ctr.maintainer != nil && q.link.openStmts == 0 // its statements could not be used from another conn
 	switch {
 	case v == keep && wanted:
 		ctr.addSpare(q.link)
@@ -273,9 +272,9 @@ func (ctr *Connector) finishRecheck(q *pendingPing, v Verdict) {
 	q.link.close()
 }
 
-// reportSilence tells of a ping without an answer in time. The others are suspect
-// until they have answered, and so is the connection itself: no caller gets one
-// unasked, or waits for one. Whether they are dead is another question.
+// reportSilence reports a ping without an answer in time. Until they answer, this
+// connection and the others are suspect: no caller gets one unchecked, or waits for one.
+// Whether they are dead is decided later.
 func (ctr *Connector) reportSilence(l *link, since time.Duration) {
 	ctr.Outage.slowDials()
 	ctr.logNews(l, ctr.news.record(wire.WentSilent, since, ctr.clock.Now()),
@@ -283,14 +282,16 @@ func (ctr *Connector) reportSilence(l *link, since time.Duration) {
 	ctr.maintainer.wake()
 }
 
-// isSuspect says whether another connection fell silent since this one spoke.
+// isSuspect says whether another connection did not answer in time since this one's last
+// round trip.
 func (l *link) isSuspect(ctr *Connector) bool { return l.noRoundTripSince(&ctr.news.lastSilence) }
 
-// roundTrip is how long the server takes to answer, of late.
+// roundTrip is an estimate of how long the server takes to answer. Any goroutine writes
+// it.
 type roundTrip struct{ nanos atomic.Int64 }
 
-// record learns at once that the server is slow, and by and by that it is quick
-// again. Two who learn at the same time may each be right.
+// record raises the estimate at once and lowers it gradually. Of two calls at the same
+// time either may win.
 func (r *roundTrip) record(d time.Duration) {
 	previous := time.Duration(r.nanos.Load())
 	if d < previous {
@@ -301,15 +302,14 @@ func (r *roundTrip) record(d time.Duration) {
 
 func (r *roundTrip) get() time.Duration { return time.Duration(r.nanos.Load()) }
 
-// pingTimeout is PingTimeout, and more where the server is slow, within bounds.
+// pingTimeout is PingTimeout, or up to five times that where the server is slow.
 func (ctr *Connector) pingTimeout() time.Duration {
 	least := ctr.Cfg.PingTimeout
 	return max(least, min(2*ctr.roundTrip.get(), 5*least))
 }
 
-// isTrustExtended says whether the last round trip, d ago, stands for a ping beyond
-// the trust that there is anywhere: where answers are slow, pings would be half
-// of the work.
+// isTrustExtended says whether the last round trip makes a ping unnecessary for longer
+// than PingAfter: where answers are slow, pings would be half of the work.
 func (c *conn) isTrustExtended(sinceRoundTrip time.Duration) bool {
 	rtt := c.ctr.roundTrip.get()
 	if 2*rtt <= c.ctr.Cfg.PingTimeout {
@@ -323,16 +323,16 @@ func (c *conn) isTrustExtended(sinceRoundTrip time.Duration) bool {
 }
 
 // hasNoTimeForPing says whether the caller's deadline leaves no time for a ping and a
-// statement, so that he could never succeed. The socket has been looked at.
+// statement, so that it could never succeed. The socket has been checked.
 func (c *conn) hasNoTimeForPing(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	rtt := c.ctr.roundTrip.get()
 	return ok && rtt > 0 && c.wire != nil && c.wire.Raw != nil && c.ctr.peekSockets && time.Until(deadline) < 4*rtt
 }
 
-// pingOneIdle is for a caller who gave up on a connection that was not pinged for
-// want of time: the next one had better know. Where no hand is free, enough are
-// being asked already.
+// pingOneIdle is called when a caller gave up on a connection whose ping was skipped for
+// want of time: one idle connection is pinged, so that the next caller knows. If no task
+// is free, enough are being pinged.
 func (ctr *Connector) pingOneIdle(sent time.Duration) {
 	m := ctr.maintainer
 	if m == nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// ageLimit draws one connection's age limit. It is drawn once, at birth:
-// drawing again at each look would make every limit the shortest.
+// ageLimit draws one connection's age limit, once, at its birth: with a new draw at each
+// check the shortest would win.
 func (c *Settings) ageLimit() time.Duration {
 	if c.Recycle == 0 {
 		return clock.Never
@@ -19,8 +19,8 @@ func (c *Settings) ageLimit() time.Duration {
 	return c.Recycle - fraction(c.Recycle, c.RecycleJitter*rand.Float64())
 }
 
-// fraction is a part of d from 0 to 1, without the overflow that rounding the
-// greatest duration up to a float64 and back would be.
+// fraction is a part of d, from 0 to 1. Rounding the greatest duration to a float64 and
+// back would overflow.
 func fraction(d time.Duration, part float64) time.Duration {
 	if part >= 1 {
 		return d
@@ -28,8 +28,8 @@ func fraction(d time.Duration, part float64) time.Duration {
 	return time.Duration(float64(d) * part)
 }
 
-// retirement says whether the connection's time is up, by Recycle or by age, as
-// of now; it is kept otherwise.
+// retirement says whether the link must be discarded as of now, by Recycle or for its
+// age; otherwise keep.
 func (l *link) retirement(ctr *Connector, now time.Duration) Verdict {
 	switch {
 	case l.generation != ctr.generation.Load():
@@ -40,7 +40,7 @@ func (l *link) retirement(ctr *Connector, now time.Duration) Verdict {
 	return keep
 }
 
-// RecycleAll ends the time of every connection that exists now.
+// RecycleAll retires every connection that exists now.
 func (ctr *Connector) RecycleAll() {
 	ctr.generation.Add(1)
 	ctr.maintainer.wake()

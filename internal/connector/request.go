@@ -49,6 +49,7 @@ func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltex
 		return err
 	}
 	t := &c.transaction
+	t.requests++
 	if t.poison != nil {
 		if err := c.mayRun(query); err != nil {
 			return err

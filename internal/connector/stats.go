@@ -19,9 +19,9 @@ type counters struct {
 	Discards                                           [verdicts]atomic.Int64
 }
 
-// UncountedConns is what makes the counts whole: the checkouts of the connections that
-// there are, and how many more idle connections there are than database/sql knows.
-// It does not have the spares yet, and has some that are closed but for their shell.
+// UncountedConns completes the counts: the checkouts of the connections that exist, and
+// by how many the idle connections exceed those that database/sql counts. It does not
+// count the spares, and counts idle conns that have no link.
 func (ctr *Connector) UncountedConns() (reused int64, idle int) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -37,8 +37,8 @@ func (ctr *Connector) UncountedConns() (reused int64, idle int) {
 	return reused, idle
 }
 
-// recordDeath spreads the news of a connection that was found dead, once. since is, of
-// a silence, when it had begun at the latest; of a hang-up, when it was found.
+// recordDeath records a dead connection, once, and what it implies for the others. since
+// is when a silence began, at the latest, or when a hang-up was found.
 func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, cause error) {
 	if l.lossReported {
 		return
@@ -51,7 +51,7 @@ func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, 
 		"livepool: a connection was found dead; the others are checked before they are handed out", cause)
 }
 
-// logNews tells the operator of news. The first of a series tells the story.
+// logNews logs a loss: the first of a series as a warning, the others at debug level.
 func (ctr *Connector) logNews(l *link, isFirst bool, text string, cause error) {
 	level := slog.LevelDebug
 	if isFirst {

@@ -94,6 +94,8 @@ type transaction struct {
 	// unit is the attempt of a unit of work whose transaction it is, nil for a
 	// plain one.
 	unit *Attempt
+	// requests is how many were begun in it; of one with sentinels their own too.
+	requests int
 	// sentinel is the statement after which it must be asked whether there still is
 	// this transaction.
 	sentinel sentinel
@@ -102,7 +104,7 @@ type transaction struct {
 // begin notes a transaction that was begun under ctx, which database/sql hands
 // down as it gets it.
 func (t *transaction) begin(ctx context.Context) {
-	t.open, t.unit = true, nil
+	t.open, t.unit, t.requests = true, nil, 0
 	if unit, ok := ctx.(*BeginContext); ok {
 		t.unit = unit.Attempt
 	}
@@ -131,7 +133,7 @@ func (c *conn) noteTxError(err error, query string, ran extent) {
 		c.ctr.Stats.Poisoned.Add(1)
 	}
 	if t.unit != nil && txGone && ran != ranNothing && c.mayBeCausedByStatement(err) {
-		t.unit.noteLostStatement(query)
+		t.unit.noteLostStatement(Statement{query, t.requests})
 	}
 	if t.unit == nil || class&mysqlerr.Retry == 0 {
 		return

@@ -1,7 +1,7 @@
-// queue.go is the queue of the sessions: as many places as there may be
-// connections, given out first come, first served. database/sql has no order
-// among its waiters.
-
+// Package fifo is the queue in which sessions wait for a connection: it has as many
+// places as there may be connections, and grants them in the order of arrival, because
+// database/sql serves its waiters in no order. It knows nothing of connections. The root
+// takes a place before it begins a transaction, and gives it back after its end.
 package fifo
 
 import (
@@ -12,59 +12,63 @@ import (
 	"time"
 )
 
-// Queue are the places of a pool.
+// Queue grants the places of a pool. Init makes it ready for use.
 type Queue struct {
-	mu        sync.Mutex
-	limit     int             // 0: no limit; guarded by mu
-	closed    <-chan struct{} // when the pool is
-	closedErr error           // what those are told who wait then
-	holders   Place
-	taken     int
-	waiters   list.List // of waiters
+	closed    <-chan struct{} // the pool's; Init sets it
+	closedErr error           // what Take returns to a waiter then; Init sets it
+
+	mu      sync.Mutex // guards the fields below
+	limit   int        // how many places there are; 0: no limit
+	holders Place      // the head of the ring of granted places, oldest first
+	taken   int        // how many are granted
+	waiters list.List  // of waiter, oldest first
 
 	waitedCount int64         // sessions that had to wait
-	waitedTotal time.Duration // how long, together
-	timeouts    int64         // in vain
+	waitedTotal time.Duration // how long they waited, together
+	timeouts    int64         // sessions that waited in vain
 }
 
-// AddStats says how many had to wait, for how long together, and how many in vain.
-func (ps *Queue) AddStats() (waited int64, wait time.Duration, timeouts int64) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	return ps.waitedCount, ps.waitedTotal, ps.timeouts
+// Stats returns how many sessions had to wait, for how long together, and how many waited
+// in vain.
+func (q *Queue) Stats() (waited int64, wait time.Duration, timeouts int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.waitedCount, q.waitedTotal, q.timeouts
 }
 
-// Place is one session's. Those that are held form a ring in the order in which
-// they were taken, with places.holders as its head.
+// Place is the place of one session. The granted ones form a ring in the order in which
+// they were granted, whose head is Queue.holders. Queue.mu guards the fields, but for
+// name, which its session sets before it takes the place.
 type Place struct {
 	name       string
 	since      time.Time
 	next, prev *Place
 }
 
-func (ps *Queue) Init(limit int, closed <-chan struct{}, why error) {
-	ps.limit, ps.closed, ps.closedErr = limit, closed, why
-	ps.holders.next, ps.holders.prev = &ps.holders, &ps.holders
+// Init is called once, before the first Take. When closed is closed, waiters get why.
+func (q *Queue) Init(limit int, closed <-chan struct{}, why error) {
+	q.limit, q.closed, q.closedErr = limit, closed, why
+	q.holders.next, q.holders.prev = &q.holders, &q.holders
 }
 
-// Take takes a place, waiting in line until the deadline.
-func (ps *Queue) Take(ctx context.Context, pl *Place, name string, deadline time.Time) error {
+// Take takes a place. It waits for its turn until the deadline, and then returns ErrTimeout.
+func (q *Queue) Take(ctx context.Context, pl *Place, name string, deadline time.Time) error {
 	pl.name = name
-	ps.mu.Lock()
-	if ps.limit == 0 || ps.taken < ps.limit { // then nobody waits
-		ps.grant(pl)
-		ps.mu.Unlock()
+	q.mu.Lock()
+	if q.limit == 0 || q.taken < q.limit { // then there are no waiters
+		q.grant(pl)
+		q.mu.Unlock()
 		return nil
 	}
 	granted := make(chan struct{})
-	ticket := ps.waiters.PushBack(waiter{pl, granted})
-	ps.waitedCount++
-	ps.mu.Unlock()
+	ticket := q.waiters.PushBack(waiter{pl, granted})
+	q.waitedCount++
+	q.mu.Unlock()
 	start := time.Now()
 	defer func() {
-		ps.mu.Lock()
-		defer ps.mu.Unlock()
-		ps.waitedTotal += time.Since(start)
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.waitedTotal += time.Since(start)
 	}()
 
 	timer := time.NewTimer(time.Until(deadline))
@@ -75,86 +79,86 @@ func (ps *Queue) Take(ctx context.Context, pl *Place, name string, deadline time
 		return nil
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-ps.closed:
-		err = ps.closedErr
+	case <-q.closed:
+		err = q.closedErr
 	case <-timer.C:
-		err = ErrQueueTimeout
+		err = ErrTimeout
 	}
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	select {
-	case <-granted: // in the nick of time
+	case <-granted: // at the same moment
 		if ctx.Err() == nil {
 			return nil
 		}
-		ps.giveLocked(pl)
+		q.giveLocked(pl)
 	default:
-		ps.waiters.Remove(ticket)
+		q.waiters.Remove(ticket)
 	}
 	return err
 }
 
-// ErrQueueTimeout: the deadline has passed.
-var ErrQueueTimeout = errors.New("livepool: waited too long")
+// ErrTimeout is returned by Take when the deadline has passed.
+var ErrTimeout = errors.New("livepool: waited too long")
 
 type waiter struct {
 	place   *Place
 	granted chan struct{}
 }
 
-// grant adds a holder. ps.mu is held.
-func (ps *Queue) grant(pl *Place) {
-	ps.taken++
+// grant grants pl. q.mu is held.
+func (q *Queue) grant(pl *Place) {
+	q.taken++
 	pl.since = time.Now()
-	last := ps.holders.prev
-	pl.prev, pl.next = last, &ps.holders
-	last.next, ps.holders.prev = pl, pl
+	last := q.holders.prev
+	pl.prev, pl.next = last, &q.holders
+	last.next, q.holders.prev = pl, pl
 }
 
-// Give gives a place back, to the first in line. It is idempotent, and
-// harmless for a session that has none.
-func (ps *Queue) Give(pl *Place) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	ps.giveLocked(pl)
+// Give returns a place, which the first waiter gets. It is idempotent, and does nothing
+// for a place that is not granted.
+func (q *Queue) Give(pl *Place) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.giveLocked(pl)
 }
 
-func (ps *Queue) giveLocked(pl *Place) {
+func (q *Queue) giveLocked(pl *Place) {
 	if pl.next == nil {
 		return
 	}
 	pl.prev.next, pl.next.prev = pl.next, pl.prev
 	pl.next, pl.prev = nil, nil
-	ps.taken--
-	ps.grantWaiters()
+	q.taken--
+	q.grantWaiters()
 }
 
-// SetLimit changes how many places there are. Those who have one keep it.
-func (ps *Queue) SetLimit(limit int) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	ps.limit = limit
-	ps.grantWaiters()
+// SetLimit changes how many places there are. Granted ones stay granted.
+func (q *Queue) SetLimit(limit int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.limit = limit
+	q.grantWaiters()
 }
 
-// grantWaiters gives free places to the first in line. ps.mu is held.
-func (ps *Queue) grantWaiters() {
-	for first := ps.waiters.Front(); first != nil && (ps.limit == 0 || ps.taken < ps.limit); first = ps.waiters.Front() {
-		w := ps.waiters.Remove(first).(waiter)
-		ps.grant(w.place)
+// grantWaiters grants the free places to the first waiters. q.mu is held.
+func (q *Queue) grantWaiters() {
+	for first := q.waiters.Front(); first != nil && (q.limit == 0 || q.taken < q.limit); first = q.waiters.Front() {
+		w := q.waiters.Remove(first).(waiter)
+		q.grant(w.place)
 		close(w.granted)
 	}
 }
 
-// RecordTimeout counts one who waited in vain, and says how it stands: how many have a
-// place, how many wait, the one who gave up included, and who has had a place for
-// longest.
-func (ps *Queue) RecordTimeout() (inUse, waiting int, longest string, held time.Duration) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	ps.timeouts++
-	if oldest := ps.holders.next; oldest != &ps.holders {
+// RecordTimeout counts a session that waited in vain, and returns what its error tells:
+// how many places are granted, how many sessions wait (with the one that gave up), and
+// which session has had its place longest.
+func (q *Queue) RecordTimeout() (inUse, waiting int, longest string, held time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.timeouts++
+	if oldest := q.holders.next; oldest != &q.holders {
 		longest, held = oldest.name, time.Since(oldest.since)
 	}
-	return ps.taken, ps.waiters.Len() + 1, longest, held
+	return q.taken, q.waiters.Len() + 1, longest, held
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// watchedContext has ended, and says when it is asked why.
+// watchedContext closes errCalled when its Err is called.
 type watchedContext struct {
 	context.Context
 	errCalled chan struct{}
@@ -22,14 +22,14 @@ func (c *watchedContext) Err() error {
 	return c.Context.Err()
 }
 
-// A waiter's turn comes at the moment at which its context ends: the place goes to
-// the next.
+// A waiter is granted its place at the moment at which its context ends: the place goes
+// to the next.
 func TestPlaceInTheNickOfTime(t *testing.T) {
-	var ps Queue
-	ps.Init(1, nil, nil)
+	var q Queue
+	q.Init(1, nil, nil)
 	deadline := time.Now().Add(time.Hour)
 	var holder, cancelled, next Place
-	if err := ps.Take(t.Context(), &holder, "holder", deadline); err != nil {
+	if err := q.Take(t.Context(), &holder, "holder", deadline); err != nil {
 		t.Fatal(err)
 	}
 	ended, end := context.WithCancel(t.Context())
@@ -37,22 +37,22 @@ func TestPlaceInTheNickOfTime(t *testing.T) {
 	cancelErr, granted := make(chan error), make(chan error)
 	waits := func(n int) {
 		for waiting := 0; waiting < n; {
-			ps.mu.Lock()
-			waiting = ps.waiters.Len()
-			ps.mu.Unlock()
+			q.mu.Lock()
+			waiting = q.waiters.Len()
+			q.mu.Unlock()
 		}
 	}
-	go func() { cancelErr <- ps.Take(ctx, &cancelled, "late", deadline) }()
+	go func() { cancelErr <- q.Take(ctx, &cancelled, "cancelled", deadline) }()
 	waits(1)
-	go func() { granted <- ps.Take(t.Context(), &next, "next", deadline) }()
+	go func() { granted <- q.Take(t.Context(), &next, "next", deadline) }()
 	waits(2)
-	ps.mu.Lock()
+	q.mu.Lock()
 	end()
-	<-ctx.errCalled // it has seen the end, and comes for the lock
-	ps.giveLocked(&holder)
-	ps.mu.Unlock()
+	<-ctx.errCalled // it has seen the end, and waits for the lock
+	q.giveLocked(&holder)
+	q.mu.Unlock()
 	if err := <-cancelErr; !errors.Is(err, context.Canceled) {
-		t.Errorf("who was too late got %v", err)
+		t.Errorf("the waiter whose context ended got %v", err)
 	}
 	select {
 	case err := <-granted:
@@ -62,7 +62,7 @@ func TestPlaceInTheNickOfTime(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the place is lost")
 	}
-	if ps.Give(&next); ps.taken != 0 || ps.holders.next != &ps.holders {
-		t.Errorf("%d places are held by nobody", ps.taken)
+	if q.Give(&next); q.taken != 0 || q.holders.next != &q.holders {
+		t.Errorf("%d places are held by nobody", q.taken)
 	}
 }

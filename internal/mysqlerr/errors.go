@@ -1,8 +1,8 @@
-// errors.go says what an error means: for the connection it came from, for the
-// statement that met it, for its transaction, and for the unit of work that
-// might be run again. It is a table and decides nothing; failure.go, tx.go and
-// retry.go act on it.
-
+// Package mysqlerr says what an error means for its connection, its statement, its
+// transaction, and the unit of work that might be run again. It is a table of the
+// errors of MySQL and its relatives (errors.go), with the errors that the function of a
+// unit may swallow (handlederrors.go). It decides nothing: package connector and the
+// root act on what it says, and the root exports it as Class and Classify.
 package mysqlerr
 
 import (
@@ -70,7 +70,7 @@ func (c Class) String() string {
 	return strings.Join(names, "|")
 }
 
-// What often goes together.
+// Flags that go together.
 const (
 	retryLater        = Retry | BackOff
 	LostConn          = ConnDead | TxGone | CommitUnknown | Retry
@@ -90,8 +90,8 @@ type serverError struct {
 	source string
 }
 
-// serverErrors is the table. Of the rows of a number the first whose text fits
-// counts.
+// serverErrors is the table. The first row with the number whose text is contained in
+// the message counts.
 var serverErrors = []serverError{
 	// Connecting.
 	{1040, "08004", "", "ER_CON_COUNT_ERROR", "all", NotRun | retryLater,
@@ -103,7 +103,7 @@ var serverErrors = []serverError{
 	{1637, "HY000", "", "ER_TOO_MANY_CONCURRENT_TRXS", "MySQL, MariaDB", NotRun | retryLater,
 		"MySQL error reference: too many active concurrent transactions"},
 	{1135, "HY000", "", "ER_CANT_CREATE_THREAD", "MySQL, MariaDB", NotRun | retryLater,
-		"MySQL error reference: the server cannot start a thread for the connection, for want of memory most often"},
+		"MySQL error reference: the server cannot start a thread for the connection, mostly for want of memory"},
 
 	// The connection, or the server, is going.
 	{1053, "08S01", "", "ER_SERVER_SHUTDOWN", "MySQL, MariaDB", LostConn | BackOff,
@@ -151,7 +151,7 @@ var serverErrors = []serverError{
 	{1020, "HY000", "", "ER_CHECKREAD", "MariaDB", rolledBack,
 		"MariaDB manual, innodb_snapshot_isolation: record has changed since last read; seen on MariaDB 10.11 and 11.8, where it is like a deadlock"},
 	{1305, "42000", "SAVEPOINT", "ER_SP_DOES_NOT_EXIST", "MySQL, MariaDB", StatementUndone,
-		"MySQL manual, SAVEPOINT: they end with their transaction, so that it may be another than the program thinks; the number is shared with routines"},
+		"MySQL manual, SAVEPOINT: savepoints end with their transaction, so this may be another transaction than the program thinks; the number is shared with routines"},
 	{3058, "HY000", "", "ER_USER_LOCK_DEADLOCK", "MySQL", StatementUndone | retryLater,
 		"MySQL manual, GET_LOCK: a deadlock of named locks; the call is refused and the transaction goes on; seen on MySQL 9.7"},
 	{3572, "HY000", "", "ER_LOCK_NOWAIT", "MySQL", StatementUndone,
@@ -219,9 +219,9 @@ var serverErrors = []serverError{
 // the transaction was rolled back and may be run again (SQL:2016, 40001).
 const serializationFailure = "40001"
 
-// Classify says what err means, looking through errors that wrap it. A context
-// that ended is 0: it says nothing of the server. ErrCommitUnknown never says
-// Retry, whatever came in place of the answer: the work may have been applied.
+// Classify says what err means, also if it is wrapped. The end of a context is 0: it
+// says nothing about the server. ErrCommitUnknown is never Retry, whatever its cause:
+// the work may have been applied.
 func Classify(err error) Class {
 	if errors.Is(err, ErrCommitUnknown) {
 		return of(err)&^Retry | CommitUnknown
@@ -248,13 +248,13 @@ func of(err error) Class {
 	return 0
 }
 
-// classifier is an error of livepool's own that knows what it means.
+// classifier is an error of livepool's own with a class of its own.
 type classifier interface {
 	error
 	Class() Class
 }
 
-// ConnectClass is the class of a connection that could not be opened because of cause.
+// ConnectClass is the class of a failure to connect with this cause.
 func ConnectClass(cause error) Class {
 	switch {
 	case Number(cause) != 0, errors.Is(cause, driver.ErrBadConn), errors.Is(cause, mysql.ErrBusyBuffer):
@@ -267,6 +267,7 @@ func ConnectClass(cause error) Class {
 	return NotRun | retryLater
 }
 
+// ClassifyServer says what an error of a server means.
 func ClassifyServer(my *mysql.MySQLError) Class {
 	for _, row := range serverErrors {
 		if row.number == my.Number && strings.Contains(my.Message, row.text) {
@@ -279,8 +280,8 @@ func ClassifyServer(my *mysql.MySQLError) Class {
 	return 0
 }
 
-// IsMisconfigured is true of a failure to connect that no other attempt will be
-// spared: client and server do not agree on how to talk.
+// IsMisconfigured is true for a failure to connect that every other attempt would meet
+// too: client and server do not agree on how to talk.
 func IsMisconfigured(err error) bool {
 	var op *net.OpError
 	for _, fatal := range []error{mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword,
@@ -294,13 +295,13 @@ func IsMisconfigured(err error) bool {
 		errors.As(err, new(*net.AddrError)), errors.As(err, new(net.UnknownNetworkError)):
 		return true
 	}
-	return errors.As(err, &op) && op.Op == "remote error" // what crypto/tls calls the other side's refusal
+	return errors.As(err, &op) && op.Op == "remote error" // so crypto/tls calls a refusal by the other side
 }
 
-// Number is the number of a server's error, 0 for any other.
+// Number is the number of a server's error, 0 for any other error.
 func Number(err error) uint16 {
 	if err == nil {
-		return 0 // at no price: what follows allocates
+		return 0 // fast path: what follows allocates
 	}
 	var my *mysql.MySQLError
 	if errors.As(err, &my) {
@@ -309,9 +310,8 @@ func Number(err error) uint16 {
 	return 0
 }
 
-// IsNetworkLoss is true of what a socket says when the other end is gone. It
-// is not true of a context's end, though that is a net.Error too, nor of a
-// file's.
+// IsNetworkLoss is true for the errors of a socket whose other end is lost. It is not
+// true for the end of a context, though that is a net.Error too, nor for a file's error.
 func IsNetworkLoss(err error) bool {
 	var op *net.OpError
 	var file *fs.PathError
@@ -334,30 +334,29 @@ func IsTooManyConnections(err error) bool {
 	switch Number(err) {
 	case 1040, 1203:
 		return true
-	case 1226: // of whose limits the others are by the hour
+	case 1226: // its other limits are by the hour
 		return Classify(err)&Retry != 0
 	}
 	return false
 }
 
-// CallerGaveUp: it is the caller who has given up.
+// CallerGaveUp reports whether err says that the caller's context ended.
 func CallerGaveUp(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// IsNodeNotReady says whether an error is the refusal of a node that takes no work.
+// IsNodeNotReady says whether err is the refusal of a Galera node that does no work.
 func IsNodeNotReady(err error) bool {
 	var my *mysql.MySQLError
 	return errors.As(err, &my) && my.Number == 1047 && strings.Contains(my.Message, "WSREP")
 }
 
-// ErrCommitUnknown is what errors.Is finds in the error of a commit whose
-// outcome is open: COMMIT was sent, and its answer lost. The work was applied
-// once or not at all.
+// ErrCommitUnknown matches the error of a commit whose outcome is open: COMMIT was sent,
+// and its answer was lost. The work was applied once or not at all.
 var ErrCommitUnknown = errors.New("livepool: the outcome of the commit is unknown")
 
-// IsWriteRefusal says whether an error is a server's that takes no writes now. A
-// transaction that was made read-only by whoever began it (1792) is none.
+// IsWriteRefusal says whether err is the error of a server that accepts no writes now. It
+// is not true for 1792, which may come from a transaction that was begun as read-only.
 func IsWriteRefusal(err error) bool {
 	switch Number(err) {
 	case 1290:

@@ -8,8 +8,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// The table is what its comment says: numbers with a name, a SQLSTATE, a family
-// and a source, each found by its own row.
+// Each row of the table is complete, and is found by its number and text.
 func TestErrorTable(t *testing.T) {
 	seen := map[string]bool{}
 	for _, row := range serverErrors {

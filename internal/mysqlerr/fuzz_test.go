@@ -15,8 +15,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// checkFlags reports flags that contradict each other, by what errors.go says that
-// they mean.
+// checkFlags reports flags that contradict each other.
 func checkFlags(t *testing.T, what any, c Class) {
 	t.Helper()
 	has := func(flags Class) bool { return c&flags == flags }
@@ -48,7 +47,7 @@ func checkFlags(t *testing.T, what any, c Class) {
 	}
 }
 
-// wrappedError is an error that tells more of its cause.
+// wrappedError is an error that adds a text to its cause.
 type wrappedError struct {
 	text  string
 	cause error
@@ -64,7 +63,7 @@ func (e *failedConnect) Error() string { return e.text + ": " + e.cause.Error() 
 func (e *failedConnect) Unwrap() error { return e.cause }
 func (e *failedConnect) Class() Class  { return ConnectClass(e.cause) }
 
-// wrappings of an error through which Classify looks.
+// wrappings are errors that wrap err, in all the ways that Classify must see through.
 func wrappings(err error, text string) []error {
 	return []error{
 		fmt.Errorf("%s: %w", text, err),
@@ -131,7 +130,7 @@ func FuzzClassify(f *testing.F) {
 			}
 		}
 
-		// The same of errors that are not the server's; a context's end is nothing.
+		// The same for errors that are not the server's; the end of a context is 0.
 		for _, err := range local {
 			want := Classify(err)
 			checkFlags(t, err, want)

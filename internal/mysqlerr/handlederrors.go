@@ -1,6 +1,3 @@
-// handlederrors.go is the rule for errors that the function of a unit may swallow and
-// still have the rest committed. It is a table and a predicate; tx.go acts on it.
-
 package mysqlerr
 
 import (
@@ -10,23 +7,25 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// A correct program handles the errors that its own words and data bring about: a
-// duplicate key, a value out of range, a table that is not there. They come
-// whenever the same is asked of the same data, and the server has undone the
-// statement as a whole. By their SQLSTATE they are of these classes:
+// handledClasses are the classes of SQLSTATE of the errors that the function of a unit
+// may swallow and still have the rest committed. A correct program handles the errors
+// that its own statements and data cause: a duplicate key, a value out of range, a table
+// that does not exist. The same statement on the same data always meets them, and the
+// server has undone the statement as a whole.
 var handledClasses = []string{
 	"21", // cardinality: a subquery with more rows, a row with more columns than there is room for
 	"22", // data: out of range, too long, not a number, a division by zero
 	"23", // integrity: a duplicate or foreign key, NULL where there must be none
-	"42", // syntax, and names that there are not
+	"42", // syntax, and names that do not exist
 	"44", // WITH CHECK OPTION
 	"45", // SIGNAL
 }
 
-// All other errors, those of a full disk, a lock wait, a limit, a kill, would leave
-// the unit without a statement that the program counts on. So would these, to
-// which the servers give one of the classes; and so would not those, to which
-// they give none (HY000, 01000), or not all of them.
+// handledExceptions decides for errors whose SQLSTATE misleads. After any other error (a
+// full disk, a lock wait, a limit, a kill) a statement that the program counts on is
+// missing. So it is after those that are false here, although the servers give them one
+// of the classes. Those that are true are errors of the program's data, although some
+// servers give them no such class (but HY000, 01000).
 var handledExceptions = map[uint16]bool{
 	1044: false, 1142: false, 1143: false, 1227: false, 1370: false, // access denied, which the administrator decides
 	1148: false, 3948: false, // LOAD DATA LOCAL is off
@@ -47,8 +46,8 @@ var handledExceptions = map[uint16]bool{
 	4025: true, // ER_CONSTRAINT_FAILED
 }
 
-// defaultStates are the SQLSTATEs of the most usual errors, for a proxy or a fake that
-// gives none.
+// defaultStates are the SQLSTATEs of the most common errors, for a proxy or a fake that
+// sends none.
 var defaultStates = map[uint16]string{
 	1048: "23000", 1054: "42S22", 1062: "23000", 1064: "42000", 1136: "21S01", 1146: "42S02", 1169: "23000", 1216: "23000",
 	1217: "23000", 1242: "21000", 1264: "22003", 1292: "22007", 1305: "42000", 1365: "22012", 1406: "22001", 1451: "23000",

@@ -1,8 +1,7 @@
-// usercode.go calls what the user put into the Config. A panic in it is told and
-// goes no further: most of it runs below database/sql, where a panic would leave
-// a connection locked for ever, or in the background, where it would end the
-// program.
-
+// Package usercode calls the functions that the user put into the Config. A panic in one
+// of them is logged and goes no further: most run below database/sql, where a panic
+// would leave a connection locked forever, or in the background, where it would end the
+// program. It does not decide what a call that panicked means; its callers do.
 package usercode
 
 import (
@@ -14,7 +13,8 @@ import (
 	"sync"
 )
 
-// CatchPanic runs code of the user's, and says whether it did not panic.
+// CatchPanic runs f, which calls code of the user's, and logs a panic under name. ok
+// means that there was none.
 func CatchPanic(log *slog.Logger, name string, f func()) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -25,17 +25,17 @@ func CatchPanic(log *slog.Logger, name string, f func()) (ok bool) {
 	return true
 }
 
-// Logger is a logger whose panics go no further. A nil one stands for
-// slog.Default(), as that is at the time.
+// Logger returns logger with a handler whose panics go no further. A nil logger stands
+// for slog.Default() at the time of each record.
 func Logger(logger *slog.Logger) *slog.Logger {
 	return slog.New(&panicSafeHandler{logger: logger})
 }
 
-// panicSafeHandler hands on to a logger whose handler may panic. A nil one stands
-// for slog.Default(), as that is at the time.
+// panicSafeHandler passes records to a logger whose handler may panic. A nil logger
+// stands for slog.Default() at the time of each record.
 type panicSafeHandler struct {
 	logger     *slog.Logger
-	reportOnce sync.Once // on standard error: where else, if the logger panics
+	reportOnce sync.Once // the first panic is reported on standard error, because the logger does not work
 }
 
 func (h *panicSafeHandler) inner() slog.Handler {
@@ -45,6 +45,7 @@ func (h *panicSafeHandler) inner() slog.Handler {
 	return h.logger.Handler()
 }
 
+// recovered is deferred around each call of the handler.
 func (h *panicSafeHandler) recovered() {
 	if p := recover(); p != nil {
 		h.reportOnce.Do(func() {
@@ -63,7 +64,7 @@ func (h *panicSafeHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.inner().Handle(ctx, r)
 }
 
-// WithAttrs and WithGroup are not used by livepool, and serve whoever does.
+// WithAttrs is not used by livepool, but the interface asks for it.
 func (h *panicSafeHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &panicSafeHandler{logger: slog.New(h.inner().WithAttrs(attrs))}
 }

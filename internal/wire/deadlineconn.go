@@ -1,7 +1,3 @@
-// deadlineconn.go makes a network connection of the user's obey its deadlines and its
-// Close, whether it does by itself or not: a channel of an SSH tunnel has no
-// deadlines, and its Close may not end a Read.
-
 package wire
 
 import (
@@ -12,7 +8,7 @@ import (
 	"time"
 )
 
-// hasDeadlines says whether nc is a socket, or TLS on one, which need no help.
+// hasDeadlines says whether nc is a socket, or TLS on one: these obey their deadlines.
 func hasDeadlines(nc net.Conn) bool {
 	switch nc := nc.(type) {
 	case syscall.Conn:
@@ -23,9 +19,10 @@ func hasDeadlines(nc net.Conn) bool {
 	return false
 }
 
-// deadlineConn reads and writes a connection in goroutines of its own, which a
-// connection that never returns may keep for ever; its user it does not. Read is
-// called by one goroutine at a time, and so is Write.
+// deadlineConn gives deadlines, and a Close that ends a Read, to a connection of the
+// user's that may have neither, such as a channel of an SSH tunnel. It reads and writes
+// in two goroutines of its own: a connection that never returns can block these, but
+// not the caller. One goroutine at a time calls Read, and one calls Write.
 type deadlineConn struct {
 	net.Conn
 	closeOnce sync.Once
@@ -33,11 +30,11 @@ type deadlineConn struct {
 
 	readDeadline, writeDeadline deadlineTimer
 
-	readResults  chan ioResult // what was read
-	readMore     chan struct{}
-	unread       ioResult // of it; the reader's
-	writes       chan []byte
-	writeResults chan ioResult
+	readResults  chan ioResult // from readLoop
+	readMore     chan struct{} // the last result was consumed
+	unread       ioResult      // the rest of the last result; only Read uses it
+	writes       chan []byte   // to writeLoop
+	writeResults chan ioResult // from writeLoop
 }
 
 type ioResult struct {
@@ -110,14 +107,14 @@ func (c *deadlineConn) Read(b []byte) (int, error) {
 	return n, c.unread.err
 }
 
-// Of what is written a piece has to be taken within writePatience: a tunnel has
-// nothing like TCP_USER_TIMEOUT.
+// Each chunk must be accepted within writeTimeout: a tunnel has nothing like
+// TCP_USER_TIMEOUT.
 const (
 	writeTimeout  = 30 * time.Second
 	maxWriteChunk = 64 << 10
 )
 
-// Write counts a piece that it has given up as written: it may still arrive.
+// Write counts a chunk as written although it gave up waiting: it may still arrive.
 func (c *deadlineConn) Write(b []byte) (n int, err error) {
 	for len(b) > 0 {
 		piece := b[:min(len(b), maxWriteChunk)]
@@ -139,7 +136,7 @@ func (c *deadlineConn) writeChunk(b []byte) error {
 		return os.ErrDeadlineExceeded
 	case <-timer.C:
 		return os.ErrDeadlineExceeded
-	case c.writes <- append([]byte(nil), b...): // b is the caller's again when this returns
+	case c.writes <- append([]byte(nil), b...): // a copy: the caller may reuse b when Write returns
 	}
 	select {
 	case r := <-c.writeResults:
@@ -153,7 +150,7 @@ func (c *deadlineConn) writeChunk(b []byte) error {
 	}
 }
 
-// Close does not wait for the connection's own.
+// Close does not wait for the Close of the connection below.
 func (c *deadlineConn) Close() error {
 	c.closeOnce.Do(func() {
 		close(c.closed)
@@ -170,12 +167,11 @@ func (c *deadlineConn) SetDeadline(t time.Time) error {
 	return nil
 }
 
-// deadlineTimer is one that may be set while it is waited for, but then ends only the
-// next wait.
+// deadlineTimer is a deadline. Setting it during a wait changes only the next wait.
 type deadlineTimer struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	timer   *time.Timer
-	expired chan struct{} // closed when it has passed
+	expired chan struct{} // closed when the deadline has passed
 }
 
 func (d *deadlineTimer) init() { d.expired = make(chan struct{}) }

@@ -17,7 +17,7 @@ func (c *wedgedConn) Read([]byte) (int, error)  { <-c.end; return 0, net.ErrClos
 func (c *wedgedConn) Write([]byte) (int, error) { <-c.end; return 0, net.ErrClosed }
 func (c *wedgedConn) Close() error              { return nil }
 
-// It may still arrive: a COMMIT of it is not one that was never sent.
+// A chunk may still arrive: a COMMIT in it must not count as never sent.
 func TestAPieceThatWasGivenUpCountsAsWritten(t *testing.T) {
 	end := make(chan struct{})
 	defer close(end)

@@ -10,8 +10,8 @@ import (
 // does not name on every architecture.
 const tcpUserTimeoutOption = 18
 
-// setUserTimeout makes the kernel give up data, or a keep-alive probe, that
-// stays unacknowledged for so long; 0 leaves it to the kernel's own patience.
+// setUserTimeout has the kernel give up the connection when data, or a keep-alive
+// probe, stays unacknowledged for d; 0 means the kernel's default.
 func setUserTimeout(network string, c syscall.RawConn, d time.Duration) error {
 	if !strings.HasPrefix(network, "tcp") {
 		return nil

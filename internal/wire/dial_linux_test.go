@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// They are set on what another dialer has made, too.
+// The options are also set on a connection that the user's dialer made.
 func TestDialerSetsSocketOptions(t *testing.T) {
 	t.Run("livepool's own", func(t *testing.T) {
 		w, _ := tcpPair(t)
@@ -37,7 +37,7 @@ func hasSocketOptions(t *testing.T, w *Conn) {
 		{"TCP_KEEPIDLE, s", syscall.IPPROTO_TCP, syscall.TCP_KEEPIDLE, int(keepAliveIdle.Seconds())},
 		{"TCP_KEEPINTVL, s", syscall.IPPROTO_TCP, syscall.TCP_KEEPINTVL, int(keepAliveInterval.Seconds())},
 		{"TCP_KEEPCNT", syscall.IPPROTO_TCP, syscall.TCP_KEEPCNT, keepAliveCount},
-		{"TCP_USER_TIMEOUT, ms", syscall.IPPROTO_TCP, tcpUserTimeoutOption, int(TcpUserTimeout.Milliseconds())},
+		{"TCP_USER_TIMEOUT, ms", syscall.IPPROTO_TCP, tcpUserTimeoutOption, int(UserTimeout.Milliseconds())},
 	} {
 		err := raw.Control(func(fd uintptr) {
 			if got, err := syscall.GetsockoptInt(int(fd), option.level, option.number); err != nil || got != option.set {
@@ -63,7 +63,7 @@ func TestUnhurriedLiftsTheLimitForAWhile(t *testing.T) {
 		t.Errorf("TCP_USER_TIMEOUT is %d ms meanwhile, want none", got)
 	}
 	restore()
-	if got := limit(); int64(got) != TcpUserTimeout.Milliseconds() {
-		t.Errorf("TCP_USER_TIMEOUT is %d ms afterwards, want %s", got, TcpUserTimeout)
+	if got := limit(); int64(got) != UserTimeout.Milliseconds() {
+		t.Errorf("TCP_USER_TIMEOUT is %d ms afterwards, want %s", got, UserTimeout)
 	}
 }

@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// setUserTimeout: TCP keep-alive alone notices a vanished peer here.
+// setUserTimeout does nothing here: only TCP keep-alive notices a vanished peer.
 func setUserTimeout(string, syscall.RawConn, time.Duration) error { return nil }

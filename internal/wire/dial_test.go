@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// tcpPair is both ends of a TCP connection, ours wrapped as the driver gets it.
+// tcpPair returns both ends of a TCP connection, the client's wrapped as the driver gets it.
 func tcpPair(t *testing.T) (w *Conn, server *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -30,14 +30,14 @@ func tcpPair(t *testing.T) (w *Conn, server *net.TCPConn) {
 		accepted <- c
 	}()
 	var at atomic.Pointer[Conn]
-	ctx := context.WithValue(t.Context(), WireKey{}, &at)
+	ctx := context.WithValue(t.Context(), ContextKey{}, &at)
 	nc, err := WrapDialer(nil)(ctx, "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	w = at.Load()
 	if nc != net.Conn(w) {
-		t.Fatalf("the dial left %v and returned %v", w, nc)
+		t.Fatalf("the dial stored %v and returned %v", w, nc)
 	}
 	server = (<-accepted).(*net.TCPConn)
 	t.Cleanup(func() { nc.Close(); server.Close() })
@@ -46,7 +46,7 @@ func tcpPair(t *testing.T) (w *Conn, server *net.TCPConn) {
 
 func TestPeekSeesWhatTheServerDid(t *testing.T) {
 	if !canPeek {
-		t.Skip("there is no looking at a socket on this system")
+		t.Skip("a socket cannot be peeked at on this system")
 	}
 	for _, tt := range []struct {
 		name string
@@ -56,11 +56,11 @@ func TestPeekSeesWhatTheServerDid(t *testing.T) {
 		{"nothing", func(*net.TCPConn) error { return nil }, nil},
 		{"FIN", (*net.TCPConn).Close, io.EOF},
 		{"RST", func(c *net.TCPConn) error { return errors.Join(c.SetLinger(0), c.Close()) }, syscall.ECONNRESET},
-		{"last words", func(c *net.TCPConn) error { _, err := c.Write([]byte("bye")); return err }, ErrUnsolicited},
+		{"an unsolicited error", func(c *net.TCPConn) error { _, err := c.Write([]byte("bye")); return err }, ErrUnsolicited},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w, server := tcpPair(t)
-			// A deadline of an earlier statement says nothing now.
+			// The deadline of an earlier statement must not matter.
 			w.SetDeadline(time.Now().Add(-time.Hour))
 			if err := tt.do(server); err != nil {
 				t.Fatal(err)
@@ -85,7 +85,7 @@ func TestPeekTakesNothingAway(t *testing.T) {
 	}
 	b := make([]byte, 5)
 	if _, err := io.ReadFull(w, b); err != nil || string(b) != "hello" {
-		t.Errorf("read %q, %v after a look", b, err)
+		t.Errorf("read %q, %v after Peek", b, err)
 	}
 }
 
@@ -114,17 +114,17 @@ func TestWireWithoutASocketSaysSo(t *testing.T) {
 	w := Wrap(a)
 	defer w.Close()
 	if w.Raw != nil {
-		t.Error("a pipe can be looked at?")
+		t.Error("a pipe has a socket?")
 	}
 	if _, err := w.SyscallConn(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("SyscallConn: %v", err)
 	}
 	if err := w.Peek(); err != nil {
-		t.Errorf("a look at what cannot be looked at is evidence: %v", err)
+		t.Errorf("Peek without a socket: %v, want nil", err)
 	}
 }
 
-// greetingPacket is a server's first packet up to the thread id.
+// greetingPacket is a server's first packet.
 func greetingPacket(version string, id uint32) []byte {
 	b := []byte{0, 0, 0, 0, protocolVersion}
 	b = append(append(b, version...), 0)
@@ -164,7 +164,7 @@ func TestHandshakeThatIsNoneGivesNothing(t *testing.T) {
 	}
 }
 
-// The rest of the id decides whose it is.
+// A part of an id is the id of another thread.
 func TestHandshakeThatBreaksOffGivesNothing(t *testing.T) {
 	b := greetingPacket("9.7.0", 0x01020304)
 	for n := range bytes.IndexByte(b[packetHeader:], 0) + packetHeader + 5 {

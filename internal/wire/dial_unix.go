@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// canPeek: the socket can be looked at without taking anything from it.
+// canPeek: a socket can be peeked at.
 const canPeek = true
 
-// peekSocket looks at the next byte without waiting and without taking it.
+// peekSocket looks at the next byte without waiting for it and without consuming it.
 func peekSocket(fd uintptr) error {
 	var b [1]byte
 	for {

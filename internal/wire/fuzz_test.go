@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// cutConn gives out what a server sent, in pieces.
+// cutConn returns what a server sent in pieces.
 type cutConn struct {
 	net.Conn
 	rest  []byte
-	sizes []byte // of the pieces, again and again
+	sizes []byte // of the pieces, repeated
 	reads int
 }
 
@@ -31,7 +31,7 @@ func (c *cutConn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// threadIDOf reads the thread id by the layout of the packet, all of which has come.
+// threadIDOf reads the thread id from a whole packet.
 func threadIDOf(b []byte) (id uint32) {
 	if len(b) < 5 || b[4] != 10 {
 		return 0
@@ -54,7 +54,7 @@ func FuzzHandshake(f *testing.F) {
 		if !slices.ContainsFunc(sizes, func(n byte) bool { return n > 0 }) {
 			sizes = nil
 		}
-		// passes lets the driver read it all, and returns what livepool saw.
+		// passes has the driver read everything, and returns the Conn below it.
 		passes := func(sent, sizes []byte) *Conn {
 			c := &cutConn{rest: sent, sizes: sizes}
 			w := Wrap(c)
@@ -89,7 +89,7 @@ func FuzzHandshake(f *testing.F) {
 		if cut.Handshake != whole.Handshake {
 			t.Errorf("%q: in pieces %+v, otherwise %+v", sent, cut.Handshake, whole.Handshake)
 		}
-		// What is endless or no handshake has none, and half of an id is none.
+		// An endless or another packet has no thread id, and half of an id is none.
 		if want := threadIDOf(sent); cut.Handshake.ThreadID != want {
 			t.Errorf("%q: thread id %d, want %d", sent, cut.Handshake.ThreadID, want)
 		}
@@ -97,7 +97,7 @@ func FuzzHandshake(f *testing.F) {
 			t.Errorf("%q: %+v", sent, h)
 		}
 
-		// Of a greeting it is always the id, whatever the server calls itself.
+		// A greeting always gives its id, whatever the version says.
 		version := strings.ReplaceAll(string(sent[:min(len(sent), 1000)]), "\x00", "")
 		if h := passes(greetingPacket(version, id), sizes).Handshake; !h.done || h.ThreadID != id {
 			t.Errorf("%q: thread id %d, want %d, done %v", version, h.ThreadID, id, h.done)

@@ -1,0 +1,109 @@
+package repo_test
+
+import (
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// stories are the packages of the library, from the lowest up. One imports only what is
+// in a story below its own.
+var stories = [][]string{
+	{"clock", "fifo", "mysqlerr", "sqltext", "usercode"},
+	{"committable", "wire"},
+	{"connector"},
+	{"the root"},
+}
+
+const (
+	module     = "github.com/livepool/livepool"
+	mostAtRoot = 40   // entries of the root, so that a stranger sees them at once
+	mostOfRoot = 2700 // lines of its code: what a user sees, and the unit of work
+)
+
+// importsOf are the packages of ours that the files of a directory import, tests left
+// out; and how many lines those files have.
+func importsOf(t *testing.T, dir string) (imports []string, lines int) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines += strings.Count(string(text), "\n")
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, text, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, spec := range parsed.Imports {
+			path, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rest, ours := strings.CutPrefix(path, module); ours {
+				imports = append(imports, strings.TrimPrefix(rest, "/internal/"))
+			}
+		}
+	}
+	return imports, lines
+}
+
+// Arrows go downwards only.
+func TestPackagesImportOnlyWhatIsBelow(t *testing.T) {
+	var below, known []string
+	for _, story := range stories {
+		for _, name := range story {
+			dir := filepath.Join("..", name)
+			if name == "the root" {
+				dir = filepath.Join("..", "..")
+			}
+			imports, lines := importsOf(t, dir)
+			if lines == 0 {
+				t.Errorf("there is no package %s", name)
+			}
+			for _, imported := range imports {
+				if !slices.Contains(below, imported) {
+					t.Errorf("%s imports %s, which is not below it", name, imported)
+				}
+			}
+			known = append(known, name)
+		}
+		below = append(below, story...)
+	}
+	entries, err := os.ReadDir("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); e.IsDir() && !slices.Contains(append(known, "lab", "repo"), name) {
+			t.Errorf("internal/%s has no story", name)
+		}
+	}
+}
+
+// The root is what a user sees, and no more.
+func TestRootIsSmall(t *testing.T) {
+	entries, err := os.ReadDir(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), ".") })
+	if len(entries) > mostAtRoot {
+		t.Errorf("%d entries, want at most %d", len(entries), mostAtRoot)
+	}
+	if _, lines := importsOf(t, filepath.Join("..", "..")); lines > mostOfRoot {
+		t.Errorf("%d lines of code, want at most %d", lines, mostOfRoot)
+	}
+}

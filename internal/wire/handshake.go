@@ -1,0 +1,94 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+)
+
+// handshake reads the thread id from the server's first packet while the driver reads
+// it, in whatever pieces. MySQL and MariaDB send: length (3), sequence (1), protocol
+// version (1), server version up to a NUL, thread id (4).
+// https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_connection_phase_packets_protocol_handshake_v10.html
+type handshake struct {
+	done     bool
+	pos      int // bytes read
+	idAt     int // where the thread id begins, 0 while unknown
+	id       uint32
+	ThreadID uint32 // id, once all of it has come: a part of it is the id of another thread
+}
+
+const (
+	packetHeader     = 4
+	protocolVersion  = 10
+	maxServerVersion = 1 << 10 // far longer than any; what is longer is no handshake
+)
+
+func (h *handshake) read(b []byte) {
+	for _, c := range b {
+		h.pos++
+		switch {
+		case h.pos <= packetHeader:
+		case h.pos == packetHeader+1:
+			h.done = c != protocolVersion // an error packet, or another protocol
+		case h.idAt == 0:
+			if c == 0 {
+				h.idAt = h.pos
+			}
+			h.done = h.pos > maxServerVersion
+		default:
+			h.id |= uint32(c) << (8 * (h.pos - h.idAt - 1))
+			if h.done = h.pos == h.idAt+4; h.done {
+				h.ThreadID = h.id
+			}
+		}
+		if h.done {
+			return
+		}
+	}
+}
+
+// How much of the server's greeting has come.
+const (
+	greetingNone int32 = iota
+	greetingPartial
+	greetingComplete
+)
+
+// noteReply reads the greeting, and measures how fast the server replies to it and to
+// the login.
+func (w *Conn) noteReply(b []byte) {
+	if w.Handshake.done {
+		w.FastestReply = min(w.FastestReply, time.Since(w.loginSentAt))
+		w.loginSentAt = time.Time{}
+		return
+	}
+	w.Handshake.read(b)
+	w.FastestReply = time.Since(w.dialedAt)
+	switch {
+	case w.Handshake.done:
+		w.greetingState.Store(greetingComplete)
+	case len(b) > 0:
+		w.greetingState.Store(greetingPartial)
+	}
+}
+
+// setsMultiStatements says whether the client's first packet, which begins with its
+// capabilities, allows several statements in one request (MySQL source documentation,
+// Protocol::HandshakeResponse41, Protocol::SSLRequest).
+func setsMultiStatements(login []byte) bool {
+	const header, multiStatements = 4, 1 << 16
+	return len(login) >= header+4 && binary.LittleEndian.Uint32(login[header:])&multiStatements != 0
+}
+
+// Progress says how far the opening of a connection has come, for an error.
+func (w *Conn) Progress() string {
+	switch {
+	case w == nil:
+		return "before the network connection was made"
+	case w.greetingState.Load() < greetingComplete:
+		return "after the network connection was accepted but before the server said anything"
+	default:
+		return fmt.Sprintf("during the login of thread %d", w.Handshake.ThreadID)
+	}
+}
