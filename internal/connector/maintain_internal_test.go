@@ -70,7 +70,9 @@ func (c *maintainConn) Close() error {
 	return nil
 }
 
-func (c *maintainConn) Begin() (driver.Tx, error) { return nil, errors.New("ward: no transactions") }
+func (c *maintainConn) Begin() (driver.Tx, error) {
+	return nil, errors.New("maintainDB: no transactions")
+}
 
 func (c *maintainConn) Prepare(string) (driver.Stmt, error) {
 	c.prepared.Add(1)
@@ -89,7 +91,7 @@ func (s maintainStmt) Close() error {
 
 // errMaintainConnClosed is no driver.ErrBadConn, on which database/sql would prepare
 // the statement elsewhere by itself.
-var errMaintainConnClosed = errors.New("ward: a statement of a closed connection")
+var errMaintainConnClosed = errors.New("maintainDB: a statement of a closed connection")
 
 func (s maintainStmt) Exec([]driver.Value) (driver.Result, error) {
 	if s.c.closed.Load() {
@@ -98,7 +100,7 @@ func (s maintainStmt) Exec([]driver.Value) (driver.Result, error) {
 	return driver.RowsAffected(s.c.id), nil
 }
 func (s maintainStmt) Query([]driver.Value) (driver.Rows, error) {
-	return nil, errors.New("ward: no rows")
+	return nil, errors.New("maintainDB: no rows")
 }
 
 func (w *maintainDB) pool(t *testing.T, change func(*Settings)) *testPool {
@@ -164,8 +166,8 @@ func returnsSoon(t *testing.T, what string, f func()) {
 	}
 }
 
-// A checkout waits for the end of a visit: the link may change under it until
-// then, and the end of the visit makes the connection an idle one.
+// A checkout waits for the end of a reservation: the link may change until
+// then, and its end makes the connection idle.
 func TestCheckoutWaitsForAVisit(t *testing.T) {
 	c := &conn{ctr: &Connector{}}
 	c.state.Store(idle)
@@ -179,22 +181,22 @@ func TestCheckoutWaitsForAVisit(t *testing.T) {
 	go func() { c.acquire(t.Context()); close(claimed) }()
 	select {
 	case <-claimed:
-		t.Error("a connection was handed out in the middle of a visit")
+		t.Error("a connection was handed out during a reservation")
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(leave)
 	<-claimed
 	reserver.Wait()
 	if got := c.state.Load(); got != inUse {
-		t.Errorf("the state is %d, want in use: the next visit would take it from its user", got)
+		t.Errorf("the state is %d, want in use: the next reservation would take it from its user", got)
 	}
 	if c.reserveIdle(func() {}) {
-		t.Error("a connection in use was visited")
+		t.Error("a connection in use was reserved")
 	}
 }
 
-// Who meets a connection that is lent for a look beside it waits for its return,
-// and with his context ended leaves its link behind; there is no ping to be hurried.
+// A checkout of a connection that is borrowed for a side query waits for its return.
+// If its context ends first it leaves the link behind; there is no ping that could be late.
 func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
 	lend := func(c *conn) *reservation {
 		c.state.Store(idle)
@@ -219,7 +221,7 @@ func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
 	go func() { back.acquire(t.Context()); close(claimed) }()
 	select {
 	case <-claimed:
-		t.Error("a connection was handed out while it was lent")
+		t.Error("a connection was handed out while it was borrowed")
 	case <-time.After(50 * time.Millisecond):
 	}
 	if !back.release(v, link{}, true) {

@@ -27,7 +27,7 @@ func TestCallersAskBesideTheMaintainer(t *testing.T) {
 	}
 	end := time.Now().Add(time.Second)
 	for time.Now().Before(end) {
-		p.ctr.pingOneIdle(p.ctr.clock.Now()) // as conn.failed does for a hurried caller whose context has ended
+		p.ctr.pingOneIdle(p.ctr.clock.Now()) // as conn.handleFailure does for a caller without time for a ping whose context has ended
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -60,7 +60,7 @@ func TestAHurriedCallerHasOneAsked(t *testing.T) {
 			m.tasks <- struct{}{}
 		}
 		if n := asks(); n != 0 || len(m.pending) != 0 {
-			t.Errorf("no hand was free, and %d were asked, %d written down", n, len(m.pending))
+			t.Errorf("no task was free: %d were pinged, %d are pending", n, len(m.pending))
 		}
 		for range maxTasks {
 			<-m.tasks
@@ -122,8 +122,8 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 	})
 }
 
-// Who waits no longer for a late answer looks at another connection at once. He
-// must find it suspect, or he would wait for a second PingTimeout.
+// A caller that stops waiting for a late answer tries another connection at once. It
+// must find that one suspect, or it would wait for a second PingTimeout.
 func TestASilenceIsNewsBeforeAnybodyGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := (&maintainDB{}).pool(t, func(c *Settings) { c.KeepAlive = 0 })

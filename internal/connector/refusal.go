@@ -1,6 +1,6 @@
-// refusal.go is about connections whose server answers and refuses: writes, since
-// it was demoted, or because the session itself asked for that; or all work, for
-// the sake of the account or of what an earlier borrower has left.
+// refusal.go is about connections whose server answers but refuses: writes, because it
+// was demoted or the session asked for read-only; or all work, because of the account or
+// of what an earlier borrower has left.
 
 package connector
 
@@ -13,26 +13,26 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// demotion is what is known of a server that takes no writes any more. The
-// address may lead elsewhere by now, so that the pool's connections are replaced:
-// once, and not each time that a unit is refused by a server that stays read-only.
+// demotion is what is known of a server that refuses writes. The address may lead to
+// another server by now, so the pool's connections are replaced: once, and not each time
+// that a server that stays read-only refuses a unit.
 type demotion struct {
 	mu           sync.Mutex    // guards what follows
-	known        bool          // and not long ago
-	since        time.Duration // it was met
-	trustedUntil time.Duration // it is believed of connections opened since; then it is looked at again
-	trustFor     time.Duration // how long that was
+	known        bool          // a refusal was recorded, and no write accepted since
+	since        time.Duration // when it was recorded
+	trustedUntil time.Duration // until then connections opened after since are kept, though they refuse
+	trustFor     time.Duration // how long that is
 }
 
-// How long a server is believed to be read-only without another look: that is the
-// price in connections of one that never takes writes again.
+// How long a server counts as read-only before its connections are replaced again. It
+// bounds how many connections a server costs that never accepts writes again.
 const (
 	demotionMin = 10 * time.Second
 	demotionMax = 2 * time.Minute
 )
 
-// record notes a refusal by a connection that was opened at born. It says whether
-// the connection is to be left, and whether all that exist now are.
+// record notes a refusal by a connection that was opened at born. It says whether that
+// connection must be discarded, and whether all that exist now must.
 func (d *demotion) record(born, now time.Duration) (dead, all bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -48,15 +48,15 @@ func (d *demotion) record(born, now time.Duration) (dead, all bool) {
 	return true, true
 }
 
-// clear notes that writes are taken again: the next refusal is another demotion.
+// clear notes that writes are accepted again: the next refusal is another demotion.
 func (d *demotion) clear() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.known = false
 }
 
-// noteWriteRefusal leaves a server that takes no writes: the next attempt must not
-// meet it again by another old connection.
+// noteWriteRefusal retires the connections of a server that refuses writes, so that the
+// next attempt does not get another old one.
 func (c *conn) noteWriteRefusal() {
 	dead, all := c.ctr.demotion.record(c.born, c.ctr.clock.Now())
 	c.dead = c.dead || dead
@@ -68,7 +68,7 @@ func (c *conn) noteWriteRefusal() {
 // readOnlyTransaction is ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION.
 const readOnlyTransaction = 1792
 
-// sessionReadOnlyError is 1792 of a session that asked for it.
+// sessionReadOnlyError is error 1792 in a session that asked for read-only itself.
 type sessionReadOnlyError struct{ cause error }
 
 func (e *sessionReadOnlyError) Error() string {
@@ -77,8 +77,9 @@ func (e *sessionReadOnlyError) Error() string {
 func (e *sessionReadOnlyError) Unwrap() error         { return e.cause }
 func (e *sessionReadOnlyError) Class() mysqlerr.Class { return mysqlerr.StatementUndone }
 
-// asSessionReadOnly tells a refusal for which the session asked, by SET SESSION TRANSACTION
-// READ ONLY or a variable of the DSN, from that of a server which is read-only.
+// asSessionReadOnly marks a refusal that the session asked for, by SET SESSION
+// TRANSACTION READ ONLY or a variable of the DSN. Any other is that of a read-only
+// server, and returned as it is.
 func (c *conn) asSessionReadOnly(err error) error {
 	if mysqlerr.Number(err) != readOnlyTransaction || !c.ctr.IsMySQL || c.ctr.rejectReadOnly || c.openResults > 0 {
 		return err
@@ -104,15 +105,15 @@ const (
 	accountLocked          = 3118 // ER_ACCOUNT_HAS_BEEN_LOCKED
 )
 
-// isAllWorkRefused says whether an error means that its connection is of no use any
-// more, to anyone. What its borrower has brought about himself he can end himself.
+// isAllWorkRefused says whether an error means that the connection is of no use to
+// anyone any more. It is not, if its borrower has caused the refusal and can end it.
 func (c *conn) isAllWorkRefused(err error) bool {
 	switch mysqlerr.Number(err) {
 	case passwordExpired, passwordExpiredAtLogin, accountLocked:
 		return true
 	case xaBranchOpen:
 		return !c.answeredSinceCheckout && !c.transaction.open
-	case accessDenied: // which LOAD DATA INFILE may meet, too
+	case accessDenied: // LOAD DATA INFILE may get it, too
 		ctx, cancel := context.WithTimeout(context.Background(), c.ctr.Cfg.PingTimeout)
 		defer cancel()
 		_, retryErr := c.driverConn.ExecContext(ctx, workPing, nil)
@@ -121,9 +122,9 @@ func (c *conn) isAllWorkRefused(err error) bool {
 	return false
 }
 
-// leaveUseless leaves such a connection, and those that have logged in before
-// it was found out. It returns an error on which database/sql takes another, if
-// that may help: not of a new login, nor after a part of the request may have run.
+// leaveUseless discards such a connection, and those opened before. Where another
+// connection may help it returns an error on which database/sql takes one: not after a
+// new login, nor if a part of the request may have run.
 func (c *conn) leaveUseless(err error, partlyRan bool) error {
 	c.dead = true
 	fresh := c.ctr.clock.Now()-c.born < time.Second

@@ -1,6 +1,6 @@
-// request.go is the requests of a connection: what comes before each of them, how it
-// is sent, and what is noted when it is answered. What follows from a failure is
-// failure.go's affair.
+// request.go has the requests of a connection: what comes before each of them, how it is
+// sent, and what is noted when it is answered. failure.go has what follows from a
+// failure.
 
 package connector
 
@@ -14,7 +14,7 @@ import (
 )
 
 // beginRequest comes before anything that is sent. It returns how many bytes had been
-// written by then, by which a failure tells whether anything was sent.
+// written by then: after a failure that shows whether anything was sent.
 func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.Effects) (mark uint64, err error) {
 	if c.ctr.keepParkedAlive {
 		if err := c.resume(ctx, query); err != nil {
@@ -40,7 +40,8 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 	return c.written(), nil
 }
 
-// checkBeforeSend is what enter does where there is something to look out for.
+// checkBeforeSend is the part of beginRequest for a connection that was not checked, or
+// on which a transaction is open.
 func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltext.Effects) error {
 	if c.needsCheck && !c.transaction.open {
 		isSetup := c.ctr.isWrapperSetup()
@@ -70,9 +71,9 @@ func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltex
 	return c.vetStatement(query, effects)
 }
 
-// CheckNamedValue forwards to the driver. It lets the arguments through to where
-// the statement is sent as long as there is no link, which it has no context to
-// open with, and where the statement may have to be prepared first.
+// CheckNamedValue forwards to the driver. It leaves the arguments unconverted while
+// there is no link, because it has no context to open one with, and where the statement
+// may have to be prepared first; convert does it later.
 func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	c.argsDeferred = c.unconnected || c.driverConn.mayPrepare()
 	if c.argsDeferred {
@@ -81,8 +82,9 @@ func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	return c.driverConn.CheckNamedValue(nv)
 }
 
-// convert makes up for it, as database/sql would have done: where the statement
-// has to be prepared first it says so, and the arguments are converted for that.
+// convert converts the arguments that CheckNamedValue left, as database/sql would have
+// done. Where the statement must be prepared first it returns driver.ErrSkip, and the
+// prepared statement converts them.
 func (c *conn) convert(args []driver.NamedValue, atOnce bool) ([]driver.NamedValue, error) {
 	c.argsDeferred = false
 	if !atOnce {
@@ -197,7 +199,7 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 		return nil, c.parkWith(c.handleFailure(ctx, err, query, mark, effectlessRequest))
 	}
 	c.touch()
-	wrapped := c.wrapStmt(s, query, effects) // counted before the maintainer may look
+	wrapped := c.wrapStmt(s, query, effects) // before park: it is counted when the maintainer may run
 	if preparing, ok := ctx.(*prepareContext); ok {
 		wrapped.preparedIn = preparing.unit
 	}
@@ -226,7 +228,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	}
 	c.touch()
 	t := &c.tx
-	if c.transaction.open { // begun twice on a sql.Conn; the first is still its owner's to end
+	if c.transaction.open { // begun twice on a sql.Conn; the owner still ends the first
 		t = new(tx)
 	}
 	c.transaction.begin(ctx)
@@ -238,9 +240,9 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	return t, nil
 }
 
-// Ping is the ping a caller asks for. As long as nothing has run since the
-// checkout it verifies a connection "establishing one if necessary", as
-// sql.DB.Ping promises, but database/sql does not send a ping again.
+// Ping is a ping that the caller asks for. Before the first request after a checkout it
+// verifies the connection, "establishing one if necessary" as sql.DB.Ping promises,
+// because database/sql does not repeat a failed ping.
 func (c *conn) Ping(ctx context.Context) error {
 	fresh := !c.used
 	mark, err := c.beginRequest(ctx, "", 0)
@@ -269,13 +271,13 @@ func (c *conn) Ping(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
-		return c.reconnect(ctx, v) // whose login is an answer of the server
+		return c.reconnect(ctx, v) // the login of the new link is an answer of the server
 	}
 }
 
-// pingOther is the ping of a driver other than MySQL's, within PingTimeout. An
-// error of its ping may be about anything, and its connect prove nothing: only
-// for a loss is another connection opened, and that one is pinged too.
+// pingOther is the ping of a driver other than MySQL's, within PingTimeout. An error of
+// its ping may be about anything, and a connect of it may prove nothing: so another
+// connection is opened only after a loss, and is pinged too.
 func (c *conn) pingOther(ctx context.Context, mayRenew bool) error {
 	bounded, cancel := context.WithTimeout(ctx, c.ctr.Cfg.PingTimeout)
 	defer cancel()

@@ -1,7 +1,6 @@
-// rows.go sees the errors that arrive while a result is read inside a
-// transaction, and the end of any result, until which its connection is busy.
-// Where neither matters, and nothing looks at the socket, a result is the
-// driver's own.
+// rows.go notes the errors that arrive while a result is read inside a transaction, and
+// the end of a result, until which its connection is in use. Where neither matters, and
+// the socket is not checked, a result is the driver's own.
 
 package connector
 
@@ -12,16 +11,16 @@ import (
 	"reflect"
 )
 
-// wrappedRows wraps an open result. Inside a transaction an error may arrive while
-// rows are read: a streamed SELECT ... FOR UPDATE meets its deadlock after some of
-// its rows. It has every optional interface of driver.Rows, and answers for a
-// driver that lacks one as database/sql does.
+// wrappedRows wraps an open result. Inside a transaction an error may arrive while rows
+// are read: a streamed SELECT ... FOR UPDATE may get its deadlock after some of the
+// rows. It has every optional interface of driver.Rows, and answers as database/sql does
+// where the driver lacks one. Only the owner of the connection uses it.
 type wrappedRows struct {
 	driver.Rows
 	c         *conn
 	query     string
-	bound     releaser // the context under which it is read, nil where it needs no release
-	delivered bool     // the program has got a row of it
+	bound     releaser // the context under which it is read, nil if it needs no release
+	delivered bool     // the program has received a row of it; Next sets it
 }
 
 // releaser is a context that holds on to others until it is released.
@@ -30,9 +29,10 @@ type releaser interface {
 	Release()
 }
 
-// wrapRows uses the conn's own slot for the first open result: a connection has
-// one at a time. database/sql does not touch a result after it has closed it. It is
-// counted wherever lookBack may run, to which its unread rows look like a goodbye.
+// wrapRows uses inlineRows for the first open result, since a connection has one at a
+// time and database/sql does not use a result after closing it. It is counted wherever
+// peekAfterPause may run, which would take unread rows for an unsolicited error of the
+// server.
 func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) driver.Rows {
 	if !c.transaction.open && !c.ctr.keepParkedAlive && (c.wire == nil || !c.ctr.peekSockets) {
 		return rows
@@ -49,7 +49,7 @@ func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) dri
 
 func (r *wrappedRows) noteError(err error) error {
 	if err != nil && err != io.EOF {
-		ran := ranInPart // as far as the program has seen
+		ran := ranInPart // as far as the program knows
 		if !r.delivered {
 			ran = r.c.extentOf(r.query, statementRequest, true)
 		}

@@ -1,6 +1,6 @@
-// spare.go keeps connections ready that database/sql does not have yet: those
-// that MinIdle asks for, and the one by which a server was found to be back.
-// Whoever would open a connection takes one of them first.
+// spare.go keeps connections ready that database/sql does not have yet: those that
+// MinIdle asks for, and others without a caller, as the one by which a server was found
+// to be back. A caller that would open a connection takes a spare first.
 
 package connector
 
@@ -13,7 +13,7 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// addSpare keeps l ready.
+// addSpare makes a spare of l.
 func (ctr *Connector) addSpare(l link) {
 	c := &conn{ctr: ctr, spare: true, idleSince: ctr.clock.Now()}
 	c.attach(l)
@@ -31,11 +31,11 @@ func (ctr *Connector) addSpare(l link) {
 		l.close()
 		return
 	}
-	ctr.maintainer.noteActivity() // it may be surplus, and nothing else be due
+	ctr.maintainer.noteActivity() // it may be one too many, and nothing else would wake the maintainer
 }
 
-// signalSpare tells one of those who open a connection, if there is any spare.
-// ctr.mu is held.
+// signalSpare wakes one caller that is opening a connection, if there is a spare. ctr.mu
+// is held.
 func (ctr *Connector) signalSpare() {
 	if len(ctr.spares) == 0 {
 		return
@@ -46,10 +46,9 @@ func (ctr *Connector) signalSpare() {
 	}
 }
 
-// takeOrDial returns a connection that is ready, which may have died meanwhile, or
-// opens one. While there are connections that are asked whether they are alive
-// the first of both is taken: where it was the server that stood still, they
-// answer before a new one is there.
+// takeOrDial returns a spare, which may have died meanwhile, or opens a connection.
+// While links are being rechecked it takes the first of either kind: if only the server
+// was suspended, they answer before a new connection is open.
 func (ctr *Connector) takeOrDial(ctx context.Context) (l link, isNew bool, err error) {
 	if l, ok := ctr.takeSpare(ctx); ok {
 		return l, false, nil
@@ -67,8 +66,8 @@ func (ctr *Connector) takeOrDial(ctx context.Context) (l link, isNew bool, err e
 	return l, true, err
 }
 
-// raceDialAndSpare is what obtain does then. An attempt that its caller leaves goes on
-// for the pool.
+// raceDialAndSpare dials, and takes a spare if one comes first. The attempt that it
+// leaves then continues for the pool.
 func (ctr *Connector) raceDialAndSpare(caller context.Context) (l link, isNew bool, err error) {
 	ctx, cancel := context.WithCancel(caller)
 	defer cancel()
@@ -93,7 +92,7 @@ func (ctr *Connector) raceDialAndSpare(caller context.Context) (l link, isNew bo
 	watcher.Wait()
 	select {
 	case ready := <-spare:
-		if err == nil { // at the same moment
+		if err == nil { // both came at the same moment
 			ctr.keepOrClose(l)
 		}
 		return ready, false, nil
@@ -102,7 +101,7 @@ func (ctr *Connector) raceDialAndSpare(caller context.Context) (l link, isNew bo
 	}
 }
 
-// keepOrClose keeps a new link for the next who would open one, within PoolSize.
+// keepOrClose makes a spare of a new link, within PoolSize, or closes it.
 func (ctr *Connector) keepOrClose(l link) {
 	if ready, busy := ctr.countConns(); ready+busy >= ctr.Limits.allowed(ctr.Cfg.PoolSize) {
 		l.close()
@@ -111,8 +110,8 @@ func (ctr *Connector) keepOrClose(l link) {
 	ctr.addSpare(l)
 }
 
-// takeSpare returns a connection that is ready, if there is one. It may have
-// died meanwhile. One that is being pinged is waited for, as at a checkout.
+// takeSpare returns a spare, if there is one. It may have died meanwhile. If it is being
+// pinged, the caller waits as at a checkout.
 func (ctr *Connector) takeSpare(ctx context.Context) (link, bool) {
 	for {
 		c := ctr.popSpare()
@@ -127,7 +126,8 @@ func (ctr *Connector) takeSpare(ctx context.Context) (link, bool) {
 	}
 }
 
-// popSpare reserves one for the caller. It counts until he has it.
+// popSpare takes a spare off the list for the caller. It counts as a connection until
+// forget.
 func (ctr *Connector) popSpare() *conn {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -137,12 +137,12 @@ func (ctr *Connector) popSpare() *conn {
 	}
 	c := ctr.spares[last]
 	ctr.spares = ctr.spares[:last]
-	ctr.signalSpare() // another waits, perhaps
+	ctr.signalSpare() // there may be another caller and another spare
 	return c
 }
 
-// keepForMinIdle takes over a healthy idle link that database/sql closes, because it
-// was idle for IdleTimeout, if MinIdle would be missed without it.
+// keepForMinIdle keeps a healthy idle link that database/sql closes after IdleTimeout,
+// if MinIdle would be missed without it.
 func (ctr *Connector) keepForMinIdle(l link, idleSince time.Duration) bool {
 	now, timeout := ctr.clock.Now(), ctr.Cfg.IdleTimeout
 	if ctr.maintainer == nil || ctr.Cfg.MinIdle == 0 || timeout == 0 || now-idleSince < timeout-clock.Lease {
@@ -158,8 +158,8 @@ func (ctr *Connector) keepForMinIdle(l link, idleSince time.Duration) bool {
 	return true
 }
 
-// countConns says how many connections are idle and ready, and how many database/sql
-// has in use.
+// countConns returns how many connections are idle and ready, and how many are in use by
+// database/sql.
 func (ctr *Connector) countConns() (ready, busy int) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -171,17 +171,17 @@ func (ctr *Connector) countConns() (ready, busy int) {
 			ready++
 		}
 	}
-	return ready, busy - int(ctr.Limits.waiting.Load()) // who take what is being opened
+	return ready, busy - int(ctr.Limits.waiting.Load()) // those that wait take what is being opened
 }
 
-// keepMinIdle opens what MinIdle lacks, within PoolSize and the limit, and closes
-// what is ready for nothing. It returns when to look again: what is ready may be
-// taken at any time.
+// keepMinIdle opens the connections that are missing to MinIdle, within PoolSize and the
+// limit, and closes spares that are not needed. It returns how long until it must run
+// again: spares may be taken at any time.
 func (m *maintainer) keepMinIdle(all []*conn) time.Duration {
 	cfg, now, opening := m.ctr.Cfg, m.ctr.clock.Now(), 0
 	size := m.ctr.Limits.allowed(cfg.PoolSize)
 	if cfg.MinIdle > 0 {
-		opening = int(m.openingSpares.Load()) + countReplacements(all) // before those that are there, or one could be missed
+		opening = int(m.openingSpares.Load()) + countReplacements(all) // counted before those that exist, or one could be missed
 	}
 	ready, busy := m.ctr.countConns()
 	surplus := m.trimSpares(ready, busy, now)
@@ -208,12 +208,12 @@ func (m *maintainer) keepMinIdle(all []*conn) time.Duration {
 		}
 	}
 	if busy == 0 && need <= 0 && ready <= size {
-		return clock.Never // what changes that tells
+		return clock.Never // a change wakes the maintainer
 	}
 	return minIdleInterval
 }
 
-// minIdleInterval is between two looks at what is ready.
+// minIdleInterval is the time between two checks of MinIdle.
 const minIdleInterval = time.Second
 
 func (m *maintainer) openSpare() {
@@ -222,10 +222,10 @@ func (m *maintainer) openSpare() {
 	if err != nil {
 		return
 	}
-	m.ctr.keepOrClose(l) // others may have been faster
+	m.ctr.keepOrClose(l) // MinIdle may have been reached meanwhile
 }
 
-// countReplacements are the connections that are on their way to an idle shell.
+// countReplacements counts the replacements under way for idle conns without a link.
 func countReplacements(all []*conn) (n int) {
 	for _, c := range all {
 		c.mu.Lock()
@@ -237,8 +237,8 @@ func countReplacements(all []*conn) (n int) {
 	return n
 }
 
-// trimSpares drops the spares that are none any more, and closes those that are not
-// needed. It says whether there are any left.
+// trimSpares removes spares that have lost their link, and closes those that are not
+// needed. It says whether any are left.
 func (m *maintainer) trimSpares(ready, busy int, now time.Duration) bool {
 	ctr, cfg := m.ctr, m.ctr.Cfg
 	size := ctr.Limits.allowed(cfg.PoolSize)
@@ -263,7 +263,7 @@ func (m *maintainer) trimSpares(ready, busy int, now time.Duration) bool {
 	return len(ctr.spares) > 0
 }
 
-// closeSpares is for a connector that is closed.
+// closeSpares closes all spares when the connector is closed.
 func (ctr *Connector) closeSpares() {
 	for l, ok := ctr.takeSpare(context.Background()); ok; l, ok = ctr.takeSpare(context.Background()) {
 		l.close()

@@ -36,9 +36,9 @@ func (c *slowPingConn) Ping(context.Context) error {
 	return nil
 }
 
-// database/sql asks IsValid of a connection that nobody has checked out, too: of
-// one that was returned for a waiter who gave up at the same moment. It must not
-// end a visit, by which the maintainer and the next caller would meet on the wire.
+// database/sql also calls IsValid on a connection that nobody has checked out: one
+// that is returned for a waiter that gave up at the same moment. That must not end a
+// reservation, or the maintainer and the next caller would both use the wire.
 func TestReturnOfWhatWasNotTakenEndsNoVisit(t *testing.T) {
 	db := &slowPingDB{pinging: make(chan struct{}), finish: make(chan struct{})}
 	cfg := defaults()

@@ -1,7 +1,7 @@
-// stall.go asks the server about statements that have had no reply for a while:
-// is it slow, or is its connection dead? No timeout can tell. A black hole behind
-// a proxy or NAT acknowledges nothing and closes nothing, and an honest
-// statement may take hours.
+// stall.go asks the server about statements that have had no reply for a while: is the
+// server slow, or is the connection dead? No timeout can decide that: a black hole
+// behind a proxy or NAT acknowledges nothing and closes nothing, and a healthy statement
+// may take hours.
 
 package connector
 
@@ -17,21 +17,21 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// stallWatch is what the maintainer has seen of one connection's waiting. Nobody
-// else touches it.
+// stallWatch is what the maintainer knows of a read that waits. Only its goroutine uses
+// it, and checkStalls while checkingStalls is set.
 type stallWatch struct {
 	reads            uint64        // the number of the read that waits
-	since            time.Duration // from when, at the latest
+	since            time.Duration // since when it waits, at the latest
 	nextCheck        time.Duration // when to ask the server
-	idleChecks       int           // how often in a row it was found not to be working
-	wrongServerTries int           // how often in a row the server that was asked was another one
+	idleChecks       int           // how often in a row the thread was idle or gone
+	wrongServerTries int           // how often in a row another server of the address was asked
 }
 
-// minUploadRate is the bytes a second at which a long statement is at least
-// believed to travel.
+// minUploadRate is the least rate, in bytes a second, at which a long statement is
+// assumed to be sent.
 const minUploadRate = 64 << 10
 
-// stallError is the end of a connection whose reply will not come.
+// stallError is why a connection was aborted: its reply will not come.
 type stallError struct {
 	waited time.Duration
 	thread uint32
@@ -47,12 +47,12 @@ func (e *stallError) Error() string {
 		e.waited.Round(time.Millisecond), e.thread, state)
 }
 
-// Unwrap is what the kernel says of a peer that has vanished.
+// Unwrap is what the kernel says of a peer that no longer answers.
 func (e *stallError) Unwrap() error { return syscall.ETIMEDOUT }
 
-// findStalls looks at every connection that waits for a reply, and has the
-// server asked about those that have waited for StallAfter. It returns when to
-// look again. What it costs a statement is two counts in wire.Read.
+// findStalls looks at every connection that waits for a reply, and has the server asked
+// about those that have waited for StallAfter. It returns how long until it must run
+// again. It costs a statement two increments in wire.Read.
 func (m *maintainer) findStalls(all []*conn) time.Duration {
 	after := m.ctr.Cfg.StallAfter
 	if after == 0 || !m.ctr.IsMySQL || !m.ctr.ownDialer {
@@ -73,7 +73,7 @@ func (m *maintainer) findStalls(all []*conn) time.Duration {
 		switch v := &w.stallWatch; {
 		case read%2 == 0:
 		case read != v.reads:
-			// The server sleeps as long as a statement is on its way to it.
+			// The thread is idle until the whole statement has arrived.
 			upload := time.Duration(w.BytesSinceRead.Load()/minUploadRate) * time.Second
 			*v = stallWatch{reads: read, since: now, nextCheck: addClamped(now, after, upload)}
 		case now >= v.nextCheck:
@@ -92,9 +92,9 @@ func (m *maintainer) findStalls(all []*conn) time.Duration {
 	return nextRound
 }
 
-// checkStalls asks the server what it does for the connections that wait. One that
-// it does nothing for, at two looks in a row, is given up; what follows from
-// that is decided where the reply is waited for.
+// checkStalls asks the server for the threads of the connections that wait. A connection
+// whose thread works on nothing in two checks in a row is aborted; the reader that waits
+// decides what follows.
 func (m *maintainer) checkStalls(stalled []*serverSide) {
 	ctr := m.ctr
 	all, err := ctr.findThreads(stalled)
@@ -106,7 +106,7 @@ func (m *maintainer) checkStalls(stalled []*serverSide) {
 		v, now := &w.stallWatch, ctr.clock.Now()
 		switch {
 		case err != nil:
-			v.nextCheck = now // no look
+			v.nextCheck = now // not checked
 		case w.facts.isReplyLost(found, w):
 			v.nextCheck, v.wrongServerTries = now, 0
 			v.idleChecks++
@@ -127,9 +127,9 @@ func (m *maintainer) checkStalls(stalled []*serverSide) {
 	}
 }
 
-// warnStallCheckFailed tells the operator that statements could not be looked up though
-// the server is there: it takes no connection more and none of the pool's is idle,
-// or none of its threads can be proved to be ours.
+// warnStallCheckFailed warns that statements without a reply cannot be looked up
+// although the server can be reached: it accepts no further connection and none of the
+// pool's is idle, or none of its threads can be proved to be ours.
 func (ctr *Connector) warnStallCheckFailed(stalled []*serverSide, all []foundThread, err error) {
 	cause := err
 	for i, f := range all {
@@ -147,7 +147,7 @@ func (ctr *Connector) warnStallCheckFailed(stalled []*serverSide, all []foundThr
 
 var errNoBeacon = errors.New("no thread of the server can be proved to be the connection's: see Beacon (pool_beacon)")
 
-// findThreads asks the server what it does for connections that wait.
+// findThreads asks the server what the threads of connections that wait are doing.
 func (ctr *Connector) findThreads(stalled []*serverSide) (all []foundThread, err error) {
 	ctr.Stats.StallChecks.Add(int64(len(stalled)))
 	s, err := ctr.openOrBorrowSide(ctr.Ctx)
@@ -163,24 +163,24 @@ func (ctr *Connector) findThreads(stalled []*serverSide) (all []foundThread, err
 }
 
 // slowCommits are the connections whose COMMIT or ROLLBACK has reached CommitTimeout.
-// One goroutine asks about all that come meanwhile at a time, by one connection:
-// what keeps one from finishing keeps all.
+// One goroutine asks about all of them, by one connection, because what delays one
+// usually delays all.
 type slowCommits struct {
 	mu       sync.Mutex // guards what follows
 	waiting  []*slowCommit
-	checking bool
+	checking bool // checkSlowCommits is under way
 
 	slowWarn warnLimiter
 }
 
-// slowCommit is one of them.
+// slowCommit is one of them. Only checkSlowCommits writes it.
 type slowCommit struct {
 	conn             *serverSide
-	working          chan bool
-	wrongServerTries int // that met another server
+	working          chan bool // gets the answer
+	wrongServerTries int       // checks that reached another server of the address
 }
 
-// isWorkingOn says whether the server is seen to work on what a connection has sent.
+// isWorkingOn asks whether the server works on what a connection has sent.
 func (ctr *Connector) isWorkingOn(w *serverSide) bool {
 	h, q := &ctr.slowCommits, &slowCommit{conn: w, working: make(chan bool, 1)}
 	h.mu.Lock()
@@ -206,7 +206,7 @@ func (ctr *Connector) isWorkingOn(w *serverSide) bool {
 	}
 }
 
-// checkSlowCommits answers those who wait, until none does.
+// checkSlowCommits answers the callers of isWorkingOn, until none waits.
 func (ctr *Connector) checkSlowCommits() {
 	h := &ctr.slowCommits
 	for {
@@ -236,16 +236,15 @@ func (ctr *Connector) checkSlowCommits() {
 	}
 }
 
-// isReplyLost says whether what was found proves that the reply of a connection will
-// not come. A proxy that speaks SQL may have sent the statement to another server
-// than the one that was asked. A server with a thread pool lets a statement wait
-// for a worker, unread, while its connection looks idle; what it shows of its
-// queue is not all that waits.
+// isReplyLost says whether the state of the thread proves that the reply will not come.
+// A proxy that speaks SQL may have sent the statement to another server than the one
+// that was asked. With a thread pool a statement waits unread for a worker while its
+// connection looks idle, and the queue that the server shows is not complete.
 func (f *serverFacts) isReplyLost(found threadState, w *serverSide) bool {
 	return f.isHandshakeID(w.Conn) && (found == threadNotFound || found == threadIdle && !f.threadPool)
 }
 
-// addClamped is a sum that stays in bounds.
+// addClamped is a sum that does not exceed clock.Never.
 func addClamped(now, d, more time.Duration) time.Duration {
 	if d > clock.Never-now-more {
 		return clock.Never
@@ -253,8 +252,8 @@ func addClamped(now, d, more time.Duration) time.Duration {
 	return now + d + more
 }
 
-// stalledFor is how long the reply had been waited for, if that is what ended
-// the connection.
+// stalledFor is how long the reply had been waited for, if err is the abort of a stalled
+// connection.
 func stalledFor(err error) (time.Duration, bool) {
 	var stall *stallError
 	if errors.As(err, &stall) {

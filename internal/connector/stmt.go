@@ -1,5 +1,5 @@
-// stmt.go wraps the driver's prepared statements, so that what happens on them
-// is known to their connection.
+// stmt.go wraps the driver's prepared statements, so that their requests go through
+// their connection.
 
 package connector
 
@@ -11,18 +11,19 @@ import (
 	"github.com/livepool/livepool/internal/sqltext"
 )
 
-// stmt wraps a prepared statement.
+// stmt wraps a prepared statement. Its owner's requests write it, and Close under the
+// slot's mu.
 type stmt struct {
 	c          *conn
 	driverStmt driver.Stmt
 	query      string
 	effects    sqltext.Effects
-	linkSerial int64     // the serial of the link it was prepared on
-	preparedIn InnerUnit // inside another one, which has prepared it; nil for most
+	linkSerial int64     // of the link on which it is prepared
+	preparedIn InnerUnit // the nested unit that has prepared it, nil for most
 }
 
-// wrapStmt uses the conn's own slot for the first open statement: a query with
-// arguments is prepared, executed and closed each time.
+// wrapStmt uses inlineStmt for the first open statement: a query with arguments is
+// prepared, executed and closed each time.
 func (c *conn) wrapStmt(s driver.Stmt, query string, effects sqltext.Effects) *stmt {
 	wrapped := &c.inlineStmt
 	if wrapped.driverStmt != nil {
@@ -33,10 +34,9 @@ func (c *conn) wrapStmt(s driver.Stmt, query string, effects sqltext.Effects) *s
 	return wrapped
 }
 
-// Close forwards to the driver. database/sql closes a statement once and does
-// not use it afterwards, so that its slot is free again.
-// It closes them on idle connections too; what is waiting for its server then
-// is not interrupted, and nobody waits for it.
+// Close forwards to the driver. database/sql closes a statement once and does not use it
+// afterwards, so inlineStmt is free again. It closes statements of idle connections,
+// too: during a reservation the close is deferred, so that nobody waits for it.
 func (s *stmt) Close() error {
 	c := s.c
 	c.mu.Lock()
@@ -46,7 +46,7 @@ func (s *stmt) Close() error {
 	}
 	var err error
 	switch {
-	case s.linkSerial != c.serial: // with another link the server's statement is gone, or going
+	case s.linkSerial != c.serial: // the link was replaced, and the server's statement went with it
 	case c.reservation != nil:
 		c.openStmts--
 		c.reservation.deferredCloses = append(c.reservation.deferredCloses, s.driverStmt)
@@ -60,16 +60,16 @@ func (s *stmt) Close() error {
 	return err
 }
 
-// beginRequest is the conn's, and prepares the statement again where its link has been
+// beginRequest is the conn's. It also prepares the statement again if the link was
 // replaced, which happens only while nobody uses the connection.
 func (s *stmt) beginRequest(ctx context.Context) (mark uint64, err error) {
 	if s.preparedIn != nil {
-		if err := s.preparedIn.EndedErr(); err != nil { // what undoes the unit waits for the connection
+		if err := s.preparedIn.EndedErr(); err != nil { // the connection is used for undoing the unit
 			return 0, err
 		}
 	}
 	effects := s.effects
-	if !s.c.ctr.IsMySQL { // only units read its statements, and it may not have been in one then
+	if !s.c.ctr.IsMySQL { // its statements are read only inside a unit, and it may have been prepared outside
 		effects = s.c.effects(s.query)
 	}
 	if mark, err = s.c.beginRequest(ctx, s.query, effects); err != nil {
@@ -184,7 +184,7 @@ func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	}
 	value := nv.Value
 	if _, ok := value.(driver.Valuer); ok {
-		// The default converter calls it, and minds a nil pointer.
+		// The default converter calls it, and handles a nil pointer.
 		if value, err = driver.DefaultParameterConverter.ConvertValue(value); err != nil {
 			return err
 		}

@@ -1,6 +1,6 @@
-// tx.go keeps a transaction honest: once the server has ended it nothing more
-// runs in it, and COMMIT says what is known of its outcome. It holds for plain
-// sql.Tx as for sessions. It retries nothing.
+// tx.go watches a transaction: once the server has ended it nothing more runs in it, and
+// COMMIT says what is known of its outcome. It holds for a plain sql.Tx as for a
+// session. It retries nothing.
 
 package connector
 
@@ -22,9 +22,9 @@ import (
 // the transaction, and survive its rollback.
 var ErrPoisoned = errors.New("livepool: the transaction is over")
 
-// poisonedError is ErrPoisoned with its story.
+// poisonedError is ErrPoisoned with what was refused, and why.
 type poisonedError struct {
-	refused     string // what was asked for
+	refused     string // the request
 	cause       error
 	recoverable bool // by a rollback to a savepoint
 }
@@ -42,7 +42,7 @@ func (e *poisonedError) Error() string {
 func (e *poisonedError) Is(target error) bool { return target == ErrPoisoned }
 func (e *poisonedError) Unwrap() error        { return e.cause }
 
-// commitUnknownError is ErrCommitUnknown with its story.
+// commitUnknownError is ErrCommitUnknown with what happened.
 type commitUnknownError struct {
 	addr     string
 	threadID uint32
@@ -76,33 +76,34 @@ func (e *notCommittedError) Error() string {
 }
 func (e *notCommittedError) Unwrap() error { return e.cause }
 
-// tx wraps the one transaction that a connection has at a time; it lives in
+// tx wraps the open transaction of a connection, which has one at a time. It is part of
 // its conn, so that it costs no allocation.
 type tx struct {
 	c        *conn
 	driverTx driver.Tx
 }
 
-// transaction is what a connection knows of the one that is open on it.
+// transaction is what a connection knows of its open transaction. Its owner writes it,
+// during a request; the maintainer reads it while the connection is parked and reserved.
 type transaction struct {
 	open bool
-	// poison is what ended it, nil while it can be committed.
+	// poison is the error that ended it, nil while it can be committed.
 	poison error
-	// recoverable: the server has undone one statement only, so that a rollback to
-	// a savepoint makes the transaction whole again.
+	// recoverable: the server has undone one statement only, and a rollback to a
+	// savepoint clears the poison.
 	recoverable bool
 	// unit is the attempt of a unit of work whose transaction it is, nil for a
 	// plain one.
 	unit *Attempt
-	// requests is how many were begun in it; of one with sentinels their own too.
+	// requests is how many were begun in it, those for a sentinel included.
 	requests int
-	// sentinel is the statement after which it must be asked whether there still is
-	// this transaction.
+	// sentinel is the statement after which the server must be asked whether the
+	// transaction still exists.
 	sentinel sentinel
 }
 
-// begin notes a transaction that was begun under ctx, which database/sql hands
-// down as it gets it.
+// begin notes a transaction that was begun under ctx, which database/sql passes on
+// unchanged.
 func (t *transaction) begin(ctx context.Context) {
 	t.open, t.unit, t.requests = true, nil, 0
 	if unit, ok := ctx.(*BeginContext); ok {
@@ -110,10 +111,9 @@ func (t *transaction) begin(ctx context.Context) {
 	}
 }
 
-// noteTxError notes an error inside a transaction. Whatever ended the transaction
-// poisons it; a session is stricter, because a function that swallows the error
-// of one statement must not have the others committed, but for errors that a
-// correct program handles (see swallow.go).
+// noteTxError records an error inside a transaction. An error that ended the transaction
+// poisons it. In a session so does every error that the function may not swallow
+// (handlederrors.go): the other statements must not be committed without the failed one.
 func (c *conn) noteTxError(err error, query string, ran extent) {
 	t := &c.transaction
 	class := c.classify(err)
@@ -144,7 +144,8 @@ func (c *conn) noteTxError(err error, query string, ran extent) {
 	}
 }
 
-// mayRun refuses what would run outside the transaction that it is meant for.
+// mayRun refuses a statement that would run outside the transaction for which it is
+// meant.
 func (c *conn) mayRun(query string) error {
 	t := &c.transaction
 	if t.poison == nil || t.recoverable && sqltext.RollsBackToSavepoint(query) {
@@ -153,24 +154,24 @@ func (c *conn) mayRun(query string) error {
 	return &poisonedError{"statement refused", t.poison, t.recoverable}
 }
 
-// noteRecovery notes a statement that ran although the transaction was poisoned: the
-// rollback to a savepoint, by whose success the transaction is known to exist.
+// noteRecovery clears the poison after a successful rollback to a savepoint, which
+// proves that the transaction exists.
 func (c *conn) noteRecovery() {
 	t := &c.transaction
 	t.poison, t.recoverable = nil, false
 	t.unit.noteRecovery()
 }
 
-// errResultOpen is in place of a query sent into the middle of a result, which
-// the protocol does not allow and the driver does not always notice.
+// errResultOpen is returned for a statement while a result is still being read: the
+// protocol does not allow it, and the driver does not always notice.
 var errResultOpen = errors.New("livepool: the result of an earlier query is still open on this transaction: read it to its end or close it before the next statement")
 
 // lockWaitTimeout is ER_LOCK_WAIT_TIMEOUT.
 const lockWaitTimeout = 1205
 
-// Commit commits, within CommitTimeout, and says what is known of the outcome:
-// nil, done; ErrPoisoned, or any other error but one, certainly not done;
-// ErrCommitUnknown, open. It is never sent again.
+// Commit commits, within CommitTimeout. The error says what is known: nil, it is
+// committed; ErrCommitUnknown, unknown; ErrPoisoned and any other error, certainly not
+// committed. COMMIT is never sent again.
 func (t *tx) Commit() error {
 	defer t.c.endTx()
 	return t.c.hideBadConn(t.commit())
@@ -195,7 +196,7 @@ func (t *tx) commit() error {
 		c.abandon()
 		if c.isBroken() {
 			c.reportLoss(err)
-		} else { // only the look at the socket knows
+		} else { // only the socket shows the loss
 			c.ctr.reportIdleLoss(&c.link, err)
 		}
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
@@ -209,7 +210,7 @@ func (t *tx) commit() error {
 		c.touch()
 		return nil
 	}
-	c.dead = true // whatever is left of the transaction goes with the connection
+	c.dead = true // whatever is left of the transaction ends with the connection
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
 	switch {
 	case errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark:
@@ -227,8 +228,9 @@ func isCommitRefusal(class mysqlerr.Class) bool {
 	return class&mysqlerr.CommitUnknown == 0 && class&(mysqlerr.NotRun|mysqlerr.TxGone|mysqlerr.StatementUndone) != 0
 }
 
-// checkBeforeCommit tells a connection that is gone before COMMIT is sent from
-// one that is lost after it, for which the driver has the same error.
+// checkBeforeCommit finds a connection that is lost before COMMIT is sent. Afterwards
+// the driver has the same error for a loss before and after, and the outcome would be
+// unknown.
 func (c *conn) checkBeforeCommit() error {
 	switch {
 	case c.ctr.IsMySQL && !c.driverConn.IsValid():
@@ -238,7 +240,7 @@ func (c *conn) checkBeforeCommit() error {
 			c.requestStarted, _ = c.ctr.clock.Bounds()
 			return c.recordParkedLoss(err)
 		}
-	case c.ctr.IsMySQL: // whose ResetSession only looks
+	case c.ctr.IsMySQL: // its ResetSession only checks the socket
 		if c.driverConn.ResetSession(context.Background()) != nil {
 			return mysql.ErrInvalidConn
 		}
@@ -246,12 +248,12 @@ func (c *conn) checkBeforeCommit() error {
 	return nil
 }
 
-// Rollback rolls back, within CommitTimeout. A connection on which that fails
-// is closed, by which the server rolls back.
+// Rollback rolls back, within CommitTimeout. If that fails the connection is closed, and
+// the server rolls back then.
 func (t *tx) Rollback() error {
 	defer t.c.endTx()
 	if err := t.c.resumeBounded(); err != nil {
-		return t.c.hideBadConn(err) // and the server rolls back, when the connection is closed
+		return t.c.hideBadConn(err) // the server rolls back when the connection is closed
 	}
 	return t.c.hideBadConn(t.rollback())
 }
@@ -271,7 +273,7 @@ func (t *tx) rollback() error {
 	return err
 }
 
-// endTx notes the end of the transaction. What there was of doubt is gone too.
+// endTx notes the end of the transaction, and clears its poison and sentinel.
 func (c *conn) endTx() {
 	t := &c.transaction
 	t.open, t.unit = false, nil

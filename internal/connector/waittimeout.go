@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// fitToWaitTimeout fits the settings to the wait_timeout of a link's server. What is left of it
-// covers a ping that comes late. It warns, once a server, of a setting that was
+// fitToWaitTimeout fits the settings to the wait_timeout of a link's server, with a
+// margin for a ping that comes late. It warns, once per server, of a setting that was
 // chosen and cannot work.
 func (ctr *Connector) fitToWaitTimeout(l *link, s *knownServer) {
 	cfg, waitTimeout := ctr.Cfg, l.facts.waitTimeout
@@ -34,7 +34,7 @@ func (ctr *Connector) fitToWaitTimeout(l *link, s *knownServer) {
 		slog.Duration("keepalive_in_effect", l.keepAlive), slog.Duration("ping_after_in_effect", l.pingAfter))
 }
 
-// isNewWarning says whether it is news of a server.
+// isNewWarning says whether the advice differs from the last one for that server.
 func (ss *servers) isNewWarning(s *knownServer, advice string) bool {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
@@ -43,8 +43,8 @@ func (ss *servers) isNewWarning(s *knownServer, advice string) bool {
 	return isNew
 }
 
-// lowerMinKeepAlive notes how often a link is to be pinged, and says whether none was so
-// often before: the maintainer must look sooner than it meant to.
+// lowerMinKeepAlive records the keep-alive of a link, and says whether it is the
+// shortest so far: then the maintainer must start a round sooner than planned.
 func (ctr *Connector) lowerMinKeepAlive(keepAlive time.Duration) bool {
 	for old := ctr.minKeepAliveNanos.Load(); int64(keepAlive) < old; old = ctr.minKeepAliveNanos.Load() {
 		if ctr.minKeepAliveNanos.CompareAndSwap(old, int64(keepAlive)) {
@@ -54,13 +54,14 @@ func (ctr *Connector) lowerMinKeepAlive(keepAlive time.Duration) bool {
 	return false
 }
 
-// minKeepAlive is how often an idle connection may have to be pinged.
+// minKeepAlive is the shortest interval at which an idle connection may have to be
+// pinged.
 func (ctr *Connector) minKeepAlive() time.Duration {
 	return time.Duration(ctr.minKeepAliveNanos.Load())
 }
 
-// settingWarnings says which settings cannot work under wait_timeout, and what to set. A
-// default is fitted without a word.
+// settingWarnings says which settings cannot work under wait_timeout, and what to set.
+// Defaults are fitted silently.
 func (c *Settings) settingWarnings(waitTimeout time.Duration) (advice []string) {
 	isTooLong := func(d time.Duration) bool { return d == 0 || d >= waitTimeout }
 	if c.KeepAlive >= waitTimeout && c.KeepAlive != DefaultKeepAlive {

@@ -398,7 +398,7 @@ var mutants = []mutant{
 		"internal/connector/stall.go", "found = all[i].threadState", "found = resting",
 		"TestConnectionIsGivenUpByTwoLooksInARow"},
 	{"a server that cannot be asked counts as one that is done",
-		"internal/connector/stall.go", "case err != nil:\n\t\t\tv.nextCheck = now // no look\n\t\tcase w.facts", "case err != nil, w.facts",
+		"internal/connector/stall.go", "case err != nil:\n\t\t\tv.nextCheck = now // not checked\n\t\tcase w.facts", "case err != nil, w.facts",
 		"TestConnectionIsGivenUpByTwoLooksInARow"},
 	{"an idle thread is believed behind a proxy that speaks SQL",
 		"internal/connector/stall.go", "return f.isHandshakeID(w.Conn) && (found", "return (found",
