@@ -1,6 +1,9 @@
-// connector.go opens: the Pool that users hold and the connector below it. What a
-// connection does afterwards is conn.go's affair.
-
+// Package connector is what stands below database/sql: it opens the connections of a
+// pool, decides at each checkout whether one may be handed out, keeps idle ones alive,
+// and turns a failure into what database/sql shall do about it. It does not run units of
+// work again and defines no public API: the root calls New, gives the Connector to
+// sql.OpenDB, and reads from it what became of a unit. This file has the Connector; how it
+// dials is in connect.go, what a connection does afterwards in conn.go.
 package connector
 
 import (
@@ -26,49 +29,49 @@ import (
 // Connector opens the connections of one pool and holds what they share.
 type Connector struct {
 	driverConnector driver.Connector
-	sideConnector   driver.Connector // for connections beside the pool: they may send several statements at a time
+	sideConnector   driver.Connector // for side connections, which may send several statements in one request
 	Cfg             *Settings
 	addr            string // for errors and logs, without user and password
-	// schema is the DSN's, "" for none or where it is not known. newConnector sets it.
+	// schema is the DSN's; "": none, or not known. New sets it.
 	schema      string
 	CommitTable committable.Table
 	clock       *clock.Clock
 
 	ownDialer   bool // livepool's dialer is in use
-	peekSockets bool // livepool looks at the socket itself
+	peekSockets bool // livepool peeks at the socket itself
 	IsMySQL     bool // the driver is the MySQL driver
 	// callsBeforeConnect: each attempt to connect calls the user's BeforeConnect.
 	callsBeforeConnect bool
-	// keepParkedAlive: connections whose owners are elsewhere are kept alive. It is set
-	// before the first is opened.
+	// keepParkedAlive: checked-out connections on which nothing is sent are kept alive. It
+	// is set before the first connection is opened.
 	keepParkedAlive bool
 
 	maintainer       *maintainer // nil for a connector without a Pool
-	maintainerAsleep atomic.Bool // it waits until a connection is taken, opened or closed
+	maintainerAsleep atomic.Bool // it waits until a connection is taken, opened or closed; others reset it to wake it
 	Ctx              context.Context
 	cancel           context.CancelFunc
 
-	mu              sync.Mutex // guards what follows
+	mu              sync.Mutex // guards the fields up to closed
 	conns           map[*conn]struct{}
 	spares          []*conn
-	spareReady      chan struct{}             // a spare has come, for those who open a connection meanwhile
-	rechecks        map[*pendingPing]struct{} // links that database/sql does not have, and that are being asked
-	background      sync.WaitGroup            // what outlives its caller
-	connectAttempts sync.WaitGroup            // to connect
+	spareReady      chan struct{}             // signals a new spare to callers that dial meanwhile
+	rechecks        map[*pendingPing]struct{} // links that database/sql does not have, and that are being pinged
+	background      sync.WaitGroup            // goroutines that outlive their callers
+	connectAttempts sync.WaitGroup            // goroutines that connect
 	closed          bool
 
 	generation atomic.Uint64 // one more with each Recycle
 	news       news
 	roundTrip  roundTrip
 	demotion   demotion
-	// rejectReadOnly is the driver's setting, which livepool takes over: even a
-	// session that was made read-only is left for another. Set when it is opened.
+	// rejectReadOnly is the driver's setting, which livepool takes over: a session that was
+	// made read-only is replaced, too. New sets it.
 	rejectReadOnly bool
-	// InCluster: a server that it has met is a node of a Galera cluster. One may
-	// answer and do no work; and what it neither has nor locks, another may.
+	// InCluster: one of the servers was seen to be a node of a Galera cluster. A node may
+	// answer and do no work; and a row that it neither has nor locks may be on another.
 	InCluster         atomic.Bool
 	Limits            limits
-	minKeepAliveNanos atomic.Int64 // keep-alive of the links so far, in ns
+	minKeepAliveNanos atomic.Int64 // the shortest keep-alive of the links so far, in ns
 	servers           servers
 	reaper            reaper
 	slowCommits       slowCommits
@@ -77,8 +80,8 @@ type Connector struct {
 	Stats counters
 }
 
-// New makes a connector that opens connections by c, or where that is nil,
-// by the MySQL driver with livepool's dialer below it. cfg is its own from here on.
+// New makes a connector that opens connections by c; if c is nil, by the MySQL driver with
+// livepool's dialer below it. cfg belongs to the connector from now on.
 func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr := &Connector{driverConnector: c, sideConnector: c, Cfg: cfg, clock: clock.New(), addr: "the database", conns: map[*conn]struct{}{},
 		rechecks: map[*pendingPing]struct{}{}, spareReady: make(chan struct{}, 1)}
@@ -100,7 +103,7 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	return ctr, nil
 }
 
-// address is where my leads, with what the driver fills in where it says nothing.
+// address is the address that my names, with the defaults of the driver.
 func address(my *mysql.Config) string {
 	network, addr := cmp.Or(my.Net, "tcp"), my.Addr
 	switch {
@@ -112,8 +115,8 @@ func address(my *mysql.Config) string {
 	return fmt.Sprintf("%s(%s)", network, addr)
 }
 
-// hasBeforeConnect says whether the user's BeforeConnect is called for each
-// attempt, which the driver does not show otherwise.
+// hasBeforeConnect says whether the driver calls a BeforeConnect of the user's for each
+// attempt. The driver has no other way to ask.
 func hasBeforeConnect(my *mysql.Config) bool {
 	f := reflect.ValueOf(my).Elem().FieldByName("beforeConnect")
 	return f.IsValid() && f.Kind() == reflect.Func && !f.IsNil()
@@ -127,15 +130,15 @@ func isStandardNetwork(network string) bool {
 	return false
 }
 
-// Who calls Connect: that goroutine of database/sql, and a caller's own.
+// The callers of Connect: database/sql's own goroutine, and the goroutine of a caller.
 const (
 	sqlOpener = "database/sql.(*DB).openNewConnection"
 	sqlConn   = "database/sql.(*DB).conn"
 )
 
-// callerInSQL is the innermost function of database/sql that is being called
-// through, "" for none. Nothing but the stack tells. Should Connect be called
-// otherwise one day, it dials for that goroutine as for anyone.
+// callerInSQL is the innermost function of database/sql on the stack, "" for none. Only
+// the stack shows who calls. If database/sql renames the function, Connect dials in that
+// goroutine as it does for any caller.
 func callerInSQL() string {
 	var pcs [32]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
@@ -150,19 +153,19 @@ func callerInSQL() string {
 	}
 }
 
-// ErrPoolClosed is for what would wait for, or open, a connection after Close.
+// ErrPoolClosed is the error of whatever needs a connection after Close.
 var ErrPoolClosed = errors.New("livepool: the pool is closed")
 
-// useDriver makes the connector one of the MySQL driver's, with livepool's
-// dialer around it. A network that was registered with the driver under a name
-// of its own is dialled by the driver, which does not let its dialer be seen.
+// useDriver has the connector use the MySQL driver with a wrapped dialer. A network that
+// was registered with the driver under a name of its own is dialed by the driver, which
+// does not give access to that dialer.
 func (ctr *Connector) useDriver(my *mysql.Config) error {
 	if my.DialFunc != nil || isStandardNetwork(my.Net) {
 		ctr.ownDialer, ctr.peekSockets = true, my.CheckConnLiveness
 		my.DialFunc, my.CheckConnLiveness = wire.WrapDialer(my.DialFunc), false
 	}
-	// The driver would say of a refused statement that it was not sent, though a
-	// part of it may have run; what is sent elsewhere is decided in failure.go.
+	// With it the driver would report a refused statement as not sent, though a part of it
+	// may have run. failure.go decides what is sent again.
 	ctr.rejectReadOnly, my.RejectReadOnly = my.RejectReadOnly, false
 	ctr.Cfg.warnOfTimeouts()
 	if limit := ctr.Cfg.ConnectTimeout; my.Timeout > limit {
@@ -192,9 +195,9 @@ func (ctr *Connector) useDriver(my *mysql.Config) error {
 // Driver returns the driver's own.
 func (ctr *Connector) Driver() driver.Driver { return ctr.driverConnector.Driver() }
 
-// Close stops what runs in the background, and closes the driver's connector if
-// it can be closed. sql.DB.Close calls it, once. What was abandoned shortly
-// before is still ended on the server, within PingTimeout.
+// Close stops what runs in the background, and closes the driver's connector if it can be
+// closed. sql.DB.Close calls it, once. The orphans of connections that were abandoned
+// shortly before are still killed, within PingTimeout.
 func (ctr *Connector) Close() error {
 	m := ctr.maintainer
 	if m != nil {
@@ -218,15 +221,14 @@ func (ctr *Connector) Close() error {
 	return nil
 }
 
-// Connect opens a connection within ConnectTimeout, from when it is its turn.
+// Connect opens a connection within ConnectTimeout, once it may dial.
 //
-// For callers who wait because the pool is at its limit, database/sql has one
-// goroutine open connections, one after the other and with a context that never
-// ends: a server that accepts and says nothing would keep them all waiting, and
-// a caller with little patience would be served by the patience of that
-// goroutine. It therefore gets a shell at once, which its caller fills at the
-// first use: in his own goroutine, under his own context, at the same time as
-// the others.
+// For callers that wait because the pool is at its limit, database/sql opens connections
+// in one goroutine, one after the other, with a context that never ends. A server that
+// accepts and says nothing would keep them all waiting, and a caller with a short
+// deadline would wait for as long as that goroutine does. So that goroutine gets an
+// unconnected conn at once, and the caller that uses it first connects it: in its own
+// goroutine, under its own context, in parallel with the others.
 func (ctr *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	noteSessionServed(ctx)
 	ctr.SyncLimits()
@@ -246,8 +248,8 @@ func (ctr *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return c, nil
 }
 
-// spawn runs f in the background, but not once the connector is closed, which
-// waits for all that runs there.
+// spawn runs f in the background, and says whether it does: not after Close, which waits
+// for all that runs there.
 func (ctr *Connector) spawn(f func()) bool {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -258,6 +260,7 @@ func (ctr *Connector) spawn(f func()) bool {
 	return true
 }
 
+// register adds c to the connections of the pool.
 func (ctr *Connector) register(c *conn) *conn {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
@@ -267,6 +270,7 @@ func (ctr *Connector) register(c *conn) *conn {
 	return c
 }
 
+// forget removes c from them.
 func (ctr *Connector) forget(c *conn) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()

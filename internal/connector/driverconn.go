@@ -1,5 +1,5 @@
-// driverconn.go is the driver's own connection with the optional interfaces that it
-// lacks filled in as database/sql does for such a driver. It adds nothing.
+// driverconn.go is the driver's own connection. Optional interfaces that it lacks are
+// replaced as database/sql does for such a driver.
 
 package connector
 
@@ -9,8 +9,8 @@ import (
 	"errors"
 )
 
-// driverConn has all eight optional interfaces of a driver.Conn. Which of them the
-// driver has is asked once, at birth.
+// driverConn has all eight optional interfaces of a driver.Conn. newDriverConn finds out
+// which of them the driver has; nothing changes afterwards.
 type driverConn struct {
 	driver.Conn
 	pinger          driver.Pinger
@@ -21,8 +21,8 @@ type driverConn struct {
 	resetter        driver.SessionResetter
 	validator       driver.Validator
 	checker         driver.NamedValueChecker
-	execsDirectly   bool // it has a way to run a statement without preparing it
-	queriesDirectly bool // and one for a query
+	execsDirectly   bool // it can run a statement without preparing it
+	queriesDirectly bool // and a query
 }
 
 func newDriverConn(dc driver.Conn) driverConn {
@@ -43,7 +43,7 @@ func newDriverConn(dc driver.Conn) driverConn {
 	return in
 }
 
-// Ping of a driver that cannot ping succeeds: there is nothing to go by.
+// Ping of a driver that cannot ping succeeds.
 func (in *driverConn) Ping(ctx context.Context) error {
 	if in.pinger == nil {
 		return nil
@@ -51,8 +51,8 @@ func (in *driverConn) Ping(ctx context.Context) error {
 	return in.pinger.Ping(ctx)
 }
 
-// ResetSession of a driver that cannot reset succeeds if the connection is
-// valid; one that can looks for itself.
+// ResetSession of a driver that cannot reset succeeds if the connection is valid; a
+// driver that can reset checks that itself.
 func (in *driverConn) ResetSession(ctx context.Context) error {
 	switch {
 	case in.resetter != nil:
@@ -65,8 +65,8 @@ func (in *driverConn) ResetSession(ctx context.Context) error {
 
 func (in *driverConn) IsValid() bool { return in.validator == nil || in.validator.IsValid() }
 
-// mayPrepare says whether database/sql has to prepare a statement or a query of
-// this driver. Their arguments are then the statement's to convert.
+// mayPrepare says whether database/sql has to prepare a statement or a query of this
+// driver. Then the prepared statement converts their arguments.
 func (in *driverConn) mayPrepare() bool { return !in.execsDirectly || !in.queriesDirectly }
 
 func (in *driverConn) CheckNamedValue(nv *driver.NamedValue) error {
@@ -138,7 +138,7 @@ func (in *driverConn) BeginTx(ctx context.Context, opts driver.TxOptions) (drive
 	return tx, err
 }
 
-// positional turns arguments into what a driver without contexts takes.
+// positional turns arguments into those of a driver without contexts.
 func positional(ctx context.Context, args []driver.NamedValue) ([]driver.Value, error) {
 	values := make([]driver.Value, len(args))
 	for i, arg := range args {
@@ -150,7 +150,7 @@ func positional(ctx context.Context, args []driver.NamedValue) ([]driver.Value, 
 	return values, ctx.Err()
 }
 
-// named is the other way round.
+// named turns the arguments of a driver without contexts into named ones.
 func named(args []driver.Value) []driver.NamedValue {
 	values := make([]driver.NamedValue, len(args))
 	for i, arg := range args {

@@ -1,7 +1,6 @@
-// effects.go acts on what the text of a statement tells of it: what leaves state
-// on its connection has it closed when it is returned, and a unit learns of a
-// transaction that ended inside of a statement. What a text tells is sqltext's
-// affair.
+// effects.go acts on what package sqltext says about a statement: a connection on which a
+// statement left state is closed when it is returned, and a unit learns that a statement
+// ended its transaction.
 
 package connector
 
@@ -14,8 +13,8 @@ import (
 	"github.com/livepool/livepool/internal/sqltext"
 )
 
-// effects is what query does besides its work. It is read once, before it is
-// sent. Plain statements of another driver have another grammar.
+// effects is what query does besides its work. It is read once, before query is sent.
+// Outside units the statements of another driver, with another grammar, are not read.
 func (c *conn) effects(query string) sqltext.Effects {
 	switch {
 	case !c.ctr.IsMySQL && c.transaction.unit == nil:
@@ -26,14 +25,14 @@ func (c *conn) effects(query string) sqltext.Effects {
 	return sqltext.Scan(query)
 }
 
-// mayBeMultiStatement says whether the server may take query for more than one:
-// unless the client asked for that, it does not, whatever is in it.
+// mayBeMultiStatement says whether the server may read query as several statements. It
+// never does unless the client asked for that at its login.
 func (c *conn) mayBeMultiStatement(query string) bool {
 	return (c.wire == nil || c.wire.MultiStatements) && sqltext.Several(query)
 }
 
-// vetStatement looks at a statement of a session before it is sent, and refuses what
-// would end the transaction behind the session's back.
+// vetStatement refuses, before it is sent, a statement that would end the session's
+// transaction.
 func (c *conn) vetStatement(query string, effects sqltext.Effects) error {
 	switch {
 	case effects&sqltext.Ends != 0:
@@ -44,9 +43,9 @@ func (c *conn) vetStatement(query string, effects sqltext.Effects) error {
 	return nil
 }
 
-// noteEffects notes what the statement that is about to be sent does, and returns how
-// many bytes had been written by then. What a connector that wraps this one sets
-// up in its Connect, before the first use, is for all borrowers.
+// noteEffects records what the statement that is about to be sent does, and returns how
+// many bytes were written before it. State that a connector that wraps this one sets up
+// in its Connect, before the first use, is for all users.
 func (c *conn) noteEffects(ctx context.Context, query string, effects sqltext.Effects) (mark uint64, err error) {
 	if effects&sqltext.State != 0 && !c.needsCheck && (c.ctr.schema == "" || sqltext.SchemaOf(query) != c.ctr.schema) {
 		c.dirty = true
@@ -64,21 +63,21 @@ func (c *conn) noteEffects(ctx context.Context, query string, effects sqltext.Ef
 	return c.written(), nil
 }
 
-// sentinelSavepoint marks a unit's transaction while a statement runs in which it may
-// end without an error. Units inside one another have names of another kind.
+// sentinelSavepoint is set in a unit's transaction before a statement that may end it
+// without an error. Inner units have savepoints with other names.
 const sentinelSavepoint = "livepool_mark"
 
 // noSuchSavepoint is ER_SP_DOES_NOT_EXIST.
 const noSuchSavepoint = 1305
 
-// sentinel is a statement under which the transaction is marked.
+// sentinel is the statement for which the savepoint is set. Whoever has the conn writes it.
 type sentinel struct {
 	query            string // "" for none
-	mayHaveCommitted bool   // it may have committed
-	implicitBefore   string // what observed.implicit was before it
+	mayHaveCommitted bool   // it may commit
+	implicitBefore   string // Observed.ImplicitCommit before it
 }
 
-// txEndedError is of a statement that was answered and has ended its
+// txEndedError is the error of a statement that was answered and has ended its
 // transaction.
 type txEndedError struct {
 	query            string
@@ -95,8 +94,8 @@ func (e *txEndedError) Error() string {
 }
 func (e *txEndedError) Unwrap() error { return e.cause }
 
-// setSentinel sets a savepoint by which stillMarked tells whether the
-// transaction has outlived the statement.
+// setSentinel sets a savepoint, by which checkSentinel finds out whether the transaction
+// survived the statement.
 func (c *conn) setSentinel(ctx context.Context, query string, effects sqltext.Effects) error {
 	mark := c.written()
 	if _, err := c.driverConn.ExecContext(ctx, "SAVEPOINT "+sentinelSavepoint, nil); err != nil {
@@ -107,9 +106,9 @@ func (c *conn) setSentinel(ctx context.Context, query string, effects sqltext.Ef
 	return nil
 }
 
-// checkSentinel is called after such a statement, when its results have been read.
-// It poisons a transaction that has ended in it. If it has not, nothing was
-// committed either.
+// checkSentinel is called after such a statement, when its results have been read. It
+// poisons the transaction if that ended in the statement. If it did not, the statement
+// has committed nothing.
 func (c *conn) checkSentinel(ctx context.Context) error {
 	t := &c.transaction
 	m := t.sentinel
@@ -138,14 +137,14 @@ func (c *conn) checkSentinel(ctx context.Context) error {
 	return err
 }
 
-// afterStatement is stillMarked where the statement's own error, if it has one,
-// comes first.
+// afterStatement calls checkSentinel after a statement with err, which is returned if
+// there is one.
 func (c *conn) afterStatement(ctx context.Context, err error) error {
 	t := &c.transaction
 	switch {
 	case t.sentinel.query == "":
 		return err
-	case err == driver.ErrSkip: // it was not sent, and will be prepared
+	case err == driver.ErrSkip: // it was not sent: database/sql prepares it
 		t.unit.noteImplicitCommit(t.sentinel.implicitBefore)
 		t.sentinel = sentinel{}
 		return err

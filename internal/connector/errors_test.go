@@ -19,7 +19,7 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// The errors on which money depends, told without the table.
+// The errors on which money depends, without the table.
 func TestWhatErrorsMean(t *testing.T) {
 	const lost = mysqlerr.ConnDead | mysqlerr.TxGone | mysqlerr.CommitUnknown | mysqlerr.Retry
 	server := func(number uint16, message string) error {

@@ -1,6 +1,6 @@
-// failure.go turns what the driver says of a failed request into what
-// database/sql shall do about it, and spreads the news of a death. What an
-// error means is errors.go's affair, what may be sent twice idempotent.go's.
+// failure.go turns the driver's error of a failed request into what database/sql shall do
+// about it, and reports the loss of a connection. Package mysqlerr says what an error
+// means, idempotent.go which statements may be sent twice.
 
 package connector
 
@@ -19,8 +19,8 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// requestKind is what a request leaves behind, which decides whether it may be sent
-// again when its answer was lost.
+// requestKind says what a request may leave behind, and so whether it may be sent again
+// after its answer was lost.
 type requestKind int
 
 const (
@@ -28,10 +28,10 @@ const (
 	effectlessRequest                    // PREPARE, BEGIN, a ping: gone with the connection
 )
 
-// handleFailure turns what the driver says into what database/sql shall do, and
-// spreads the news of a death. It returns an error that is driver.ErrBadConn,
-// on which database/sql sends the request again on another connection, only if
-// the request cannot have run, or may run twice, and no transaction is open.
+// handleFailure turns the driver's error into what database/sql shall do, and reports a
+// loss. On driver.ErrBadConn database/sql sends the request again on another connection,
+// so it returns that only if the request cannot have run, or may run twice, and no
+// transaction is open.
 func (c *conn) handleFailure(ctx context.Context, err error, query string, mark uint64, kind requestKind) error {
 	if err == driver.ErrSkip {
 		return err
@@ -44,16 +44,16 @@ func (c *conn) handleFailure(ctx context.Context, err error, query string, mark 
 		c.abandon()
 	}
 	if mysqlerr.Number(err) == packetTooLarge {
-		c.dead, c.lossReported = true, true // of this alone; the others are as well as before
+		c.dead, c.lossReported = true, true // only this connection is lost: it says nothing about the others
 		return err
 	}
 	if errors.As(err, new(*idleLossError)) {
 		c.reportLoss(err)
 		c.dead = true
-		return err // which has its story
+		return err // which says why already
 	}
 	if mysqlerr.Number(err) != 0 {
-		c.touch() // an answer is a proof of life, whatever it says
+		c.touch() // an error of the server is an answer, too
 		if c.isAllWorkRefused(err) {
 			return c.leaveUseless(err, c.mayHaveRunInPart(query, kind))
 		}
@@ -76,16 +76,16 @@ func (c *conn) handleFailure(ctx context.Context, err error, query string, mark 
 		return err
 	case isIdempotent(ctx):
 		return c.newBadConnError(err, "before the statement ran")
-	case badConn: // the driver is mistaken, see nothingSent
+	case badConn: // the driver is mistaken, see isUnsent
 		return c.explainLoss(mysql.ErrInvalidConn, query, mark)
 	}
 	return err
 }
 
-// isUnsent says whether the request cannot have reached the server. Where
-// there is a wire it knows; the driver says driver.ErrBadConn also of a later
-// packet of LOAD DATA LOCAL that could not be written, and with rejectReadOnly of
-// a refusal in the middle of a procedure.
+// isUnsent says whether the request cannot have reached the server. The wire knows that,
+// if there is one. The driver returns driver.ErrBadConn also when a later packet of LOAD
+// DATA LOCAL could not be written, and with rejectReadOnly when a server refuses a
+// statement in the middle of a procedure.
 func (c *conn) isUnsent(badConn bool, query string, mark uint64) bool {
 	if c.wire == nil {
 		return badConn && !sqltext.MayLoadData(query)
@@ -93,9 +93,9 @@ func (c *conn) isUnsent(badConn bool, query string, mark uint64) bool {
 	return c.wire.Written == mark
 }
 
-// classify is the connector's, less what cannot be: as long as the wire is
-// whole, an error that is not the server's, such as that of a file to be
-// loaded, is none of the connection's.
+// classify is the connector's Classify, corrected by what the wire knows: while the wire
+// has no I/O error, an error that is not the server's, such as that of a file to be
+// loaded, does not concern the connection.
 func (c *conn) classify(err error) mysqlerr.Class {
 	class := c.ctr.Classify(err)
 	switch {
@@ -108,9 +108,8 @@ func (c *conn) classify(err error) mysqlerr.Class {
 	return class
 }
 
-// hasUnsolicited says whether what keeps the driver from using a connection is what
-// the server has sent unasked, together with the answer before, and not a result
-// that the program has left open.
+// hasUnsolicited says why the driver's buffer is busy: true if the server sent something
+// unsolicited together with the last answer, false if the program left a result open.
 func (c *conn) hasUnsolicited() bool {
 	if c.transaction.open {
 		return c.openResults == 0
@@ -118,16 +117,15 @@ func (c *conn) hasUnsolicited() bool {
 	return c.wire != nil && errors.Is(c.wire.Peek(), io.EOF)
 }
 
-// clientInteractionTimeout is ER_CLIENT_INTERACTION_TIMEOUT, which a server says unasked to a
-// client that has sent nothing for wait_timeout, a second at the least.
+// clientInteractionTimeout is ER_CLIENT_INTERACTION_TIMEOUT, which a server sends to a
+// client that has sent nothing for wait_timeout, which is at least a second.
 const (
 	clientInteractionTimeout = 4031
 	minInteractionTimeout    = time.Second
 )
 
-// unsolicitedError is what a server said unasked, where its answer to a request may
-// have been lost on the way: it says nothing of the request, which may have run
-// before.
+// unsolicitedError is an error that the server sent unsolicited, in place of an answer
+// that may be lost. It says nothing about the request, which may have run before.
 type unsolicitedError struct{ serverErr error }
 
 func (e *unsolicitedError) Error() string {
@@ -135,7 +133,7 @@ func (e *unsolicitedError) Error() string {
 }
 func (e *unsolicitedError) Unwrap() error { return mysql.ErrInvalidConn }
 
-// asUnsolicited tells 4031 that comes too late to be from before the request.
+// asUnsolicited recognizes a 4031 that came too late to be from before the request.
 func (c *conn) asUnsolicited(err error) error {
 	if mysqlerr.Number(err) != clientInteractionTimeout || mysqlerr.Classify(err) != mysqlerr.NotSent || c.ctr.clock.Now()-c.requestStarted < minInteractionTimeout {
 		return err
@@ -145,8 +143,8 @@ func (c *conn) asUnsolicited(err error) error {
 	return &unsolicitedError{err}
 }
 
-// handleRefusal looks at a server's error: after a refusal that another connection
-// may not meet, and after 4031, the statement has not run.
+// handleRefusal handles an error of the server. After 4031, or a refusal that another
+// connection may not meet, the statement has not run and may be sent again.
 func (c *conn) handleRefusal(err error, query string, kind requestKind, idempotent bool) error {
 	class := c.classify(err)
 	if class&mysqlerr.ConnDead != 0 {
@@ -169,7 +167,7 @@ func (c *conn) handleRefusal(err error, query string, kind requestKind, idempote
 	case c.mayHaveRunInPart(query, kind):
 		return err
 	case c.answeredSinceCheckout:
-		return err // on a sql.Conn, whose state would be lost for nothing
+		return err // on a sql.Conn, whose state must not be lost for a refusal
 	case class&mysqlerr.Elsewhere == 0:
 		return c.newBadConnError(err, "before it ran the statement")
 	case !notReady && c.isRefusalTrusted():
@@ -179,18 +177,16 @@ func (c *conn) handleRefusal(err error, query string, kind requestKind, idempote
 	return c.newBadConnError(err, "because its server refuses the statement")
 }
 
-// mayHaveRunInPart says whether a refusal leaves open that an earlier part of the
-// request was done.
+// mayHaveRunInPart says whether an earlier part of a refused request may have run.
 func (c *conn) mayHaveRunInPart(query string, kind requestKind) bool {
 	return kind != effectlessRequest && (c.mayBeMultiStatement(query) || !sqltext.SingleStatement(query))
 }
 
-// isRefusalTrusted says whether the connection's server can be taken at its word when
-// it refuses a statement (read-only, not ready). One that has worked before may
-// have stayed with a server that was demoted since; the statement is then sent
-// again until it meets a fresh connection, which tells the truth. Asked again
-// within a second it is still believed, so that a program that goes on writing
-// to a read-only server does not reconnect each time.
+// isRefusalTrusted says whether a refusal (read-only, not ready) is final, or the
+// statement is sent on a fresh connection first. A connection that has answered before
+// may be to a server that was demoted since, while the address leads to another by now.
+// For a second after a trusted refusal the next one is trusted too, so that a program
+// that keeps writing to a read-only server does not reconnect each time.
 func (c *conn) isRefusalTrusted() bool {
 	if c.answeredEver && (c.refusalTrustedAt < 0 || c.lastRoundTrip-c.refusalTrustedAt > time.Second) {
 		return false
@@ -201,8 +197,8 @@ func (c *conn) isRefusalTrusted() bool {
 	return true
 }
 
-// reportLoss spreads the news of a loss, if it was one. err is what the driver says
-// of it, nil if it has not said anything.
+// reportLoss reports the loss of the link, if it was one. err is the driver's error, nil
+// if there is none.
 func (c *conn) reportLoss(err error) { c.ctr.reportLoss(&c.link, err) }
 
 func (ctr *Connector) reportLoss(l *link, err error) {
@@ -216,14 +212,14 @@ func (ctr *Connector) reportLoss(l *link, err error) {
 	case wire.WentSilent:
 		waited, ok := stalledFor(err)
 		if !ok {
-			waited = wire.UserTimeout // the kernel's patience
+			waited = wire.UserTimeout // the kernel gave it up
 		}
 		ctr.recordDeath(l, wire.WentSilent, now-waited, err)
 	}
 }
 
-// ioCause is what the socket said where the driver only says that the connection
-// is bad.
+// ioCause is the error of the socket, where the driver only says that the connection is
+// bad.
 func (l *link) ioCause(err error) error {
 	if l.wire != nil && l.wire.IOErr != nil && !errors.Is(l.wire.IOErr, net.ErrClosed) {
 		return l.wire.IOErr
@@ -231,8 +227,8 @@ func (l *link) ioCause(err error) error {
 	return err
 }
 
-// badConnError is driver.ErrBadConn with its story, for the caller who gets it in
-// the end because every try met the same.
+// badConnError is driver.ErrBadConn with what happened, for the caller that gets it after
+// the last resend.
 type badConnError struct {
 	addr        string
 	threadID    uint32
@@ -256,9 +252,9 @@ func (e *badConnError) Error() string {
 func (e *badConnError) Is(target error) bool { return target == driver.ErrBadConn }
 func (e *badConnError) Unwrap() error        { return e.cause }
 
-// hideBadConn hides driver.ErrBadConn as long as a transaction or a result is open on
-// the connection. database/sql closes a sql.Conn on that error, and waits first
-// for all that is open on it: the caller would wait for itself.
+// hideBadConn hides driver.ErrBadConn while a transaction or a result is open on the
+// connection. On that error database/sql closes a sql.Conn, and first waits for all that
+// is open on it: the caller would wait for itself.
 func (c *conn) hideBadConn(err error) error {
 	if !c.transaction.open && c.openResults == 0 || !errors.Is(err, driver.ErrBadConn) {
 		return err
@@ -266,8 +262,8 @@ func (c *conn) hideBadConn(err error) error {
 	return &hiddenBadConnError{err}
 }
 
-// hiddenBadConnError is all that its cause is, but for driver.ErrBadConn. It has no
-// Unwrap, by which that would be found.
+// hiddenBadConnError matches all that its cause matches, except driver.ErrBadConn. It has
+// no Unwrap, by which errors.Is would find that.
 type hiddenBadConnError struct{ cause error }
 
 func (e *hiddenBadConnError) Error() string { return e.cause.Error() }

@@ -14,8 +14,8 @@ type extent int
 
 const (
 	ranNothing extent = iota // nothing was sent, or only prepared
-	ranWhole                 // the server has undone what there was
-	ranInPart                // a part was done, or seen by the program
+	ranWhole                 // all of it was sent, and the server has undone it
+	ranInPart                // a part may have been done, or seen by the program
 )
 
 // extentOf is the extent of a statement that failed and, if sent, was executed.
@@ -29,9 +29,9 @@ func (c *conn) extentOf(query string, kind requestKind, sent bool) extent {
 	return ranWhole
 }
 
-// maySwallow says whether a unit may be committed although its function swallows
-// err, which has ended neither connection nor transaction. Of another driver only
-// errors that look like MySQL's are understood.
+// maySwallow says whether a unit may be committed although its function swallowed err,
+// which ended neither connection nor transaction. With another driver it understands only
+// errors of the MySQL driver's types.
 func (c *conn) maySwallow(err error, query string, ran extent) bool {
 	if class, decided := c.ctr.override(err); decided {
 		return class == 0
@@ -43,10 +43,10 @@ func (c *conn) maySwallow(err error, query string, ran extent) bool {
 	case server:
 		return ran != ranInPart && mysqlerr.ClassifyServer(my) == 0 && mysqlerr.IsHandled(my)
 	case errors.Is(err, mysql.ErrPktTooLarge):
-		return false // as after 1153, which is the server's word for it
+		return false // as after 1153, the server's error for the same
 	case errors.Is(err, errResultOpen), errors.Is(err, mysql.ErrBusyBuffer), errors.As(err, new(*unsentError)),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return false // the statement is missing, and its words and data are not why
+		return false // the statement is missing, and not because of its text or data
 	}
 	return !c.ctr.IsMySQL || ran == ranNothing
 }

@@ -1,5 +1,4 @@
-// keycheck.go looks at the commit table of a connection's server before a unit
-// trusts it with its key.
+// keycheck.go checks the commit table of a server before the first key is inserted there.
 
 package connector
 
@@ -11,11 +10,10 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// checkCommitTable looks at the commit table of the connection's server before the
-// first key is inserted there: once for each server, or for each connection where
-// the server does not say who it is. SHOW CREATE TABLE takes no snapshot, as
-// MySQL's information_schema does, so that a unit that is under way is not
-// disturbed. A server that does not show it is trusted.
+// checkCommitTable checks the commit table of the connection's server: once for each
+// server, or for each connection where the server cannot be identified. It uses SHOW
+// CREATE TABLE, because a query of MySQL's information_schema would take the snapshot of
+// the unit under way. A server that does not show its table is trusted.
 func (c *conn) checkCommitTable(ctx context.Context) error {
 	if c.commitTableOK || c.ctr.servers.commitTableOK(c.facts, false) {
 		c.commitTableOK = true
@@ -29,7 +27,7 @@ func (c *conn) checkCommitTable(ctx context.Context) error {
 		c.ctr.Cfg.Log.Debug("livepool: the server does not show the commit table; whether it can keep the promise of Once and VerifyCommit is not known",
 			slog.String("addr", c.ctr.addr), slog.String("table", ct.Name), slog.Any("cause", err))
 		c.touch()
-		return nil // a table that is not there is the insert's to tell
+		return nil // if the table does not exist, the insert fails and says so
 	case err != nil:
 		return c.handleFailure(ctx, err, query, mark, effectlessRequest)
 	case len(row) < 2:
@@ -44,7 +42,8 @@ func (c *conn) checkCommitTable(ctx context.Context) error {
 	return nil
 }
 
-// commitTableOK says whether the commit table of a server was seen to keep the promise.
+// commitTableOK says whether the commit table of a server was found good; mark records
+// that it was.
 func (ss *servers) commitTableOK(facts *serverFacts, mark bool) bool {
 	if facts == nil {
 		return false

@@ -1,5 +1,5 @@
-// leak.go reports connections that are held for longer than LeakAfter, with the
-// stack of who took them.
+// leak.go reports connections that are checked out for longer than LeakAfter, with the
+// stack of the caller that took them.
 
 package connector
 
@@ -15,15 +15,15 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// checkout is one borrower's time with a connection.
+// checkout is who took a connection, and when. Its owner makes it.
 type checkout struct {
 	since    time.Duration
-	unit     atomic.Pointer[string] // the name of the unit of work, if it is one
+	unit     atomic.Pointer[string] // the name of the unit of work, if it is one; the owner writes it
 	stack    []uintptr
-	reported bool // the maintainer's own
+	reported bool // only the maintainer uses it
 }
 
-// trackCheckout notes who takes the connection, or what he is called.
+// trackCheckout records who takes the connection, or later the name of its unit.
 func (c *conn) trackCheckout(unit string) {
 	if c.ctr.Cfg.LeakAfter == 0 {
 		return
@@ -40,14 +40,14 @@ func (c *conn) trackCheckout(unit string) {
 	}
 }
 
-// untrackCheckout notes that it is returned.
+// untrackCheckout records that it is returned.
 func (c *conn) untrackCheckout() {
 	if c.ctr.Cfg.LeakAfter > 0 {
 		c.checkout.Store(nil)
 	}
 }
 
-// findLeaks reports each connection once that is held for too long, and
+// findLeaks reports, once each, the connections that are checked out for too long, and
 // returns when to look again.
 func (m *maintainer) findLeaks(all []*conn) time.Duration {
 	after := m.ctr.Cfg.LeakAfter
@@ -85,7 +85,7 @@ func (m *maintainer) reportLeak(c *conn, h *checkout, age time.Duration) {
 		slog.Duration("held", age), slog.String("stack", stackOf(h.stack)))
 }
 
-// stackOf prints a stack, less what is the runtime's.
+// stackOf prints a stack without the functions of the runtime.
 func stackOf(pcs []uintptr) string {
 	var b strings.Builder
 	frames := runtime.CallersFrames(pcs)

@@ -1,5 +1,5 @@
-// limits.go follows the limits of the sql.DB of a Pool, which its user may set by
-// hand: a SetMaxOpenConns that was left in holds for all that livepool opens.
+// limits.go follows the limits of the sql.DB of a Pool, which the user may have changed: a
+// SetMaxOpenConns that was left in applies to all that livepool opens.
 
 package connector
 
@@ -14,22 +14,21 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// limits are those of the sql.DB of a Pool.
+// limits are the limits of the sql.DB of a Pool.
 type limits struct {
 	db     *sql.DB          // nil for a connector without a Pool; set before anything is opened
-	resize func(places int) // has as many sessions at a time; likewise
-	// Open is how many connections there may be, 0: no limit. follow writes it,
-	// under mu.
+	resize func(places int) // sets how many sessions there may be at a time; likewise
+	// Open is how many connections there may be; 0: no limit. SyncLimits writes it, under
+	// mu.
 	Open    atomic.Int64
-	waiting atomic.Int64 // callers in awaitOpening
+	waiting atomic.Int64 // callers in awaitOpeningSpare
 	mu      sync.Mutex
 	warned  [len(setterWarnings)]bool // guarded by mu
-	// peakConns is how many connections there ever were; guarded by connector.mu.
+	// peakConns is the most connections there ever were; guarded by Connector.mu.
 	peakConns int
 }
 
-// MaxOpenConns is how many connections the settings allow, in database/sql's words: 0 is
-// no limit.
+// MaxOpenConns is how many connections the settings allow; 0: no limit, as in database/sql.
 func (c *Settings) MaxOpenConns() int {
 	if c.MaxOverflow < 0 {
 		return 0
@@ -37,7 +36,7 @@ func (c *Settings) MaxOpenConns() int {
 	return c.PoolSize + c.MaxOverflow
 }
 
-// allowed is as many of n connections as the limit of the sql.DB leaves.
+// allowed is how many of n connections the limit of the sql.DB allows.
 func (ls *limits) allowed(n int) int {
 	if open := int(ls.Open.Load()); open > 0 {
 		return min(n, open)
@@ -45,7 +44,7 @@ func (ls *limits) allowed(n int) int {
 	return n
 }
 
-// isLimitOverridden says whether the user has changed the limit.
+// isLimitOverridden says whether the user has changed the limit of the sql.DB.
 func (ctr *Connector) isLimitOverridden() bool {
 	return int(ctr.Limits.Open.Load()) != ctr.Cfg.MaxOpenConns()
 }
@@ -82,9 +81,9 @@ func (ctr *Connector) awaitOpeningSpare(ctx context.Context) (link, bool) {
 	}
 }
 
-// SyncLimits makes the limit of the sql.DB that of livepool, and tells once of each
-// setter that the user has called, as far as that shows. It takes the lock of the
-// sql.DB: who calls it holds none of livepool's.
+// SyncLimits adopts the limit of the sql.DB, and warns once about each setter that the
+// user has called, as far as that can be seen. It takes the lock of the sql.DB, so its
+// caller must hold no lock of livepool's.
 func (ctr *Connector) SyncLimits() {
 	ls, cfg := &ctr.Limits, ctr.Cfg
 	if ls.db == nil {
@@ -110,7 +109,7 @@ func (ctr *Connector) SyncLimits() {
 		isNew[i] = called && !ls.warned[i]
 		ls.warned[i] = ls.warned[i] || called
 	}
-	ls.mu.Unlock() // the Logger is the user's
+	ls.mu.Unlock() // before the call of the user's Logger
 	for i, text := range setterWarnings {
 		if isNew[i] {
 			cfg.Log.Warn("livepool: "+text, slog.String("addr", ctr.addr),
@@ -120,7 +119,7 @@ func (ctr *Connector) SyncLimits() {
 	}
 }
 
-// setterWarnings are what the user may have called, and what to do instead.
+// setterWarnings say what the user has called, and what to do instead.
 var setterWarnings = [...]string{
 	"SetMaxOpenConns was called on the pool's sql.DB: its limit holds, for sessions and MinIdle too; " +
 		"leave the call out and set PoolSize (pool_size) and MaxOverflow (pool_max_overflow), which together are the limit",

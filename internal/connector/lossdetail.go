@@ -1,7 +1,6 @@
-// lossdetail.go is about statements that are the cause of their connection's end:
-// larger than the server takes, longer than the driver's readTimeout lets them
-// be, or such that the server dies of them. That is no accident, and no news of
-// the other connections.
+// lossdetail.go is about statements that themselves cause the loss of their connection:
+// they are larger than the server accepts, take longer than the driver's readTimeout, or
+// crash the server. Such a loss says nothing about the other connections.
 
 package connector
 
@@ -19,15 +18,15 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// packetTooLarge is ER_NET_PACKET_TOO_LARGE. The server reads no further and
-// closes the connection, so that the error often is lost, and there is a reset.
+// packetTooLarge is ER_NET_PACKET_TOO_LARGE. The server stops reading and closes the
+// connection, so the client often sees a reset in place of the error.
 const packetTooLarge = 1153
 
-// tooLargeError is 1153 with its story, whatever has come of it.
+// tooLargeError is 1153 with the sizes, also if the client saw only a reset.
 type tooLargeError struct {
 	addr  string
-	size  int // of the statement, at the least
-	limit int // of the server, 0 if it is not known
+	size  int // of the statement, at least
+	limit int // of the server; 0 if it is not known
 	cause error
 }
 
@@ -48,7 +47,7 @@ func (e *tooLargeError) Unwrap() []error {
 		Message: "Got a packet bigger than 'max_allowed_packet' bytes"}, e.cause}
 }
 
-// driverTimeoutError is a connection that was ended by a timeout of the driver's.
+// driverTimeoutError is the error of a connection that a timeout of the driver's ended.
 type driverTimeoutError struct {
 	text  string
 	cause error
@@ -57,8 +56,8 @@ type driverTimeoutError struct {
 func (e *driverTimeoutError) Error() string { return e.text }
 func (e *driverTimeoutError) Unwrap() error { return e.cause }
 
-// explainLoss adds to what the driver says of a connection that was lost over a
-// request, which is only that it is bad, what is known of why.
+// explainLoss adds what is known of the cause to the driver's error of a connection that
+// was lost during a request, which says only that it is bad.
 func (c *conn) explainLoss(err error, query string, mark uint64) error {
 	w := c.wire
 	if w == nil {
@@ -86,11 +85,11 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 	return err
 }
 
-// rejectedPacketSize is the size of a packet of the request that the server has certainly
-// not read, because it is larger than the session takes; 0 if there is none. What
-// LOAD DATA LOCAL or long data come to in all proves nothing, for their packets are
-// small; nor does what another server behind the address says of itself; nor does
-// the size of a statement that has met silence.
+// rejectedPacketSize is the size of a packet of the request that the server certainly did
+// not read, because it is larger than the server accepts; 0 if there is none. The total
+// of LOAD DATA LOCAL or long data proves nothing, because their packets are small; nor do
+// the facts of another server behind the address; nor does the size of a statement after
+// which the server was silent.
 func (c *conn) rejectedPacketSize(query string, mark uint64) int {
 	w, size := c.wire, len(query)+1
 	if w.OversizedAt > mark {
@@ -110,8 +109,8 @@ func (l *link) maxPacket() int {
 	return l.facts.maxAllowedPacket
 }
 
-// driverTimeout is not nil if it was a timeout of the driver's that has ended
-// the connection. COMMIT and ROLLBACK have one of livepool's.
+// driverTimeout is not nil if a timeout of the driver's ended the connection. COMMIT and
+// ROLLBACK have a timeout of livepool's.
 func (c *conn) driverTimeout(query string) error {
 	var op *net.OpError
 	if !c.ctr.ownDialer || query == "COMMIT" || query == "ROLLBACK" || !errors.As(c.wire.IOErr, &op) || !errors.Is(op, os.ErrDeadlineExceeded) {
@@ -130,7 +129,7 @@ func (c *conn) driverTimeout(query string) error {
 const timeoutAdvice = "leave it out, for livepool asks the server about statements without a reply (StallAfter, pool_stall_after), " +
 	"and bound statements by their contexts"
 
-// warnOfTimeouts is said at Open.
+// warnOfTimeouts warns, when the pool is opened, about timeouts in the DSN.
 func (c *Settings) warnOfTimeouts() {
 	if c.MySQL.ReadTimeout > 0 || c.MySQL.WriteTimeout > 0 {
 		c.Log.Warn(fmt.Sprintf("livepool: readTimeout and writeTimeout of the DSN (%s, %s; 0 is none) cut honest statements that take longer: %s",
@@ -138,17 +137,17 @@ func (c *Settings) warnOfTimeouts() {
 	}
 }
 
-// LossCounter remembers the last statement over which a connection was lost, of one
-// unit or one Pool.Retry.
+// LossCounter remembers the last statement during which a connection was lost, in one unit
+// or one Pool.Retry.
 type LossCounter struct {
-	mu    sync.Mutex // a function may use several goroutines; guards what follows
+	mu    sync.Mutex // a function may use several goroutines; guards the fields below
 	last  Statement
 	times int
 }
 
-// Add counts one more, and says whether it is one too many: what has just ended
-// two connections in a row is not sent a third time. The zero statement is the end of
-// the row.
+// Add counts a loss, and says whether there are too many: a statement during which two
+// connections in a row were lost is not sent a third time. The zero Statement resets the
+// count.
 func (l *LossCounter) Add(lost Statement) (tooMany bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -164,14 +163,14 @@ func RepeatedLossText(query string) string {
 	return fmt.Sprintf("and is not run again, because its connection was lost twice in a row while the server worked on %.60q", query)
 }
 
-// mayBeCausedByStatement says whether the loss of a connection may be the doing of the statement
-// that was under way, and not of the network or of a server that shuts down: it
-// was sent, and there is no other word on what happened.
+// mayBeCausedByStatement says whether the statement under way may have caused the loss of
+// its connection, because nothing shows another cause, such as the network or a server
+// that shuts down.
 func (c *conn) mayBeCausedByStatement(err error) bool {
 	return mysqlerr.Number(err) == 0 && !errors.As(err, new(*unsolicitedError)) && (c.wire == nil || wire.LossOf(c.wire.IOErr) == wire.HungUp)
 }
 
-// repeatedLossError ends a Pool.Retry.
+// repeatedLossError ends a Pool.Retry: the same statement has lost two connections.
 type repeatedLossError struct {
 	query string
 	cause error
@@ -181,9 +180,9 @@ func (e *repeatedLossError) Error() string         { return e.cause.Error() + ",
 func (e *repeatedLossError) Unwrap() error         { return e.cause }
 func (e *repeatedLossError) Class() mysqlerr.Class { return mysqlerr.LostConn &^ mysqlerr.Retry }
 
-// countRepeatedLoss counts the loss of a connection over a statement in a Pool.Retry. A
-// context of Idempotent's own does not count: database/sql sends a statement
-// thrice at the most. What is in a unit is counted there.
+// countRepeatedLoss counts the loss of a connection during a statement in a Pool.Retry, and
+// says whether there are too many. Under Idempotent alone nothing is counted: database/sql
+// sends a statement three times at most. A unit counts its own losses.
 func (c *conn) countRepeatedLoss(ctx context.Context, err error, query string, mark uint64) bool {
 	losses, _ := ctx.Value(idempotentKey{}).(*LossCounter)
 	return losses != nil && c.transaction.unit == nil && (c.wire == nil || c.wire.Written != mark) && c.mayBeCausedByStatement(err) && losses.Add(Statement{Query: query})

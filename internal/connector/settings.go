@@ -1,5 +1,5 @@
-// settings.go is what a connector is told. It is a copy: what the user's Config
-// says of pools and units is not the connector's affair.
+// settings.go has the settings of a connector: a copy of those fields of the user's Config
+// that concern connections.
 
 package connector
 
@@ -12,10 +12,10 @@ import (
 	"github.com/livepool/livepool/internal/usercode"
 )
 
-// Settings are those fields of Config that connections need, of the same names; the
-// user's Config explains them.
+// Settings are fields of Config under the same names, and mean the same. They do not
+// change after New.
 type Settings struct {
-	MySQL *mysql.Config // the connector's own, nil below another driver
+	MySQL *mysql.Config // the connector's own; nil with another driver
 
 	PoolSize, MaxOverflow, MinIdle int
 	IdleTimeout                    time.Duration
@@ -35,10 +35,10 @@ type Settings struct {
 
 	CommitTable string
 	Classify    func(error) (mysqlerr.Class, bool) // nil where livepool decides
-	Log         *slog.Logger                       // never nil, and its panics go no further
+	Log         *slog.Logger                       // never nil; its panics go no further
 }
 
-// PingMode is a PrePing, and has its values.
+// PingMode has the values of the root's PrePing.
 type PingMode int
 
 const (
@@ -47,7 +47,7 @@ const (
 	pingAlways
 )
 
-// BeaconMode is a Beacon, and has its values.
+// BeaconMode has the values of the root's Beacon.
 type BeaconMode int
 
 const (
@@ -56,13 +56,13 @@ const (
 	beaconOn
 )
 
-// Of these the connector itself must know whether they were chosen.
+// Defaults, by which the connector tells whether the user set the value.
 const (
 	DefaultKeepAlive = 30 * time.Second
 	DefaultPingAfter = 500 * time.Millisecond
 )
 
-// catchPanic runs code of the user's, and says whether it did not panic.
+// catchPanic runs f, which calls code of the user's. ok means that it did not panic.
 func (c *Settings) catchPanic(what string, f func()) (ok bool) {
 	return usercode.CatchPanic(c.Log, what, f)
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// Classify is Classify with the user's override.
+// Classify says what err means; the user's Classify goes first.
 func (ctr *Connector) Classify(err error) mysqlerr.Class {
 	if class, decided := ctr.override(err); decided {
 		return class
@@ -16,7 +16,7 @@ func (ctr *Connector) Classify(err error) mysqlerr.Class {
 	return mysqlerr.Classify(err)
 }
 
-// override is what the user's Classify says, if it decides.
+// override is what the user's Classify says of err, if it decides.
 func (ctr *Connector) override(err error) (class mysqlerr.Class, decided bool) {
 	if override := ctr.Cfg.Classify; override != nil {
 		ctr.Cfg.catchPanic("Config.Classify", func() { class, decided = override(err) })
@@ -24,12 +24,12 @@ func (ctr *Connector) override(err error) (class mysqlerr.Class, decided bool) {
 	return class, decided
 }
 
-// errConnectPanicked is a connection that could not be opened because the user's
-// code panicked. It is a fault of the program, and no outage.
+// errConnectPanicked means that a connection could not be opened because the user's code
+// panicked. That is a fault of the program, not an outage.
 var errConnectPanicked = errors.New("the driver, or the DialFunc or BeforeConnect of its Config, panicked; the stack is in the log")
 
-// connectDriver has the driver open a connection, by the user's dialer and with
-// the user's BeforeConnect if there are such.
+// connectDriver has the driver open a connection, which may call the user's DialFunc and
+// BeforeConnect.
 func (ctr *Connector) connectDriver(ctx context.Context, by driver.Connector) (dc driver.Conn, err error) {
 	if !ctr.Cfg.catchPanic("opening a connection (DialFunc, BeforeConnect or the driver)", func() { dc, err = by.Connect(ctx) }) {
 		return nil, errConnectPanicked
