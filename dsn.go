@@ -1,5 +1,6 @@
-// dsn.go reads livepool's settings out of the driver's DSN, and finds the
-// parameters that look like one of them but are none.
+// dsn.go has the table of settings: for each its names, what it takes, and how it is
+// read, checked and shown. ParseDSN takes those out of the driver's DSN; a misspelt one
+// is an error.
 
 package livepool
 
@@ -7,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-	"unicode"
+	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/spelling"
 )
 
 // ParseDSN reads the driver's DSN with livepool's pool_* parameters in it:
@@ -119,10 +123,10 @@ func (c *Config) set(pair string, seen map[string]bool) error {
 
 func errUnknownParam(name string) error {
 	closest := ""
-	if p := closestParam(name); p != "" {
+	if p := spelling.Closest(name, paramNames()); p != "" {
 		closest = "did you mean " + p + "? "
 	}
-	return fmt.Errorf("livepool: unknown DSN parameter %s; %sknown are %s", name, closest, knownParams())
+	return fmt.Errorf("livepool: unknown DSN parameter %s; %sknown are %s", name, closest, strings.Join(paramNames(), ", "))
 }
 
 // misplacedParams finds, among the parameters that the driver would set as variables of
@@ -133,10 +137,10 @@ func (c *Config) misplacedParams() error {
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.MySQL.Params)) {
-		switch p := closestParam(name); {
+		switch p := spelling.Closest(name, paramNames()); {
 		case p != "" && p == name:
 			return fmt.Errorf("livepool: Config.MySQL.Params has %s: set Config.%s, or have livepool.ParseDSN read the DSN", name, fieldOf(p))
-		case p != "", strings.HasPrefix(normalize(name), "pool"):
+		case p != "", strings.HasPrefix(spelling.Normalize(name), "pool"):
 			return errUnknownParam(name)
 		}
 	}
@@ -148,83 +152,12 @@ func fieldOf(dsn string) string {
 	return params[i].field
 }
 
-// normalize is what is left of a name that is written in another way: lower case,
-// without underscores and the like.
-func normalize(name string) string {
-	if plain, err := url.QueryUnescape(name); err == nil {
-		name = plain
-	}
-	return strings.Map(func(r rune) rune {
-		if r == '_' || r == '-' || r == '.' || r == ' ' {
-			return -1
-		}
-		return unicode.ToLower(r)
-	}, name)
-}
-
-// closestParam is the parameter that was meant by name, "" if none is like it.
-func closestParam(name string) string {
-	squashed := normalize(name)
-	for _, p := range params {
-		if is := normalize(p.dsn); squashed == is || squashed == strings.TrimPrefix(is, "pool") {
-			return p.dsn
-		}
-	}
-	if p, ok := otherPoolsNames[squashed]; ok {
-		return p
-	}
-	for _, p := range params {
-		if strings.HasPrefix(squashed, "pool") && isOneEdit(squashed, normalize(p.dsn)) {
-			return p.dsn
-		}
-	}
-	return ""
-}
-
-// isOneEdit says whether two names differ by one character that was added, left
-// out, or mistaken.
-func isOneEdit(a, b string) bool {
-	if len(a) > len(b) {
-		a, b = b, a
-	}
-	if len(b)-len(a) > 1 {
-		return false
-	}
-	i := 0
-	for i < len(a) && a[i] == b[i] {
-		i++
-	}
-	if len(a) == len(b) {
-		return i < len(a) && a[i+1:] == b[i+1:]
-	}
-	return a[i:] == b[i+1:]
-}
-
-// otherPoolsNames are the words of database/sql, SQLAlchemy, HikariCP and pgxpool
-// for what livepool has, squashed.
-var otherPoolsNames = map[string]string{
-	"maxopenconns": "pool_size", "setmaxopenconns": "pool_size", "maxopenconnections": "pool_size",
-	"maxidleconns": "pool_size", "setmaxidleconns": "pool_size", "maxidleconnections": "pool_size",
-	"maximumpoolsize": "pool_size", "maxpoolsize": "pool_size", "maxconns": "pool_size", "poolmaxconns": "pool_size",
-	"connmaxlifetime": "pool_recycle", "setconnmaxlifetime": "pool_recycle", "maxlifetime": "pool_recycle",
-	"maxconnlifetime": "pool_recycle", "poolmaxconnlifetime": "pool_recycle",
-	"maxconnlifetimejitter": "pool_recycle_jitter", "poolmaxconnlifetimejitter": "pool_recycle_jitter",
-	"connmaxidletime": "pool_idle_timeout", "setconnmaxidletime": "pool_idle_timeout", "maxidletime": "pool_idle_timeout",
-	"maxconnidletime": "pool_idle_timeout", "poolmaxconnidletime": "pool_idle_timeout",
-	"minimumidle": "pool_min_idle", "minidleconns": "pool_min_idle", "minconns": "pool_min_idle",
-	"poolminconns": "pool_min_idle", "poolminidleconns": "pool_min_idle",
-	"connectiontimeout": "pool_timeout", "acquiretimeout": "pool_timeout",
-	"keepalivetime": "pool_keepalive", "healthcheckperiod": "pool_keepalive", "poolhealthcheckperiod": "pool_keepalive",
-	"leakdetectionthreshold": "pool_leak_after", "validationtimeout": "pool_ping_timeout",
-	"testonborrow": "pool_pre_ping", "maxretries": "pool_max_attempts",
-}
-
-func knownParams() string {
+func paramNames() []string {
 	names := make([]string, len(params))
 	for i, p := range params {
 		names[i] = p.dsn
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 // networkName is what a network can be called: what a DSN with its @ astray has
@@ -259,4 +192,146 @@ func safeParse(dsn string) (cfg *mysql.Config, err error) {
 		}
 	}()
 	return mysql.ParseDSN(dsn)
+}
+
+// param is one setting: its names, what it takes, and how it is read and
+// checked. The table of them is the one place that knows the DSN's words.
+type param struct {
+	dsn   string
+	field string
+	takes string
+	set   func(c *Config, value string) bool
+	ok    func(c *Config) bool
+	show  func(c *Config) string
+}
+
+// maxConns is the most connections a server can be set to take (max_connections).
+const maxConns = 100000
+
+var params = []param{
+	intParam("pool_size", "PoolSize", 0, maxConns, func(c *Config) *int { return &c.PoolSize }),
+	intParam("pool_max_overflow", "MaxOverflow", -1, maxConns, func(c *Config) *int { return &c.MaxOverflow }),
+	durationParam("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),
+	intParam("pool_min_idle", "MinIdle", 0, maxConns, func(c *Config) *int { return &c.MinIdle }),
+	durationParam("pool_idle_timeout", "IdleTimeout", false, func(c *Config) *time.Duration { return &c.IdleTimeout }),
+	recycleParam,
+	jitterParam,
+	wordParam("pool_pre_ping", "PrePing", prePingNames, func(c *Config) *PrePing { return &c.PrePing }),
+	durationParam("pool_ping_after", "PingAfter", false, func(c *Config) *time.Duration { return &c.PingAfter }),
+	durationParam("pool_ping_timeout", "PingTimeout", true, func(c *Config) *time.Duration { return &c.PingTimeout }),
+	durationParam("pool_keepalive", "KeepAlive", false, func(c *Config) *time.Duration { return &c.KeepAlive }),
+	durationParam("pool_hold_limit", "HoldLimit", false, func(c *Config) *time.Duration { return &c.HoldLimit }),
+	durationParam("pool_connect_timeout", "ConnectTimeout", true, func(c *Config) *time.Duration { return &c.ConnectTimeout }),
+	intParam("pool_connect_limit", "ConnectLimit", 1, maxConns, func(c *Config) *int { return &c.ConnectLimit }),
+	durationParam("pool_outage_wait", "OutageWait", false, func(c *Config) *time.Duration { return &c.OutageWait }),
+	durationParam("pool_commit_timeout", "CommitTimeout", true, func(c *Config) *time.Duration { return &c.CommitTimeout }),
+	wordParam("pool_kill_abandoned", "KillAbandoned", boolNames, func(c *Config) *bool { return &c.KillAbandoned }),
+	wordParam("pool_beacon", "Beacon", beaconNames, func(c *Config) *Beacon { return &c.Beacon }),
+	durationParam("pool_stall_after", "StallAfter", false, func(c *Config) *time.Duration { return &c.StallAfter }),
+	durationParam("pool_leak_after", "LeakAfter", false, func(c *Config) *time.Duration { return &c.LeakAfter }),
+	intParam("pool_max_attempts", "MaxAttempts", 1, math.MaxInt32, func(c *Config) *int { return &c.MaxAttempts }),
+	durationParam("pool_max_elapsed", "MaxElapsed", false, func(c *Config) *time.Duration { return &c.MaxElapsed }),
+	tableParam,
+}
+
+func intParam(dsn, field string, low, high int, at func(*Config) *int) param {
+	return param{
+		dsn: dsn, field: field,
+		takes: fmt.Sprintf("a whole number from %d to %d", low, high),
+		set: func(c *Config, value string) (ok bool) {
+			n, err := strconv.Atoi(value)
+			*at(c) = n
+			return err == nil
+		},
+		ok:   func(c *Config) bool { return *at(c) >= low && *at(c) <= high },
+		show: func(c *Config) string { return strconv.Itoa(*at(c)) },
+	}
+}
+
+func durationParam(dsn, field string, positive bool, at func(*Config) *time.Duration) param {
+	takes := "a duration of 0 or more, such as 500ms, 1h or 3600 (seconds)"
+	if positive {
+		takes = "a duration above 0, such as 500ms, 5s or 10 (seconds)"
+	}
+	return param{
+		dsn: dsn, field: field, takes: takes,
+		set: func(c *Config, value string) bool {
+			d, err := parseDuration(value)
+			*at(c) = d
+			return err == nil
+		},
+		ok:   func(c *Config) bool { return *at(c) > 0 || *at(c) == 0 && !positive },
+		show: func(c *Config) string { return at(c).String() },
+	}
+}
+
+// recycleParam takes SQLAlchemy's -1, too, for no limit.
+var recycleParam = func() param {
+	p := durationParam("pool_recycle", "Recycle", false, func(c *Config) *time.Duration { return &c.Recycle })
+	set := p.set
+	p.set = func(c *Config, value string) bool {
+		if value == "-1" {
+			value = "0"
+		}
+		return set(c, value)
+	}
+	return p
+}()
+
+// parseDuration reads a Go duration or plain seconds.
+func parseDuration(value string) (time.Duration, error) {
+	if strings.Trim(value, "0123456789.+-") == "" {
+		value += "s"
+	}
+	return time.ParseDuration(value)
+}
+
+func wordParam[T comparable](dsn, field string, words []word[T], at func(*Config) *T) param {
+	names := make([]string, len(words))
+	for i, w := range words {
+		names[i] = w.name
+	}
+	return param{
+		dsn: dsn, field: field,
+		takes: "one of " + strings.Join(names, ", "),
+		set: func(c *Config, value string) bool {
+			for _, w := range words {
+				if strings.EqualFold(w.name, value) { // True, as in Python, TRUE, as the driver takes it
+					*at(c) = w.value
+					return true
+				}
+			}
+			return false
+		},
+		ok: func(c *Config) bool {
+			return slices.ContainsFunc(words, func(w word[T]) bool { return w.value == *at(c) })
+		},
+		show: func(c *Config) string { return fmt.Sprint(*at(c)) },
+	}
+}
+
+var boolNames = []word[bool]{{"true", true}, {"false", false}, {"1", true}, {"0", false}, {"on", true}, {"off", false}}
+
+var jitterParam = param{
+	dsn: "pool_recycle_jitter", field: "RecycleJitter",
+	takes: "a number from 0 to 1: the share of Recycle by which an age limit may be cut",
+	set: func(c *Config, value string) (ok bool) {
+		var err error
+		c.RecycleJitter, err = strconv.ParseFloat(value, 64)
+		return err == nil
+	},
+	ok:   func(c *Config) bool { return c.RecycleJitter >= 0 && c.RecycleJitter <= 1 },
+	show: func(c *Config) string { return strconv.FormatFloat(c.RecycleJitter, 'g', -1, 64) },
+}
+
+// tableName keeps the name free of anything that would need quoting, because
+// it becomes part of statements.
+var tableName = regexp.MustCompile(`^[A-Za-z0-9_$]{1,64}(\.[A-Za-z0-9_$]{1,64})?$`)
+
+var tableParam = param{
+	dsn: "pool_commit_table", field: "CommitTable",
+	takes: "a table name of letters, digits, _ and $, or schema.table",
+	set:   func(c *Config, value string) bool { c.CommitTable = value; return true },
+	ok:    func(c *Config) bool { return tableName.MatchString(c.CommitTable) },
+	show:  func(c *Config) string { return strconv.Quote(c.CommitTable) },
 }

@@ -1,9 +1,15 @@
-// errors.go is what a program may ask of an error: what it is, and what it means. The
-// table behind it is in internal/mysqlerr.
+// errors.go is what a program can ask of an error: what it is, and what it means for
+// the connection, the transaction and a retry. The table of the servers' error
+// numbers is in internal/mysqlerr.
 
 package livepool
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
 	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
@@ -54,3 +60,99 @@ func (c Class) String() string { return mysqlerr.Class(c).String() }
 // that ended is 0: it says nothing of the server. ErrCommitUnknown never says
 // Retry, whatever came in place of the answer: the work may have been applied.
 func Classify(err error) Class { return Class(mysqlerr.Classify(err)) }
+
+// ErrSessionDone is what errors.Is finds in the error of a statement on a
+// session that has ended: its function has returned, or the context under which
+// it runs has.
+var ErrSessionDone = errors.New("livepool: the session has ended")
+
+// sessionDoneError is ErrSessionDone with its story.
+type sessionDoneError struct {
+	unit   string
+	cause  error // the context's, nil when the function has returned
+	outage error // why the server could not be reached by then, nil if it was not waited for
+}
+
+func (e *sessionDoneError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("livepool: the session of %s has ended: its function has returned, and with it the transaction", e.unit)
+	}
+	text := fmt.Sprintf("livepool: the session of %s has ended, and nothing of it is committed: its context ended: %v", e.unit, e.cause)
+	if e.outage != nil {
+		text += fmt.Sprintf("; until then it waited for a connection, and the server could not be reached: %v", e.outage)
+	}
+	return text
+}
+
+func (e *sessionDoneError) Is(target error) bool { return target == ErrSessionDone }
+
+func (e *sessionDoneError) Unwrap() (causes []error) {
+	for _, err := range []error{e.cause, e.outage} {
+		if err != nil {
+			causes = append(causes, err)
+		}
+	}
+	return causes
+}
+
+// contextError is why a context has ended: its error, and the cause where it was
+// given one. It is nil as long as it has not.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || cause == err {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
+
+// ErrPoolTimeout is what errors.Is finds in the error of a session that waited
+// for a connection longer than PoolTimeout.
+var ErrPoolTimeout = errors.New("livepool: no connection within PoolTimeout")
+
+// poolTimeoutError is ErrPoolTimeout with its story: is the pool exhausted, or
+// the database down?
+type poolTimeoutError struct {
+	waited        time.Duration
+	inUse         int // sessions that have a place
+	waiting       int // sessions that wait for one, this one included
+	openConns     int // connections in use, by sessions and others
+	longestHolder string
+	heldFor       time.Duration // by longest
+	limit         int           // of SetMaxOpenConns, if the user has called it
+	lastErr       error         // of the last connection that could not be opened, if none could since
+}
+
+func (e *poolTimeoutError) Error() string {
+	text := fmt.Sprintf("livepool: no connection within PoolTimeout (pool_timeout): waited %s; ", e.waited.Round(time.Millisecond))
+	if e.lastErr != nil {
+		text += fmt.Sprintf("the database cannot be reached: %v; ", e.lastErr)
+	} else {
+		text += "the pool is exhausted: "
+	}
+	text += fmt.Sprintf("%d sessions in use, %d waiting, %d connections in use", e.inUse, e.waiting, e.openConns)
+	if e.heldFor > 0 {
+		text += fmt.Sprintf("; %s has held its connection longest, for %s", e.longestHolder, e.heldFor.Round(time.Millisecond))
+	}
+	switch {
+	case e.lastErr != nil:
+	case e.limit > 0:
+		text += fmt.Sprintf("; the limit is that of SetMaxOpenConns(%d), which was called on the sql.DB: leave the call out and set pool_size and pool_max_overflow, or look for what holds connections", e.limit)
+	default:
+		text += "; raise pool_size, or look for what holds connections"
+	}
+	return text
+}
+func (e *poolTimeoutError) Is(target error) bool { return target == ErrPoolTimeout }
+func (e *poolTimeoutError) Unwrap() error        { return e.lastErr }
+
+// poolTimeout is the error of a session that has waited for its place, or its
+// connection, in vain.
+func (p *Pool) poolTimeout(waited time.Duration) error {
+	st := p.DB.Stats()
+	e := &poolTimeoutError{waited: waited, openConns: st.InUse, lastErr: p.ctr.Outage.LastError()}
+	if st.MaxOpenConnections != p.ctr.Cfg.MaxOpenConns() {
+		e.limit = st.MaxOpenConnections
+	}
+	e.inUse, e.waiting, e.longestHolder, e.heldFor = p.queue.RecordTimeout()
+	return e
+}

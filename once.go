@@ -19,6 +19,7 @@ package livepool
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math"
@@ -145,3 +146,54 @@ func (c *retryState) probeKey(ctx context.Context, s *Session) error {
 
 // errKeyFree: the key could be inserted. It has the insert rolled back.
 var errKeyFree = errors.New("livepool: the key is free")
+
+// CreateCommitTable creates the table that Once and VerifyCommit need
+// (Config.CommitTable), if it does not exist. One that exists and cannot keep their
+// promise is an error.
+func (p *Pool) CreateCommitTable(ctx context.Context) error {
+	ct := &p.ctr.CommitTable
+	if ct.NoSchemaErr != nil {
+		return ct.NoSchemaErr
+	}
+	if _, err := p.ExecContext(ctx, ct.DDL()); err != nil {
+		return fmt.Errorf("livepool: creating the commit table %s: %w", ct.Name, ct.Explain(err))
+	}
+	if !p.ctr.IsMySQL {
+		return nil
+	}
+	_, err := committable.InspectTable(ctx, ct, p.DB)
+	return err
+}
+
+// PurgeCommits removes the keys of committed units that are older than olderThan
+// and returns how many. A key's age is counted from its insert, at the beginning
+// of its unit (the server's clock). Once it is removed such a unit would be
+// applied again: choose a time beyond the longest unit and any redelivery.
+//
+// It works in small transactions of its own, beside units that go on, and ends
+// with the keys that were old when it began. If it fails it returns how many it
+// has removed by then.
+func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (removed int64, err error) {
+	if olderThan < 0 {
+		return 0, fmt.Errorf("livepool: PurgeCommits(%s): takes a duration of 0 or more", olderThan)
+	}
+	if err := p.ctr.CommitTable.NoSchemaErr; err != nil {
+		return 0, err
+	}
+	purge := &committable.Purge{Table: &p.ctr.CommitTable, OlderThan: olderThan}
+	for unknowns := 0; ; {
+		err := p.WithSession(ctx, func(ctx context.Context, s *Session) error { return purge.Batch(ctx, s) }, RequiresNew(), Isolation(sql.LevelRepeatableRead), Name("PurgeCommits"))
+		if errors.Is(err, mysqlerr.ErrCommitUnknown) && unknowns < 3 && ctx.Err() == nil {
+			unknowns++
+			continue // with the same keys: to delete them again tells
+		}
+		if err != nil {
+			return removed, fmt.Errorf("livepool: purging %s, of which %d keys were removed: %w", p.ctr.CommitTable.Name, removed, err)
+		}
+		removed += purge.Deleted
+		if len(purge.Keys) < committable.PurgeBatch {
+			return removed, nil
+		}
+		purge.Keys, purge.Deleted, unknowns = nil, 0, 0
+	}
+}

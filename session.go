@@ -21,50 +21,6 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// ErrSessionDone is what errors.Is finds in the error of a statement on a
-// session that has ended: its function has returned, or the context under which
-// it runs has.
-var ErrSessionDone = errors.New("livepool: the session has ended")
-
-// sessionDoneError is ErrSessionDone with its story.
-type sessionDoneError struct {
-	unit   string
-	cause  error // the context's, nil when the function has returned
-	outage error // why the server could not be reached by then, nil if it was not waited for
-}
-
-func (e *sessionDoneError) Error() string {
-	if e.cause == nil {
-		return fmt.Sprintf("livepool: the session of %s has ended: its function has returned, and with it the transaction", e.unit)
-	}
-	text := fmt.Sprintf("livepool: the session of %s has ended, and nothing of it is committed: its context ended: %v", e.unit, e.cause)
-	if e.outage != nil {
-		text += fmt.Sprintf("; until then it waited for a connection, and the server could not be reached: %v", e.outage)
-	}
-	return text
-}
-
-func (e *sessionDoneError) Is(target error) bool { return target == ErrSessionDone }
-
-func (e *sessionDoneError) Unwrap() (causes []error) {
-	for _, err := range []error{e.cause, e.outage} {
-		if err != nil {
-			causes = append(causes, err)
-		}
-	}
-	return causes
-}
-
-// contextError is why a context has ended: its error, and the cause where it was
-// given one. It is nil as long as it has not.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if err == nil || cause == err {
-		return err
-	}
-	return fmt.Errorf("%w: %w", err, cause)
-}
-
 // A Session is one attempt of a unit of work: it runs statements on one
 // connection, in one transaction, which ends with the function that got it. It
 // satisfies sqlc's DBTX, GORM's ConnPool and bun's IConn. It may be used from
