@@ -1,5 +1,5 @@
-// diallimit.go limits how many connections are opened at a time: a server that has
-// just come back, or whose pool was recycled, is not met by all callers at once.
+// diallimit.go limits how many connections are opened at a time, so that a server that
+// has just come back is not met by all callers at once.
 
 package connector
 
@@ -12,9 +12,9 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// dialLimiter are the handshakes that may be under way at a time, first come, first
-// served: a few at first and after trouble, one more for each that is quick, up
-// to ConnectLimit. They are guarded by outage.mu.
+// dialLimiter limits the handshakes that are under way, first come, first served: a few
+// at first and after trouble, one more for each fast one, up to ConnectLimit. outage.mu
+// guards it.
 type dialLimiter struct {
 	maxLimit int
 	limit    int
@@ -25,7 +25,7 @@ type dialLimiter struct {
 
 const (
 	initialDials = 2
-	// A handshake is quick if it takes no longer than twice the fastest, or than this.
+	// A handshake is fast if it takes no longer than this, or than twice the fastest.
 	fastHandshake = 20 * time.Millisecond
 )
 
@@ -35,17 +35,17 @@ func (t *dialLimiter) init(maxLimit int) {
 	t.fastest = clock.Never
 }
 
-// reset begins anew with few.
+// reset goes back to the initial limit.
 func (t *dialLimiter) reset() { t.limit = min(initialDials, t.maxLimit) }
 
-// slowDials notes that a connection was found dead.
+// slowDials resets the limit: a connection was found dead.
 func (o *outage) slowDials() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.dialLimit.reset()
 }
 
-// acquireDial waits for a turn. In an outage there is none.
+// acquireDial waits for permission to dial. During an outage it fails at once.
 func (o *outage) acquireDial(ctx context.Context) error {
 	o.mu.Lock()
 	if err := o.gateErrLocked(); err != nil {
@@ -69,7 +69,7 @@ func (o *outage) acquireDial(ctx context.Context) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	select {
-	case err := <-granted: // at the same moment
+	case err := <-granted: // at the same time
 		if err == nil {
 			t.active--
 			t.grant()
@@ -80,23 +80,23 @@ func (o *outage) acquireDial(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// finishDial gives a turn back. A failure is noted before: whoever is next in the
-// queue is not to find out for himself, and the next after him, that there is no
-// server. A node that takes no work is left for another, so that what it says is
-// noted by who looks for one.
+// finishDial records the result of a dial and releases it. A failure is recorded first:
+// otherwise the next in the queue would dial too, and the one after it, before the outage
+// is known. That of a cluster node that takes no work is recorded by the caller, which
+// tries other nodes.
 func (ctr *Connector) finishDial(took time.Duration, err error) (noted bool) {
 	if noted = err != nil && !mysqlerr.IsNodeNotReady(err); noted {
 		tell := ctr.noteConnectFailure(err)
-		defer tell() // the user's logger has no turn
+		defer tell() // logs after the release
 	}
 	ctr.Outage.releaseDial(took, err == nil)
 	return noted
 }
 
-// noDialLimit is for an attempt that has waited for none. Its caller notes its failure.
+// noDialLimit is for an attempt without a limit. Its caller records the failure.
 func noDialLimit(time.Duration, error) (noted bool) { return false }
 
-// releaseDial gives a turn back, with how long its handshake took, if that succeeded.
+// releaseDial ends a dial; took is how long its handshake took, if it succeeded.
 func (o *outage) releaseDial(took time.Duration, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -113,7 +113,7 @@ func (o *outage) releaseDial(took time.Duration, ok bool) {
 	t.grant()
 }
 
-// grant lets in whoever may enter now.
+// grant lets those dial that may by now.
 func (t *dialLimiter) grant() {
 	for t.active < t.limit && t.queue.Len() > 0 {
 		t.active++
@@ -121,7 +121,7 @@ func (t *dialLimiter) grant() {
 	}
 }
 
-// rejectAll sends all who wait for a turn away.
+// rejectAll fails all that wait.
 func (t *dialLimiter) rejectAll(err error) {
 	for t.queue.Len() > 0 {
 		t.queue.Remove(t.queue.Front()).(chan error) <- err

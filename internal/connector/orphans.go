@@ -1,6 +1,6 @@
-// orphans.go ends what an abandoned connection leaves on the server: a statement
-// that goes on, a transaction and its locks, for up to wait_timeout. It needs
-// proof of which thread that is, and kills nothing without.
+// orphans.go kills what an abandoned connection leaves on the server: a statement that
+// still runs, or a transaction with its locks, for up to wait_timeout. It kills a
+// thread only with proof that it is the connection's.
 
 package connector
 
@@ -22,17 +22,16 @@ type orphan struct {
 	inTx  bool          // a transaction was open: it holds locks, and a unit may wait for its end
 	done  chan struct{} // closed when there is nothing more to be done about it
 
-	// Only the reaper's goroutine touches what follows, but for due, which is zero
-	// until then.
-	due              time.Duration // when to ask the server
-	retryAfter       time.Duration // since it could not be asked, to the next time
-	wrongServerTries int           // that met another server
+	// Only the reaper's goroutine writes what follows.
+	due              time.Duration // when to ask the server; zero: at once
+	retryAfter       time.Duration // the current pause, after the server could not be asked
+	wrongServerTries int           // how often another server answered
 	killSent         bool          // a KILL was sent
-	batchMisses      int           // how often that was together with others, and one of them was gone already
+	batchMisses      int           // how often a KILL of several failed because one of them was gone
 }
 
-// AwaitOrphan waits until the ghost that a unit has left, if it has, is dealt with,
-// for a while. It waits for the server too, if that cannot be reached.
+// AwaitOrphan waits until the orphan that a unit left, nil for none, is dealt with, for
+// PingTimeout at most. It counts as waiting for the server, so that the prober dials.
 func (ctr *Connector) AwaitOrphan(ctx context.Context, o *orphan) {
 	if o == nil {
 		return
@@ -42,7 +41,7 @@ func (ctr *Connector) AwaitOrphan(ctx context.Context, o *orphan) {
 	clock.Wait(ctx, o.done, ctr.Cfg.PingTimeout)
 }
 
-// abandon is for a connection whose server may still be working for it.
+// abandon hands what the connection may have left on the server to the reaper.
 func (c *conn) abandon() {
 	o := c.ctr.abandon(&c.link, c.transaction.open)
 	if unit := c.transaction.unit; unit != nil && o != nil {
@@ -50,9 +49,9 @@ func (c *conn) abandon() {
 	}
 }
 
-// abandon has the server's side of a link that was given up ended, in the
-// background. Nothing can be done, and nil is returned, for one that livepool
-// has not dialled.
+// abandon has the server's thread of a link that was given up killed, in the
+// background. It returns nil where that cannot be done: for a link that livepool did
+// not dial, or with KillAbandoned off.
 func (ctr *Connector) abandon(l *link, inTx bool) *orphan {
 	if !ctr.Cfg.KillAbandoned || !ctr.IsMySQL || l.threadID() == 0 || l.serverSide == nil || l.serverSide.abandoned.Swap(true) {
 		return nil
@@ -64,7 +63,7 @@ func (ctr *Connector) abandon(l *link, inTx bool) *orphan {
 	return o
 }
 
-// outcome is what becomes of a ghost.
+// outcome is what became of an orphan.
 type outcome int
 
 const (
@@ -75,8 +74,8 @@ const (
 	outcomes // how many there are
 )
 
-// finish notes what has become of a ghost. Of one to which a KILL was sent that may
-// have been it.
+// finish counts the outcome. An orphan that is gone after a KILL was sent counts as
+// killed.
 func (o *orphan) finish(f outcome, tally *[outcomes]int) {
 	if f == outcomeAlreadyGone && o.killSent {
 		f = outcomeKilled
@@ -85,7 +84,7 @@ func (o *orphan) finish(f outcome, tally *[outcomes]int) {
 	close(o.done)
 }
 
-// failOrphans is for those that are left behind.
+// failOrphans gives up those that cannot be dealt with.
 func (ctr *Connector) failOrphans(orphans []*orphan) {
 	var tally [outcomes]int
 	for _, o := range orphans {
@@ -94,9 +93,9 @@ func (ctr *Connector) failOrphans(orphans []*orphan) {
 	ctr.reportOrphans(tally)
 }
 
-// killBatch looks for the threads of some ghosts, and kills those that are there. It
-// returns those that are left, whether because another server is to be asked, and
-// why this one could not be.
+// killBatch looks for the threads of a batch and kills those that it finds. It returns
+// those that are left, whether another server must be asked, and the error if this one
+// could not be.
 func (s *side) killBatch(batch []*orphan, tally *[outcomes]int) (left []*orphan, otherServer bool, err error) {
 	ws := make([]*serverSide, len(batch))
 	for i, o := range batch {
@@ -110,7 +109,7 @@ func (s *side) killBatch(batch []*orphan, tally *[outcomes]int) (left []*orphan,
 	var ids []string
 	for i, o := range batch {
 		f := threadUnknown
-		if err == nil { // it may be a server that does not answer such questions
+		if err == nil { // else the server refused the question
 			f = found[i].threadState
 		}
 		switch {
@@ -130,9 +129,9 @@ func (s *side) killBatch(batch []*orphan, tally *[outcomes]int) (left []*orphan,
 	return append(left, remaining...), otherServer, err
 }
 
-// kill kills the threads of some ghosts, together if it can: what answers late
-// would else be given up faster than it is killed. The KILL itself names the
-// beacon, where there is one, and not whom it was seen to lead to.
+// kill kills the threads of a batch, together if the connection takes several
+// statements: on a slow server they would otherwise be abandoned faster than they are
+// killed. Where there is a beacon the KILL names its holder, not the id that was seen.
 func (s *side) kill(orphans []*orphan, ids []string, tally *[outcomes]int) (left []*orphan, err error) {
 	if len(orphans) > 1 && s.allowsMultiStatements() && !slices.ContainsFunc(orphans, func(o *orphan) bool { return o.batchMisses > 1 }) {
 		err := s.sendKill(orphans, "KILL "+strings.Join(ids, "; KILL "))
@@ -144,7 +143,7 @@ func (s *side) kill(orphans []*orphan, ids []string, tally *[outcomes]int) (left
 			return nil, nil
 		case number == 0:
 			return orphans, err
-		case number == noSuchThread: // one was gone, and those after it were not tried
+		case number == noSuchThread: // one was gone; those after it were not tried
 			for _, o := range orphans {
 				o.batchMisses++
 				o.killSent = true
@@ -168,7 +167,7 @@ func (s *side) kill(orphans []*orphan, ids []string, tally *[outcomes]int) (left
 	return nil, nil
 }
 
-// sendKill sends a KILL of some ghosts.
+// sendKill sends one KILL for the batch, and logs it.
 func (s *side) sendKill(orphans []*orphan, query string) error {
 	ctr := s.ctr
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.PingTimeout)
@@ -186,7 +185,7 @@ func (s *side) sendKill(orphans []*orphan, query string) error {
 // noSuchThread is ER_NO_SUCH_THREAD.
 const noSuchThread = 1094
 
-// reportOrphans counts what became of some, and tells the operator.
+// reportOrphans counts the outcomes and logs them.
 func (ctr *Connector) reportOrphans(tally [outcomes]int) {
 	st, log := &ctr.Stats, ctr.Cfg.Log
 	st.Killed.Add(int64(tally[outcomeKilled]))

@@ -1,7 +1,7 @@
-// outage.go keeps those back who need what the server does not give: connections,
-// while it cannot be reached, takes no more of them or says nothing, and writes,
-// while it takes none. One prober asks for all of them, and lets them in when it
-// gets through.
+// outage.go makes callers wait while the server does not give what they need:
+// connections, while it cannot be reached, is full or does not answer; or writes, while
+// it is read-only. One prober (prober.go) asks for all of them, and lets them go on
+// when it succeeds.
 
 package connector
 
@@ -49,8 +49,8 @@ var shortageTexts = [...]struct{ is, begins, ends string }{
 		"livepool: the server takes writes again"},
 }
 
-// ShortageOf is what an attempt to connect failed for want of: nothing, if the server
-// is there and refuses, or if it is the caller who gave up.
+// ShortageOf is why an attempt to connect failed: NoShortage if the server is there and
+// refuses the login, or if the caller gave up.
 func (ctr *Connector) ShortageOf(err error) shortage {
 	var gateErr *gateError
 	var connect *ConnectError
@@ -96,23 +96,23 @@ type outage struct {
 	server  gate       // those who need a connection
 	writes  gate       // those who were refused a write
 	lastErr error      // of the last connect, nil if it succeeded
-	// connectedAt is when a connection was last opened, told when one could not be.
+	// connectedAt is when a connection was last opened, failedAt when one could not be.
 	connectedAt, failedAt time.Duration
 	probing               bool
-	probeRequested        bool          // the prober is to ask once, though nobody waits
-	changed               chan struct{} // closed when it is told next
+	probeRequested        bool          // the prober dials once, though nobody waits
+	changed               chan struct{} // closed at the next success or failure
 	leftAttempts          map[*connectAttempt]struct{}
 	dialLimit             dialLimiter
 
 	down           atomic.Bool // the server's gate is shut; changed under mu
-	fullAndAwaited atomic.Bool // for want of room, and somebody waits; changed under mu
-	// handedOver has a token for each connection that was given up to those who wait
-	// because the server is full.
+	fullAndAwaited atomic.Bool // the server is full, and somebody waits; changed under mu
+	// handedOver has a token for each connection that was returned for the callers that
+	// wait because the server is full.
 	handedOver  chan struct{}
-	singleTries chan struct{} // lets one of those who wait for writes try by himself
+	singleTries chan struct{} // lets one of the units that wait for writes try by itself
 
-	lastProbe  time.Duration // when the prober last tried to connect; its own
-	unanswered atomic.Bool   // and had no answer yet
+	lastProbe  time.Duration // when the prober last dialled; only the prober uses it
+	unanswered atomic.Bool   // that dial has had no answer yet
 }
 
 func (o *outage) init(limit int) {
@@ -132,11 +132,11 @@ func (o *outage) LastError() error {
 	return o.lastErr
 }
 
-// DialDeadlineKey is under what a context says that a session is dialling, and until
-// when it may; a zero time is no limit.
+// DialDeadlineKey is the context key by which a session says until when it may wait for a
+// connection; a zero time is no limit.
 type DialDeadlineKey struct{}
 
-// gateError is for a caller who is not to dial by himself.
+// gateError is why a caller must not dial by itself.
 type gateError struct {
 	shortage shortage
 	cause    error
@@ -152,7 +152,7 @@ func (e *gateError) Error() string {
 }
 func (e *gateError) Unwrap() error { return e.cause }
 
-// gateErrLocked is why nobody is to dial by himself, nil if all may. o.mu is held.
+// gateErrLocked is why nobody may dial by itself, nil if all may. o.mu is held.
 func (o *outage) gateErrLocked() error {
 	if o.server.shortage == NoShortage {
 		return nil
@@ -160,15 +160,15 @@ func (o *outage) gateErrLocked() error {
 	return &gateError{shortage: o.server.shortage, cause: o.lastErr}
 }
 
-// gateErr is held for those who need no turn.
+// gateErr is gateErrLocked for those that do not hold o.mu.
 func (o *outage) gateErr() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.gateErrLocked()
 }
 
-// latestError is what is known of an outage, for a caller who has waited in vain and
-// whose own err is old by now.
+// latestError is the last known error of the outage, for a caller that has waited in vain
+// and whose own err is old by now.
 func (o *outage) latestError(err error, waited time.Duration) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -180,10 +180,10 @@ func (o *outage) latestError(err error, waited time.Duration) error {
 	return err
 }
 
-// recordConnectFailure notes a connection that could not be opened, and tells of it.
+// recordConnectFailure records a connection that could not be opened, and logs it.
 func (ctr *Connector) recordConnectFailure(err error) { ctr.noteConnectFailure(err)() }
 
-// noteConnectFailure leaves the telling to its caller.
+// noteConnectFailure is recordConnectFailure without the log line, which it returns.
 func (ctr *Connector) noteConnectFailure(err error) (tell func()) {
 	ctr.Stats.ConnectFailed.Add(1)
 	if mysqlerr.CallerGaveUp(err) || ctr.Ctx.Err() != nil {
@@ -209,8 +209,8 @@ func (ctr *Connector) reportOutageStart(short shortage, cause error) {
 	ctr.Cfg.Log.Warn(shortageTexts[short].begins, slog.String("addr", ctr.addr), slog.Any("cause", cause))
 }
 
-// recordFailure says whether it is the beginning of an outage, or its end: a refusal is
-// one. An attempt that began before the last one that succeeded tells nothing.
+// recordFailure says whether the failure begins an outage, or ends one: a server that
+// refuses the login is back. An attempt that began before the last success says nothing.
 func (o *outage) recordFailure(ctr *Connector, err error, short shortage, now time.Duration) (isStart bool, ended *gate) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -232,7 +232,7 @@ func (o *outage) recordFailure(ctr *Connector, err error, short shortage, now ti
 		o.down.Store(true)
 		o.dialLimit.rejectAll(o.gateErrLocked())
 	default:
-		g.shortage = short // and still the same outage
+		g.shortage = short // the same outage goes on
 	}
 	o.fullAndAwaited.Store(g.shortage == noRoom && g.waiting > 0)
 	return isStart, nil
@@ -242,8 +242,7 @@ func (g *gate) shut(short shortage, cause error, now time.Duration) {
 	g.shortage, g.cause, g.opened, g.shutAt, g.waitedTotal = short, cause, make(chan struct{}), now, g.waiting
 }
 
-// openGate opens a gate, and returns what there is to tell, nil if it was open. o.mu
-// is held.
+// openGate opens a gate, and returns what to log, nil if it was open. o.mu is held.
 func (o *outage) openGate(ctr *Connector, g *gate, now time.Duration) *gate {
 	if g.shortage == NoShortage {
 		return nil
@@ -269,7 +268,7 @@ func (ctr *Connector) reportOutageEnd(g *gate, attrs ...any) {
 		slog.String("addr", ctr.addr), slog.Duration("after", g.shutAt), slog.Int("waited", g.waitedTotal)}, attrs...)...)
 }
 
-// recordConnected notes one that could.
+// recordConnected records a connection that was opened.
 func (ctr *Connector) recordConnected() {
 	o := &ctr.Outage
 	o.mu.Lock()
@@ -285,8 +284,8 @@ func (ctr *Connector) recordConnected() {
 	}
 }
 
-// abortLeftAttempts ends, after the wait, the attempts that go on now: the server
-// answers again, and who has not been answered by then will not be. o.mu is held.
+// abortLeftAttempts aborts, after wait, the attempts whose callers have left: the server
+// answers again, so one without an answer by then will get none. o.mu is held.
 func (o *outage) abortLeftAttempts(wait time.Duration) {
 	unanswered := slices.Collect(maps.Keys(o.leftAttempts))
 	if len(unanswered) == 0 {
@@ -301,8 +300,8 @@ func (o *outage) abortLeftAttempts(wait time.Duration) {
 	})
 }
 
-// addLeftAttempt notes an attempt that goes on without its caller, unless there are
-// enough.
+// addLeftAttempt records an attempt that goes on without its caller, unless there are
+// maxLeft already.
 func (o *outage) addLeftAttempt(a *connectAttempt, maxLeft int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -320,7 +319,7 @@ func (o *outage) hasLeftAttempt(a *connectAttempt) bool {
 	return ok
 }
 
-// removeLeftAttempt says whether the attempt was going on.
+// removeLeftAttempt says whether the attempt was recorded.
 func (o *outage) removeLeftAttempt(a *connectAttempt) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -329,15 +328,16 @@ func (o *outage) removeLeftAttempt(a *connectAttempt) bool {
 	return ok
 }
 
-// addWaiters notes that more wait for the server, or fewer, and has it probed if any
-// do during an outage, whose end it returns.
-func (o *outage) addWaiters(ctr *Connector, more int) (opened chan struct{}) {
+// addWaiters counts callers that wait for the server, and starts the prober if any do
+// during an outage.
+func (o *outage) addWaiters(ctr *Connector, more int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.addGateWaiters(ctr, &o.server, more)
+	o.addGateWaiters(ctr, &o.server, more)
 }
 
-// addGateWaiters is await at either gate. o.mu is held.
+// addGateWaiters is addWaiters for either gate; it returns what is closed at the end of
+// the outage, nil if there is none. o.mu is held.
 func (o *outage) addGateWaiters(ctr *Connector, g *gate, more int) (opened chan struct{}) {
 	g.waiting += more
 	g.waitedTotal += max(more, 0)
@@ -352,9 +352,8 @@ func (o *outage) addGateWaiters(ctr *Connector, g *gate, more int) (opened chan 
 	return g.opened
 }
 
-// requestProbe has the server probed for one who does not wait for the end of an
-// outage. It returns what is closed when there is news, nil if there has just
-// been some.
+// requestProbe has the prober dial once for a caller that does not wait for the end of an
+// outage. It returns what is closed at the result, nil if the last one is fresh.
 func (o *outage) requestProbe(ctr *Connector) (changed chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -368,9 +367,9 @@ func (o *outage) requestProbe(ctr *Connector) (changed chan struct{}) {
 	return o.changed
 }
 
-// AwaitServer waits for the end of an outage, or for a connection that another
-// caller gives up to a server that takes no more. It returns false if the deadline
-// or the context ends first.
+// AwaitServer waits for the end of an outage, or for a connection that is handed over
+// because the server is full. It returns false if the deadline or the context ends
+// first.
 func (ctr *Connector) AwaitServer(ctx context.Context, deadline time.Time) bool {
 	o := &ctr.Outage
 	return ctr.awaitGate(ctx, &o.server, deadline, o.handedOver)
@@ -402,8 +401,8 @@ func (ctr *Connector) awaitGate(ctx context.Context, g *gate, deadline time.Time
 	return false
 }
 
-// quietLogger is the driver's logger. In an outage the driver would complain at every
-// attempt to connect.
+// quietLogger is the driver's logger without what the driver would log at every attempt
+// to connect during an outage.
 type quietLogger struct {
 	mysql.Logger
 	o   *outage

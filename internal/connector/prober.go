@@ -1,5 +1,5 @@
-// prober.go is the prober: the one goroutine of a pool that asks a server, on behalf
-// of all who wait, for what it does not give. Who waits is outage.go's affair.
+// prober.go is the one goroutine of a pool that asks the server, for all that wait, for
+// what it does not give. outage.go has those that wait.
 
 package connector
 
@@ -10,22 +10,21 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// How often the prober asks: often enough that nobody waits for long once the
-// server is back, and less often the longer it has been away. A server that takes
-// no more connections is at work and is asked less often; one that says nothing
-// answers the attempts that go on, and others are for what is in between, such as
-// a proxy that lost them.
+// How often the prober asks: often enough that nobody waits for long once the server is
+// back, and less often the longer it has been away. A full server is busy and is asked
+// less often. A silent one will answer the attempts that it has; new ones are for a
+// proxy in between that may have lost them.
 const (
 	probeMin        = 21 * time.Millisecond
 	probeMax        = 250 * time.Millisecond
-	probeAnswerWait = 500 * time.Millisecond // with an attempt that gets no answer, before the next
+	probeAnswerWait = 500 * time.Millisecond // for an answer, before the next attempt
 
 	fullProbeMin, fullProbeMax = 100 * time.Millisecond, time.Second
 	silentProbeMax             = 15 * time.Second
 	beforeConnectInterval      = time.Second // between two calls of BeforeConnect
 )
 
-// probe asks as long as there are those who wait.
+// probe asks as long as anybody waits.
 func (ctr *Connector) probe() {
 	o := &ctr.Outage
 	p := &prober{ctr: ctr}
@@ -48,26 +47,25 @@ func (ctr *Connector) probe() {
 	}
 }
 
-// clearProbeRequest notes that one attempt was made for those who do not wait.
+// clearProbeRequest: the requested attempt was made.
 func (o *outage) clearProbeRequest() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.probeRequested = false
 }
 
-// prober is what the prober has between two looks.
+// prober is the state of the goroutine. Only it writes the fields.
 type prober struct {
 	ctr           *Connector
-	link          link // on which it asks for writes
+	link          link // on which it asks whether writes are taken
 	openedAt      time.Duration
-	lastSingleTry time.Duration // when somebody was last let try by himself
+	lastSingleTry time.Duration // when a waiting unit was last let try by itself
 }
 
 func (p *prober) close() { p.link.close() }
 
-// dial tries to connect, if it is time. Where the attempts get no answer a few may
-// be under way at the same time. The connection that gets through is that of the
-// first who waits.
+// dial tries to connect, if it is time. Of attempts without an answer a few may be under
+// way at the same time. The connection that succeeds becomes a spare.
 func (p *prober) dial(g *gate) (dialed bool) {
 	ctr, o := p.ctr, &p.ctr.Outage
 	if wait := p.untilNextDial(g); wait > 0 {
@@ -82,7 +80,7 @@ func (p *prober) dial(g *gate) (dialed bool) {
 		case err != nil:
 			ctr.recordConnectFailure(err)
 		case !o.isDown():
-			l.close() // another attempt got through before
+			l.close() // another attempt succeeded before
 		default:
 			ctr.addSpare(l)
 			ctr.recordConnected()
@@ -103,7 +101,7 @@ func (p *prober) dial(g *gate) (dialed bool) {
 	return true
 }
 
-// untilNextDial is for how long there is to be no other attempt.
+// untilNextDial is how long to wait before the next attempt.
 func (p *prober) untilNextDial(g *gate) time.Duration {
 	ctr, o := p.ctr, &p.ctr.Outage
 	lasted := o.lastProbe - g.shutAt // until the last attempt

@@ -1,7 +1,6 @@
-// proclist.go tells who is who on the server: whether it sees this pool's
-// connections as they see themselves, and which of its threads serves one of
-// them. Whatever is done to a thread, kill.go and stall.go do it, and only with
-// the proof from here.
+// proclist.go finds the server's thread of a connection, and what it is doing. What
+// follows from that is in orphans.go (KILL) and stall.go (a lost reply); both act only
+// on proof from here.
 
 package connector
 
@@ -17,37 +16,36 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// serverSide is the server's side of a connection: by what it can be told from others,
-// and what the maintainer has seen of it. Nothing but vigil and forsaken changes
-// after the login.
+// serverSide is what identifies the server's thread of a connection. It is written at
+// login; later only the maintainer writes stallWatch, and abandon sets abandoned.
 type serverSide struct {
 	*wire.Conn
 	bornAt     time.Duration
 	beacon     string       // the named lock it holds, "" for none
 	facts      *serverFacts // of its server, nil if it does not say
 	stallWatch stallWatch
-	abandoned  atomic.Bool // it was abandoned
+	abandoned  atomic.Bool // it was handed to the reaper
 }
 
-// clientView is how a server sees a connection, as other connections of the user see it.
+// clientView is what the server's processlist shows of a connection.
 type clientView struct {
 	user      string // "" if the processlist does not show it
-	host      string // where it comes from, less the port
+	host      string // where it comes from, without the port
 	port      string
 	inCluster bool // the server says that it is a node of a Galera cluster
 }
 
-// The processlist is a scan of all threads, and on MySQL may hold them up: this
-// is asked once a server, and by each connection beside the pool. wsrepOn is a
-// column that only MariaDB sees, and NULL where it was built without Galera.
+// The processlist is a scan of all threads, and on MySQL may block them: it is asked
+// once for each server, and by each side connection. Only MariaDB sees wsrepOnColumn,
+// which is NULL where it was built without Galera.
 const (
 	viewQuery = "SELECT p.USER, p.HOST" + wsrepOnColumn +
 		" FROM (SELECT 1) AS me LEFT JOIN information_schema.PROCESSLIST AS p ON p.ID = CONNECTION_ID()"
 	wsrepOnColumn = " /*M!100101 , (SELECT GLOBAL_VALUE FROM information_schema.SYSTEM_VARIABLES WHERE VARIABLE_NAME = 'WSREP_ON') */"
 )
 
-// queryView asks how the server sees a connection. A server may hide a connection from
-// itself: MySQL one of a proxy user or of an anonymous account.
+// queryView asks what the processlist shows of the connection itself. MySQL may not show
+// a connection to itself: that of a proxy user or of an anonymous account.
 func queryView(ctx context.Context, in *driverConn) (s clientView, err error) {
 	row, err := in.queryRow(ctx, viewQuery)
 	if err != nil {
@@ -63,9 +61,8 @@ func queryView(ctx context.Context, in *driverConn) (s clientView, err error) {
 	return s, nil
 }
 
-// isDirect says whether the server sees the connection come from its own port.
-// Behind a proxy or NAT it does not, and neither does a unix socket, which has no
-// port.
+// isDirect says whether the server sees the connection come from its own port: not
+// behind a proxy or NAT, and not on a unix socket, which has no port.
 func (s *clientView) isDirect(w *wire.Conn) bool {
 	return w != nil && s.port != "" && s.port == localPort(w)
 }
@@ -79,7 +76,7 @@ func localPort(w *wire.Conn) string {
 }
 
 // isSamePath says whether two connections lead from the same address to the same
-// address. Between two such a port belongs to one connection at a time.
+// address, where one port belongs to one connection at a time.
 func isSamePath(a, b *wire.Conn) bool {
 	from, ok := a.LocalAddr().(*net.TCPAddr)
 	to, ok2 := b.LocalAddr().(*net.TCPAddr)
@@ -90,23 +87,23 @@ func isSamePath(a, b *wire.Conn) bool {
 type threadState int
 
 const (
-	threadUnknown       threadState = iota // there is no telling whose a thread is, or whether there is one
+	threadUnknown       threadState = iota // nothing is proved
 	threadOnOtherServer                    // another server has it
-	threadNotFound                         // there is none any more
+	threadNotFound                         // the thread is gone
 	threadHidden                           // it is there; what it does is not shown
 	threadIdle                             // it waits for the client
 	threadRunning
 )
 
-// foundThread is what was found of the thread that serves a connection. The id is an
-// expression for the server's own, "" where it must not be used.
+// foundThread is what was found of a connection's thread. id is an SQL expression for
+// its id, "" where it must not be killed.
 type foundThread struct {
 	id string
 	threadState
 }
 
-// findThreads looks for the threads that serve some connections: who holds the
-// beacons, and then one look at the processlist, which is a scan of all threads.
+// findThreads looks for the threads of some connections: first who holds their beacons,
+// then once in the processlist, which is a scan of all threads.
 func (s *side) findThreads(ctx context.Context, ws []*serverSide) ([]foundThread, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ctr.Cfg.PingTimeout)
 	defer cancel()
@@ -124,8 +121,8 @@ func (s *side) findThreads(ctx context.Context, ws []*serverSide) ([]foundThread
 	if len(ids) == 0 {
 		return found, nil
 	}
-	// A thread that waits for its client is shown as Killed where something has ended
-	// its transaction, such as a Galera node in favour of another node's.
+	// An idle thread is shown as Killed where its transaction was ended, as by a Galera
+	// node in favour of another node's.
 	rows, err := s.link.driverConn.queryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
 		" FROM information_schema.PROCESSLIST WHERE ID IN ("+strings.Join(ids, ", ")+")")
 	if err != nil {
@@ -191,14 +188,14 @@ func (q *threadQuery) stateOf(command string) threadState {
 	return threadRunning
 }
 
-// threadQuery is what there is to ask about a connection's thread, and what is known of it
-// without, or if the answer is that there is none.
+// threadQuery is what to ask the processlist about a connection's thread, and the result
+// if nothing is to be asked, or if no row answers.
 //
-// The holder of the beacon is the thread. Where nobody holds it the connection is
-// gone, or has only put it out (RELEASE_ALL_LOCKS). Without a beacon it is the
-// thread with the id of the handshake, for its user and from our port, on a server
-// that sees this connection as it sees itself: then it sees that one so too. What
-// was born before the server has started is not there.
+// The holder of the beacon is the thread. If nobody holds it, the connection is gone or
+// has released its locks (RELEASE_ALL_LOCKS). Without a beacon the thread is the one with
+// the handshake's id, for the same user, from the connection's own port; that is proof
+// only on a server that shows the side connection's own port too. A connection that is
+// older than the server's start has no thread.
 func (s *side) threadQuery(w *serverSide, holder string) (foundThread, threadQuery) {
 	switch {
 	case holder != "":
@@ -223,9 +220,7 @@ func (s *side) threadQuery(w *serverSide, holder string) (foundThread, threadQue
 	return foundThread{threadState: ifAbsent}, q
 }
 
-// canSeeUser says whether the processlist shows this connection the threads of a
-// user: it shows it its own, and those of the same user are shown to it as that
-// one is. Of others there is no telling, and what is not shown may be there: the
-// threads of a proxy user, of an anonymous account, of a user whose name has
-// changed since.
+// canSeeUser says whether the processlist shows the side connection the threads of a
+// user. It does if it shows its own, and the user is the same. The threads of others (a
+// proxy user, an anonymous account, a renamed user) may exist without being shown.
 func (s *side) canSeeUser(user string) bool { return s.view.user != "" && s.view.user == user }

@@ -1,6 +1,6 @@
-// readonly.go is about servers that take no writes: replicas, a primary that is
-// being demoted, one that is full. The units that were refused wait until the
-// prober sees that writes are taken; reads go on.
+// readonly.go is about servers that take no writes: replicas, a demoted primary, a full
+// disk. The units that were refused wait until the prober sees that writes are taken;
+// reads go on.
 
 package connector
 
@@ -15,8 +15,8 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// AwaitWrites waits until the server takes writes, of which it refused one with
-// cause. It returns false if the deadline or the context ends first.
+// AwaitWrites waits until the server takes writes; cause is its refusal of one. It
+// returns false if the deadline or the context ends first.
 func (ctr *Connector) AwaitWrites(ctx context.Context, deadline time.Time, cause error) bool {
 	o := &ctr.Outage
 	o.mu.Lock()
@@ -32,18 +32,16 @@ func (ctr *Connector) AwaitWrites(ctx context.Context, deadline time.Time, cause
 	return ctr.awaitGate(ctx, &o.writes, deadline, o.singleTries)
 }
 
-// writesReconnectEvery is how often the prober asks on a new connection: the one it has may
-// have stayed with a server that will never take writes again, while the address
-// leads to another.
-// Once in a while one of those who wait tries by himself: a proxy may have the
-// prober's questions answered by another server than takes the writes.
+// Every writesReconnectEvery the prober asks on a new connection: its old one may lead to
+// a server that stays read-only, while the address leads to another one by now. Every
+// singleTryEvery one of the waiting units tries by itself: a proxy may send the prober's
+// questions to another server than the writes.
 const (
 	writesReconnectEvery = time.Second
 	singleTryEvery       = 2 * time.Second
 )
 
-// probeWrites asks once whether writes are taken, and waits until it is time to
-// ask again.
+// probeWrites asks once whether writes are taken, and waits for its next turn.
 func (p *prober) probeWrites(g *gate) {
 	ctr := p.ctr
 	now := ctr.clock.Now()
@@ -79,13 +77,13 @@ func (p *prober) probeWrites(g *gate) {
 	p.pause(g)
 }
 
-// pause is between two questions.
+// pause waits between two questions.
 func (p *prober) pause(g *gate) {
 	d := min(max((p.ctr.clock.Now()-g.shutAt)/150, probeMin), probeMax)
 	clock.Wait(p.ctr.Ctx, g.opened, d+rand.N(d/5))
 }
 
-// RecordWritable lets in those who wait for writes.
+// RecordWritable lets the units that wait for writes go on.
 func (ctr *Connector) RecordWritable() {
 	o := &ctr.Outage
 	ctr.demotion.clear()
@@ -97,12 +95,12 @@ func (ctr *Connector) RecordWritable() {
 	}
 }
 
-// readOnlyQuery asks for what makes a server refuse writes. Only MySQL has, and is
-// shown, the last.
+// readOnlyQuery asks for the variables that make a server refuse writes. Only MySQL has,
+// and sees, the last one.
 const readOnlyQuery = "SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only /*!50708 , @@GLOBAL.super_read_only */"
 
-// isWritable asks the link's server whether it takes writes, of which one was
-// refused with cause. A server that cannot be asked is only tried by those who wait.
+// isWritable asks the link's server whether it takes writes; cause is its refusal of one.
+// A server that refuses the question counts as read-only: only a unit's own try shows.
 func (l *link) isWritable(ctr *Connector, cause error) (bool, error) {
 	if !ctr.IsMySQL {
 		return true, nil
@@ -118,7 +116,7 @@ func (l *link) isWritable(ctr *Connector, cause error) (bool, error) {
 	}
 	var my *mysql.MySQLError
 	if len(row) == 3 && errors.As(cause, &my) && strings.Contains(my.Message, "--super-read-only") {
-		row = row[2:] // which is on its way out first; who was refused for it may be let in by the other
+		row = row[2:] // super_read_only alone refuses this user
 	}
 	for _, value := range row {
 		if value != "0" && value != "" && !strings.EqualFold(value, "OFF") {

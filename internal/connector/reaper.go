@@ -1,5 +1,5 @@
-// reaper.go says when, and in which order, what abandoned connections left on the
-// server is dealt with; how, kill.go.
+// reaper.go decides when and in which order orphans are dealt with; orphans.go kills
+// them.
 
 package connector
 
@@ -15,17 +15,16 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// reaper deals with the ghosts, in a goroutine that is there only as long as
-// there are any.
+// reaper deals with orphans in a goroutine that runs only as long as there are any.
 type reaper struct {
 	mu      sync.Mutex    // guards what follows
-	orphans []*orphan     // less those that are being dealt with
-	running bool          // the goroutine is there
+	orphans []*orphan     // without the batch that is being dealt with
+	running bool          // the goroutine runs
 	done    chan struct{} // closed when nothing is left to do; nil at first
-	wake    chan struct{} // there are more
+	wake    chan struct{} // an orphan was added
 
-	unprovenWarn   warnLimiter // that nothing can be proved is said
-	stallCheckWarn warnLimiter // that statements without a reply cannot be looked up is said
+	unprovenWarn   warnLimiter // for orphans that are not killed for want of proof
+	stallCheckWarn warnLimiter // for statements that cannot be looked up
 }
 
 // warnLimiter lets a warning through once a minute.
@@ -36,8 +35,8 @@ func (s *warnLimiter) allow(now time.Duration) bool {
 	return (last == 0 || int64(now)-last > int64(time.Minute)) && s.last.CompareAndSwap(last, max(int64(now), 1))
 }
 
-// add has the goroutine see to a ghost at once, and starts it if it is not
-// there.
+// add has an orphan dealt with at once, and starts the goroutine if it does not run.
+// It returns false if that is not possible any more.
 func (r *reaper) add(o *orphan, start func() bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -48,7 +47,7 @@ func (r *reaper) add(o *orphan, start func() bool) bool {
 	if r.running {
 		select {
 		case r.wake <- struct{}{}:
-		default: // it has been told already
+		default: // it is awake already
 		}
 		return true
 	}
@@ -69,7 +68,7 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// drain waits for the reaper's work to be done, for a while.
+// drain waits until nothing is left to do, for timeout at most.
 func (r *reaper) drain(timeout time.Duration) {
 	r.mu.Lock()
 	done := r.done
@@ -79,9 +78,9 @@ func (r *reaper) drain(timeout time.Duration) {
 	}
 }
 
-// nextBatch takes out those that are due, as many as are dealt with at a time: first
-// those with a transaction, and the newest, who are the likeliest to be waited
-// for. If none is due it returns how long not; never if there are none.
+// nextBatch takes out the orphans that are due, up to maxReapBatch: those with a
+// transaction first, then the newest, since a unit most likely waits for those. If none
+// is due it returns how long to wait, clock.Never if there are none.
 func (r *reaper) nextBatch(now time.Duration) (batch []*orphan, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -106,8 +105,7 @@ func (r *reaper) nextBatch(now time.Duration) (batch []*orphan, wait time.Durati
 	return batch, wait
 }
 
-// putBack puts back those that are left of a batch, and tells those who wait for
-// the end of all work if nothing is.
+// putBack returns what is left of a batch, and closes done if nothing is left at all.
 func (r *reaper) putBack(left []*orphan) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -117,7 +115,7 @@ func (r *reaper) putBack(left []*orphan) {
 	}
 }
 
-// retryNow makes all due, since the server can be asked again.
+// retryNow makes all due: the server can be asked again.
 func (r *reaper) retryNow() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,7 +126,7 @@ func (r *reaper) retryNow() {
 	}
 }
 
-// tryExit ends the goroutine, unless there are more by now.
+// tryExit says whether the goroutine may end: nothing was added meanwhile.
 func (r *reaper) tryExit() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -136,8 +134,7 @@ func (r *reaper) tryExit() bool {
 	return !r.running
 }
 
-// How soon the server is asked again, and for how long, about ghosts that it
-// could not be asked about.
+// How soon, and for how long, the server is asked again after it could not be.
 const (
 	maxWrongServerTries = 6  // of servers behind one address
 	maxReapBatch        = 64 // that are dealt with at a time
@@ -150,13 +147,13 @@ const (
 	bareReapLimit       = time.Minute // of a connector that may be wrapped by one that hides its Close
 )
 
-// reap ends the ghosts, as soon as the server can be reached. The connection for
-// it is kept as long as there is work, and a little longer: where callers give up
-// all the time it is not opened for each.
+// reap deals with the orphans as soon as the server can be reached. It keeps its side
+// connection as long as there is work and reapLinger more, so that it does not open
+// one for each caller that gives up.
 func (ctr *Connector) reap() {
 	r := &ctr.reaper
 	var s *side
-	failedAt, lingered := -clock.Never, false // failed: when the server could last not be asked
+	failedAt, lingered := -clock.Never, false // failedAt: when the server could last not be asked
 	for ctr.Ctx.Err() == nil {
 		now := ctr.clock.Now()
 		if pause := failedAt + reapOutagePause - now; failedAt > 0 && pause > 0 && ctr.Outage.isDown() {
@@ -191,8 +188,8 @@ func (ctr *Connector) reap() {
 	}
 }
 
-// awaitOrphans waits for d, for another ghost, or for the end of an outage, after
-// which all are tried at once.
+// awaitOrphans waits for d, for another orphan, or for the end of an outage, after
+// which all are due.
 func (ctr *Connector) awaitOrphans(d time.Duration) {
 	var opened chan struct{}
 	if o := &ctr.Outage; o.isDown() {
@@ -211,9 +208,9 @@ func (ctr *Connector) awaitOrphans(d time.Duration) {
 	}
 }
 
-// reapBatch deals with some ghosts, and puts back those that are left. It returns
-// the connection to go on with, nil if there had better be another, and why the
-// server could not be asked.
+// reapBatch deals with a batch and puts back what is left of it. It returns the side
+// connection to go on with, nil if another one is needed, and the error if the server
+// could not be asked.
 func (ctr *Connector) reapBatch(s *side, batch []*orphan) (_ *side, err error) {
 	r := &ctr.reaper
 	if s == nil {
@@ -244,7 +241,7 @@ func (ctr *Connector) reapBatch(s *side, batch []*orphan) (_ *side, err error) {
 	return s, err
 }
 
-// reapLimit is for how long a server is asked that cannot be.
+// reapLimit is how long an orphan is kept while the server cannot be asked.
 func (ctr *Connector) reapLimit() time.Duration {
 	if ctr.maintainer == nil {
 		return bareReapLimit
@@ -252,8 +249,8 @@ func (ctr *Connector) reapLimit() time.Duration {
 	return poolReapLimit
 }
 
-// postpone is for ghosts about which the server could not be asked: each has a
-// pause of its own, which grows.
+// postpone keeps orphans about which the server could not be asked. Each has a growing
+// pause of its own.
 func (ctr *Connector) postpone(orphans []*orphan, tally *[outcomes]int) (left []*orphan) {
 	now := ctr.clock.Now()
 	for _, o := range orphans {

@@ -1,6 +1,6 @@
-// serverfacts.go asks what must be known of a server. An address may lead to another
-// server tomorrow, with other settings: so each new connection asks its own, in
-// one small query, and keeps the answer.
+// serverfacts.go asks a server for its facts. An address may lead to another server
+// tomorrow, with other settings: so each new connection asks its own server, in one
+// small query, and keeps the answer.
 
 package connector
 
@@ -21,38 +21,37 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// serverFacts is what a server says of itself, and of one connection to it. It is
-// written before the connection is used, and never changed. A server that refuses
-// the question leaves its connections without: nil, on which every method takes
-// the safe side.
+// serverFacts is what a server says of itself and of one connection. It is written
+// before the connection is used and never changed. It is nil where the server refuses
+// the question; its methods then give the safe answer.
 type serverFacts struct {
 	server           string // its name for itself; the same after a restart
 	connectionID     string // its own id for the connection, which is not the handshake's behind a proxy that speaks SQL
-	user             string // as whom the connection has logged in
+	user             string // that the connection is logged in as
 	version          string
 	mariaDB          bool
 	threadPool       bool          // a statement may wait for a worker thread, while its connection looks idle
 	waitTimeout      time.Duration // idle longer, the connection is closed
 	lockWaitEndsTx   bool          // innodb_rollback_on_timeout
-	maxAllowedPacket int           // of the session, which keeps what it began with
+	maxAllowedPacket int           // of the session, fixed at login
 }
 
 const (
-	// What begins with 50700 MariaDB does not see: it has no such variable.
+	// MariaDB, which has no server_uuid, skips what begins with !50700.
 	serverNameExpr = "CONCAT_WS('/', @@hostname, @@port, @@server_id, @@datadir /*!50700 , @@server_uuid */)"
 	factsQuery     = "SELECT " + serverNameExpr + ", CONNECTION_ID(), USER(), VERSION(), @@wait_timeout, @@innodb_rollback_on_timeout, @@max_allowed_packet, @@thread_handling, "
 )
 
-// lockWaitMayEndTx says whether a lock wait that was too long may have ended its
-// transaction, and not only its statement.
+// lockWaitMayEndTx says whether a lock wait timeout may have ended the transaction, and
+// not only the statement.
 func (f *serverFacts) lockWaitMayEndTx() bool { return f == nil || f.lockWaitEndsTx }
 
-// maxNetBuffer is the most that net_buffer_length may be. A packet that fits into
-// that buffer is read, however small max_allowed_packet is.
+// maxNetBuffer is the largest net_buffer_length. A packet that fits into that buffer is
+// read, however small max_allowed_packet is.
 const maxNetBuffer = 1 << 20
 
-// maxPacket is the size above which the server certainly does not read a packet,
-// 0 if it is not known.
+// maxPacket is the size above which the server certainly rejects a packet, 0 if it is
+// not known.
 func (f *serverFacts) maxPacket() int {
 	if f == nil || f.maxAllowedPacket == 0 {
 		return 0
@@ -60,14 +59,14 @@ func (f *serverFacts) maxPacket() int {
 	return max(f.maxAllowedPacket, maxNetBuffer)
 }
 
-// rejectsPacket says whether the server certainly does not read a packet of that size.
+// rejectsPacket says whether the server certainly rejects a packet of that size.
 func (f *serverFacts) rejectsPacket(size int) bool {
 	largest := f.maxPacket()
 	return largest > 0 && size > largest
 }
 
-// queryFacts asks them. With the name of a beacon it takes that too, and says
-// whether it has got it.
+// queryFacts asks for them. Given the name of a beacon it takes that lock too, and says
+// whether it got it.
 func queryFacts(ctx context.Context, in *driverConn, beacon string) (f *serverFacts, taken bool, err error) {
 	lock := "NULL"
 	if beacon != "" {
@@ -95,7 +94,7 @@ func queryFacts(ctx context.Context, in *driverConn, beacon string) (f *serverFa
 	return f, row[8] == "1", nil
 }
 
-// queryRow asks the server for one row, past all bookkeeping. NULL is "".
+// queryRow asks the server for one row, without any bookkeeping. NULL becomes "".
 func (in *driverConn) queryRow(ctx context.Context, query string) ([]string, error) {
 	rows, err := in.queryRows(ctx, query)
 	if err == nil && len(rows) == 0 {
@@ -107,7 +106,7 @@ func (in *driverConn) queryRow(ctx context.Context, query string) ([]string, err
 	return rows[0], nil
 }
 
-// queryRows is askRow for any number of them.
+// queryRows is queryRow for any number of rows.
 func (in *driverConn) queryRows(ctx context.Context, query string) (all [][]string, err error) {
 	rows, err := in.QueryContext(ctx, query, nil)
 	if err != nil {
@@ -137,40 +136,39 @@ func (in *driverConn) queryRows(ctx context.Context, query string) (all [][]stri
 	}
 }
 
-// isServerAnswer says whether an error is the server's answer to a question: a refusal,
-// or no row.
+// isServerAnswer says whether an error is the server's answer: a refusal, or no row.
 func isServerAnswer(err error) bool { return mysqlerr.Number(err) != 0 || err == io.EOF }
 
-// servers are those that the pool's connections have led to.
+// servers are those that the pool's connections have reached.
 type servers struct {
 	identifying chan struct{} // full while a connection asks a server that is new to the pool
 
 	mu    sync.Mutex // guards what follows
 	known map[string]*knownServer
 
-	// indirect: the last server that was asked sees connections otherwise than they
-	// see themselves, so that the next one had better take its beacon at once.
+	// indirect: the last server that was asked is behind a proxy or NAT, so the next
+	// connection takes its beacon at once.
 	indirect atomic.Bool
-	// askNothing: nothing is asked any more. What a server says through a proxy that may
-	// send each statement elsewhere is true of none of them; and to ask for a
-	// variable has ProxySQL stop multiplexing, which who turns the beacon off wants.
+	// askNothing: nothing is asked any more. Behind a proxy that may send each statement
+	// to another server an answer is true of none of them; and asking for a variable
+	// makes ProxySQL stop multiplexing, for which the user turned the beacon off.
 	askNothing atomic.Bool
 }
 
-// knownServer is what is asked once of a server, since the answer is dear.
+// knownServer is what a server is asked only once, because the answer is expensive.
 type knownServer struct {
-	direct bool   // it sees the connections as they see themselves
-	warned string // what was last said of its wait_timeout; guarded by servers.mu
+	direct bool   // it sees the connections' own ports
+	warned string // the last warning about its wait_timeout; guarded by servers.mu
 	// commitTableOK: its commit table was seen to keep the promise of Once; guarded by servers.mu.
 	commitTableOK bool
 }
 
-// maxKnownServers bounds the memory of servers whose names change for ever. Forgotten,
-// one is asked again.
+// maxKnownServers bounds the memory where names of servers change forever. A server that
+// was forgotten is asked again.
 const maxKnownServers = 100
 
-// afterLogin follows the login: the connection asks what must be known of its
-// server, and takes its beacon, if it needs one.
+// afterLogin asks the facts of the connection's server, and takes its beacon if it needs
+// one.
 func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	l.keepAlive, l.pingAfter = ctr.Cfg.KeepAlive, ctr.Cfg.PingAfter
 	if !ctr.IsMySQL {
@@ -198,9 +196,8 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	return nil
 }
 
-// identifyServer asks the facts, and what else is to be known of a server that is new
-// to the pool. One that refuses is as good as any other, but for what cannot be
-// known of it then.
+// identifyServer asks the facts, and the rest of a server that is new to the pool. A
+// server that refuses to answer is used without.
 func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string) (direct, taken bool, err error) {
 	if ctr.servers.askNothing.Load() {
 		return false, false, nil
@@ -225,14 +222,14 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string
 }
 
 // isHandshakeID says whether the server's own id for the connection is that of the
-// handshake. Where it is not there is a proxy that speaks SQL: it may send each
-// statement to another server.
+// handshake. If not, a proxy that speaks SQL is between, which may send each statement to
+// another server.
 func (f *serverFacts) isHandshakeID(w *wire.Conn) bool {
 	return f != nil && w != nil && f.connectionID == strconv.FormatUint(uint64(w.Handshake.ThreadID), 10)
 }
 
-// serverFor returns what is known of a connection's server. Those that are opened at
-// the same time wait for the first to ask one that is new to the pool.
+// serverFor returns what is known of a connection's server. Of the connections that are
+// opened at the same time to a new server only the first asks; the others wait.
 func (ctr *Connector) serverFor(ctx context.Context, l *link, facts *serverFacts) (*knownServer, error) {
 	ss := &ctr.servers
 	if s := ss.get(facts.server); s != nil {
@@ -278,8 +275,8 @@ func (ss *servers) add(name string, s *knownServer) {
 	ss.indirect.Store(!s.direct)
 }
 
-// needsBeacon says whether a connection could not be told from others later. It
-// is direct where its server sees it as it sees itself.
+// needsBeacon says whether a connection needs a beacon to be found on the server later.
+// It is direct where the server sees its own port.
 func (ctr *Connector) needsBeacon(direct bool) bool {
 	if !ctr.Cfg.KillAbandoned && ctr.Cfg.StallAfter == 0 {
 		return false
@@ -293,12 +290,12 @@ func (ctr *Connector) needsBeacon(direct bool) bool {
 	return false
 }
 
-// newBeaconName is the name of a lock that nobody else can have, by which another
-// connection finds the server's own id of the one that has it.
+// newBeaconName is a lock name that nobody else has. By it another connection finds the
+// server's id of the connection that holds the lock.
 func newBeaconName() string { return "livepool:" + rand.Text() }
 
-// takeBeacon takes one alone. A server that refuses it leaves the connection
-// without.
+// takeBeacon takes a beacon in a query of its own. If the server refuses, the connection
+// has none.
 func takeBeacon(ctx context.Context, in *driverConn, w *serverSide) error {
 	name := newBeaconName()
 	row, err := in.queryRow(ctx, "SELECT GET_LOCK('"+name+"', 0)")

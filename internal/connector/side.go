@@ -1,6 +1,6 @@
-// side.go is the connection by which the server is asked about the pool's others,
-// and by which the threads of those that were abandoned are killed: one beside the
-// pool, or one of its own that is idle, where the server takes no more.
+// side.go is the connection that asks the server about the pool's other connections,
+// and kills the threads of abandoned ones: a connection beside the pool, or an idle one
+// of the pool where the server accepts no more.
 
 package connector
 
@@ -22,13 +22,13 @@ type side struct {
 	facts         *serverFacts
 	view          clientView
 	direct        bool
-	serverStarted time.Duration // when the server was, before all times if it does not say
+	serverStarted time.Duration // -clock.Never if the server does not say
 
-	returnToPool func(good bool) // for one of the pool's own, nil for one beside it
+	returnToPool func(good bool) // nil for one beside the pool
 }
 
-// openOrBorrowSide opens one. Where the server, or the user, has all the connections
-// that it may have, an idle one of the pool's serves.
+// openOrBorrowSide opens one, or borrows an idle one of the pool where the server refuses
+// another (max_connections, max_user_connections).
 func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*side, error) {
 	s, err := ctr.openSide(ctx)
 	if err == nil || ctr.ShortageOf(err) != noRoom {
@@ -40,7 +40,7 @@ func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*side, error) {
 	return nil, err
 }
 
-// openSide opens one, within ConnectTimeout. In an outage it does not.
+// openSide opens one within ConnectTimeout, but not during an outage.
 func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
 	s := &side{ctr: ctr}
 	l, err := ctr.openQueued(ctx, true)
@@ -49,8 +49,8 @@ func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
 		case errors.As(err, new(*gateError)):
 			ctr.Outage.requestProbe(ctr)
 		case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
-			// A server that is silent may only be busy, and one that is full has no room
-			// for one beside the pool: neither is an outage of the pool's.
+			// A silent server may only be busy, and a full one has room for the pool's own:
+			// neither is an outage.
 		default:
 			ctr.recordConnectFailure(err)
 		}
@@ -67,8 +67,8 @@ func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
 	return s, nil
 }
 
-// borrowSide reserves an idle connection of the pool, as a ping in the background
-// does, nil if there is none.
+// borrowSide reserves an idle connection of the pool, as a background ping does. It
+// returns nil if there is none.
 func (ctr *Connector) borrowSide(ctx context.Context) *side {
 	for _, c := range ctr.snapshot() {
 		var s *side
@@ -101,8 +101,8 @@ func (ctr *Connector) borrowSide(ctx context.Context) *side {
 	return nil
 }
 
-// identify asks the server who it is. One that does not say serves as far as it
-// goes: then only a beacon proves anything.
+// identify asks the server who it is. Where it refuses to say, only a beacon proves
+// anything.
 func (s *side) identify(ctx context.Context) (err error) {
 	s.serverStarted = -clock.Never
 	if s.facts, _, err = queryFacts(ctx, &s.link.driverConn, ""); err != nil {
@@ -122,7 +122,8 @@ func (s *side) identify(ctx context.Context) (err error) {
 	return nil
 }
 
-// close ends it. err is what the last question met, nil if it was answered.
+// close closes or returns it. err is the error of the last question, nil if it was
+// answered.
 func (s *side) close(err error) {
 	switch {
 	case s == nil:

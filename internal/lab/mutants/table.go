@@ -591,7 +591,7 @@ var mutants = []mutant{
 		"internal/connector/outage.go", "connect.startedAt < o.connectedAt", "connect.startedAt < 0",
 		"TestOutageIsNotFoundByALateFailure"},
 	{"a turn is given back before it is noted that there is no server",
-		"internal/connector/diallimit.go", "\t\ttell := ctr.noteConnectFailure(err)\n\t\tdefer tell() // the user's logger has no turn\n", "\t\tdefer ctr.failedToConnect(err)\n",
+		"internal/connector/diallimit.go", "\t\ttell := ctr.noteConnectFailure(err)\n\t\tdefer tell() // logs after the release\n", "\t\tdefer ctr.failedToConnect(err)\n",
 		"TestFailureIsNotedBeforeTheTurnIsGivenBack"},
 	{"a ping waits for the server as a statement does",
 		"internal/connector/connect.go", "wait > 0 && !isCalledByPing()", "wait > 0",
