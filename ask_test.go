@@ -16,10 +16,10 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// frozen lets nothing on a fake database be answered from one time to another.
-type frozen struct{ until atomic.Pointer[time.Time] }
+// freezable lets nothing on a fake database be answered from one time to another.
+type freezable struct{ until atomic.Pointer[time.Time] }
 
-func (f *frozen) wait(ctx context.Context) error {
+func (f *freezable) wait(ctx context.Context) error {
 	until := f.until.Load()
 	if until == nil {
 		return nil
@@ -32,14 +32,14 @@ func (f *frozen) wait(ctx context.Context) error {
 	}
 }
 
-func (f *frozen) freeze(d time.Duration) { until := time.Now().Add(d); f.until.Store(&until) }
+func (f *freezable) freeze(d time.Duration) { until := time.Now().Add(d); f.until.Store(&until) }
 
 // and when the server goes on it meets no storm.
 func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 	for _, still := range []time.Duration{1400 * time.Millisecond, 3 * time.Second, 9 * time.Second} {
 		t.Run(still.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var server frozen
+				var server freezable
 				d := &fakedb.RecordingDB{}
 				d.OnPing = func(ctx context.Context, c *fakedb.Conn) error {
 					err := server.wait(ctx)

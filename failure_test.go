@@ -90,14 +90,14 @@ func TestLossAfterTheCallersCancelIsNoDeath(t *testing.T) {
 	})
 }
 
-// beginning is a connection that begins transactions of any kind, and does not
+// anyTxConn is a connection that begins transactions of any kind, and does not
 // mind a context.
-type beginning struct {
+type anyTxConn struct {
 	*fakedb.Conn
 	begin func() driver.Tx
 }
 
-func (b beginning) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+func (b anyTxConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
 	return b.begin(), nil
 }
 
@@ -106,8 +106,8 @@ func (b beginning) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error)
 // below it.
 func TestTransactionNeverMovesToAnotherConnection(t *testing.T) {
 	f := &fakedb.DB{}
-	p := labtest.Open(t, variant{f, func(c *fakedb.Conn) driver.Conn {
-		return beginning{c, func() driver.Tx { return c }}
+	p := labtest.Open(t, wrappedFake{f, func(c *fakedb.Conn) driver.Conn {
+		return anyTxConn{c, func() driver.Tx { return c }}
 	}}, func(c *livepool.Config) { c.PingAfter = 0 })
 	fakedb.Warm(t, p.DB, 1)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -153,8 +153,8 @@ func (tx *distinctTx) Rollback() error { tx.end += "rollback"; return nil }
 // A second transaction on a sql.Conn leaves the first its own end.
 func TestTransactionBegunTwiceEndsEachOnItsOwn(t *testing.T) {
 	var begun []*distinctTx
-	p := labtest.Open(t, variant{&fakedb.DB{}, func(c *fakedb.Conn) driver.Conn {
-		return beginning{c, func() driver.Tx {
+	p := labtest.Open(t, wrappedFake{&fakedb.DB{}, func(c *fakedb.Conn) driver.Conn {
+		return anyTxConn{c, func() driver.Tx {
 			begun = append(begun, &distinctTx{})
 			return begun[len(begun)-1]
 		}}

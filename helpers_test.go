@@ -57,8 +57,8 @@ func tellsTruth(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
 	}
 }
 
-// concurrently has n callers take a connection each at the same time.
-func concurrently(t testing.TB, p *livepool.Pool, n int) []*sql.Conn {
+// takeConcurrently has n callers take a connection each at the same time.
+func takeConcurrently(t testing.TB, p *livepool.Pool, n int) []*sql.Conn {
 	held := make([]*sql.Conn, n)
 	var wg sync.WaitGroup
 	for i := range held {

@@ -83,7 +83,7 @@ func TestHookThatPanics(t *testing.T) {
 			return labtest.Work(ctx, s)
 		}, livepool.Name("mailer"))
 	}
-	if err := unit(func() { explodeInAHook() }); err != nil || !slices.Equal(ran, []string{"first", "second"}) {
+	if err := unit(func() { panicInHook() }); err != nil || !slices.Equal(ran, []string{"first", "second"}) {
 		t.Errorf("%v, ran %v", err, ran)
 	}
 	said := log.About("AfterCommit has panicked")
@@ -100,7 +100,7 @@ func TestHookThatPanics(t *testing.T) {
 	}
 }
 
-func explodeInAHook() { panic("boom") }
+func panicInHook() { panic("boom") }
 
 // A programmer's error is told where it is made, before anything is committed.
 func TestNilHook(t *testing.T) {

@@ -125,15 +125,15 @@ func TestInnermostUnitFailsWhileTheMiddleOneEnds(t *testing.T) {
 	}
 }
 
-// gate is a context that stops who asks whether it is done: database/sql, after the
+// stoppingContext is a context that stops who asks whether it is done: database/sql, after the
 // session has let the statement through and before it is sent.
-type gate struct {
+type stoppingContext struct {
 	context.Context
 	reached, open chan struct{}
 	once          *sync.Once
 }
 
-func (g gate) Done() <-chan struct{} {
+func (g stoppingContext) Done() <-chan struct{} {
 	g.once.Do(func() { close(g.reached); <-g.open })
 	return g.Context.Done()
 }
@@ -153,7 +153,7 @@ func TestStatementOfAnInnermostUnitIsWaitedFor(t *testing.T) {
 		return nil
 	}}, nil)
 	err := p.WithSession(context.Background(), func(ctx context.Context, _ *livepool.Session) error {
-		g := gate{ctx, make(chan struct{}), make(chan struct{}), &sync.Once{}}
+		g := stoppingContext{ctx, make(chan struct{}), make(chan struct{}), &sync.Once{}}
 		ended := make(chan struct{})
 		p.WithSession(ctx, func(ctx context.Context, _ *livepool.Session) error {
 			go func() {

@@ -21,63 +21,65 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// book is a database with a table of rows and the commit table. What a
+// commitDB is a database with a table of rows and the commit table. What a
 // transaction writes is there once the transaction is committed.
-type book struct {
+type commitDB struct {
 	mu    sync.Mutex
 	rows  int
 	keys  map[string]bool
-	conns []*page
+	conns []*commitConn
 
 	// loseCommit loses the answer to the next COMMIT, which the server has done
 	// or has not. failRollback is the answer to each ROLLBACK, failClose that to
 	// the closing of each result.
-	loseCommit   bool
-	commitsFirst bool
-	failRollback error
-	failClose    error
+	loseCommit       bool
+	commitBeforeLoss bool
+	failRollback     error
+	failClose        error
 }
 
-// page is a connection to a book.
-type page struct {
-	b      *book
-	open   bool // a transaction
+// commitConn is a connection to a book.
+type commitConn struct {
+	b      *commitDB
+	inTx   bool // a transaction
 	rows   int  // what it has written
 	keys   []string
-	gone   atomic.Bool
+	lost   atomic.Bool
 	closed atomic.Bool
 }
 
-func (b *book) Driver() driver.Driver { return nil }
+func (b *commitDB) Driver() driver.Driver { return nil }
 
-func (b *book) Connect(context.Context) (driver.Conn, error) {
+func (b *commitDB) Connect(context.Context) (driver.Conn, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c := &page{b: b}
+	c := &commitConn{b: b}
 	b.conns = append(b.conns, c)
 	return c, nil
 }
 
-func (b *book) pool(t *testing.T) *livepool.Pool {
+func (b *commitDB) pool(t *testing.T) *livepool.Pool {
 	t.Helper()
 	b.keys = map[string]bool{}
 	return labtest.Open(t, b, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
 }
 
-func (c *page) Close() error  { c.closed.Store(true); return nil }
-func (c *page) IsValid() bool { return !c.gone.Load() }
+func (c *commitConn) Close() error  { c.closed.Store(true); return nil }
+func (c *commitConn) IsValid() bool { return !c.lost.Load() }
 
-func (c *page) Prepare(string) (driver.Stmt, error) {
+func (c *commitConn) Prepare(string) (driver.Stmt, error) {
 	return nil, errors.New("page: nothing is prepared")
 }
-func (c *page) Begin() (driver.Tx, error) { return c.BeginTx(context.Background(), driver.TxOptions{}) }
+func (c *commitConn) Begin() (driver.Tx, error) {
+	return c.BeginTx(context.Background(), driver.TxOptions{})
+}
 
-func (c *page) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
-	c.open = true
+func (c *commitConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	c.inTx = true
 	return c, nil
 }
 
-func (c *page) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+func (c *commitConn) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
 	c.b.mu.Lock()
 	defer c.b.mu.Unlock()
 	switch {
@@ -91,13 +93,13 @@ func (c *page) ExecContext(_ context.Context, query string, _ []driver.NamedValu
 	case strings.HasPrefix(query, "INSERT"):
 		c.rows++
 	}
-	if !c.open {
+	if !c.inTx {
 		c.write()
 	}
 	return driver.RowsAffected(1), nil
 }
 
-func (c *page) write() {
+func (c *commitConn) write() {
 	c.b.rows += c.rows
 	for _, key := range c.keys {
 		c.b.keys[key] = true
@@ -105,42 +107,42 @@ func (c *page) write() {
 	c.rows, c.keys = 0, nil
 }
 
-func (c *page) Commit() error {
+func (c *commitConn) Commit() error {
 	c.b.mu.Lock()
 	defer c.b.mu.Unlock()
-	c.open = false
-	if lose := c.b.loseCommit; lose || c.gone.Load() {
+	c.inTx = false
+	if lose := c.b.loseCommit; lose || c.lost.Load() {
 		c.b.loseCommit = false
-		if lose && c.b.commitsFirst {
+		if lose && c.b.commitBeforeLoss {
 			c.write()
 		}
-		c.gone.Store(true)
+		c.lost.Store(true)
 		return mysql.ErrInvalidConn
 	}
 	c.write()
 	return nil
 }
 
-func (c *page) Rollback() error {
+func (c *commitConn) Rollback() error {
 	c.b.mu.Lock()
 	defer c.b.mu.Unlock()
 	if c.b.failRollback != nil {
 		return c.b.failRollback // the transaction is still open
 	}
-	c.open, c.rows, c.keys = false, 0, nil
+	c.inTx, c.rows, c.keys = false, 0, nil
 	return nil
 }
 
-func (c *page) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
-	return lines{c.b}, nil
+func (c *commitConn) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
+	return endlessRows{c.b}, nil
 }
 
-// lines are a result without end.
-type lines struct{ b *book }
+// endlessRows are a result without end.
+type endlessRows struct{ b *commitDB }
 
-func (r lines) Columns() []string              { return []string{"v"} }
-func (r lines) Next(dest []driver.Value) error { dest[0] = int64(1); return nil }
-func (r lines) Close() error                   { return r.b.failClose }
+func (r endlessRows) Columns() []string              { return []string{"v"} }
+func (r endlessRows) Next(dest []driver.Value) error { dest[0] = int64(1); return nil }
+func (r endlessRows) Close() error                   { return r.b.failClose }
 
 // The answer to COMMIT is lost, and the server has done it or has not. A unit is
 // run again only where that applies nothing twice, and is told what happened where
@@ -159,7 +161,7 @@ func TestLostCommitOfEachKindOfUnit(t *testing.T) {
 	} {
 		for _, done := range []bool{false, true} {
 			t.Run(map[bool]string{false: tt.name + ", not done", true: tt.name + ", done"}[done], func(t *testing.T) {
-				b := &book{loseCommit: true, commitsFirst: done}
+				b := &commitDB{loseCommit: true, commitBeforeLoss: done}
 				p := b.pool(t)
 				ran, hooks := 0, 0
 				unit := func(ctx context.Context, s *livepool.Session) error {
@@ -202,7 +204,7 @@ func TestLostCommitOfEachKindOfUnit(t *testing.T) {
 // The key of a unit that was not committed is free: it goes with the transaction.
 func TestKeyOfAUnitThatFailedIsFree(t *testing.T) {
 	refused := errors.New("refused by the job")
-	b := &book{}
+	b := &commitDB{}
 	p := b.pool(t)
 	for i, want := range []error{refused, nil, nil} {
 		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -245,7 +247,7 @@ func TestConnectionWhoseRollbackFailedIsClosed(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := &book{failRollback: fakedb.ServerError(1317, "Query execution was interrupted")}
+			b := &commitDB{failRollback: fakedb.ServerError(1317, "Query execution was interrupted")}
 			p := b.pool(t)
 			tt.run(t, p)
 			if !b.conns[0].closed.Load() {
@@ -261,7 +263,7 @@ func TestConnectionWhoseRollbackFailedIsClosed(t *testing.T) {
 // A result that is closed early may meet its error then: the caller is told, and
 // what that error has ended is over.
 func TestFailureOfRowsClose(t *testing.T) {
-	b := &book{failClose: fakedb.ServerError(1213, "Deadlock found")}
+	b := &commitDB{failClose: fakedb.ServerError(1213, "Deadlock found")}
 	p := b.pool(t)
 	tx, err := p.Begin()
 	if err != nil {

@@ -69,7 +69,7 @@ func TestSetMaxOpenConnsHolds(t *testing.T) {
 				t.Error("the fourth session had a place")
 			}
 			p.SetMaxOpenConns(4) // and all follow it
-			go takeOne(p.DB)
+			go openOne(p.DB)
 			if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil {
 				t.Error(err)
 			}
@@ -89,7 +89,7 @@ func TestSetMaxOpenConnsDuringMinIdle(t *testing.T) {
 		p := openFake(t, f, func(c *livepool.Config) { c.MinIdle = 4 })
 		synctest.Wait() // four are under way
 		p.SetMaxOpenConns(3)
-		held := concurrently(t, p, 3)
+		held := takeConcurrently(t, p, 3)
 		time.Sleep(time.Second)
 		if n, open := f.Connects.Load(), f.OpenConns(); n != 4 || open != 3 {
 			t.Errorf("%d connections were opened, %d are open, want 4 and 3", n, open)
@@ -98,8 +98,8 @@ func TestSetMaxOpenConnsDuringMinIdle(t *testing.T) {
 	})
 }
 
-// takeOne opens a connection, by which a new limit is seen.
-func takeOne(db *sql.DB) {
+// openOne opens a connection, by which a new limit is seen.
+func openOne(db *sql.DB) {
 	if c, err := db.Conn(context.Background()); err == nil {
 		c.Close()
 	}

@@ -232,7 +232,7 @@ func TestOneCallerPaysForAMassDeath(t *testing.T) {
 					tellsTruth(t, d, p)
 					paid := p.Stats().Pinged
 					start = time.Now()
-					fakedb.GiveBack(concurrently(t, p, 20))
+					fakedb.GiveBack(takeConcurrently(t, p, 20))
 					if took := time.Since(start); took > tt.cost/2+5*dial { // a few at a time, more where they are quick
 						t.Errorf("callers after that waited for %s", took)
 					}

@@ -50,13 +50,13 @@ func TestOutageInTheWordsOfADialer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(why)
+				a := newOutageDB()
+				a.setFailure(why)
 				p := openFake(t, &a.DB, nil)
 				wait := labtest.StartUnits(50, p, t.Context(), labtest.Work)
 				time.Sleep(20 * time.Second)
-				times, most := a.knocked()
-				a.goes(nil)
+				times, most := a.takeDials()
+				a.setFailure(nil)
 				labtest.NoErrors(t, wait())
 				if len(times) > 1000 || most > 5 {
 					t.Errorf("%d attempts in 20s, %d at a time", len(times), most)
@@ -71,8 +71,8 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 	denied := func(context.Context) error { return fakedb.ServerError(1045, "Access denied for user 'app'@'%'") }
 	t.Run("from the start", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			a := newAbsent()
-			a.goes(denied)
+			a := newOutageDB()
+			a.setFailure(denied)
 			p := openFake(t, &a.DB, nil)
 			start := time.Now()
 			for _, err := range labtest.StartUnits(100, p, t.Context(), labtest.Work)() {
@@ -80,7 +80,7 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 					t.Fatalf("%v, want error 1045", err)
 				}
 			}
-			times, _ := a.knocked()
+			times, _ := a.takeDials()
 			if took := time.Since(start); took > 10*time.Millisecond || len(times) != 100 {
 				t.Errorf("100 units were refused after %s and %d attempts, want one each, at once", took, len(times))
 			}
@@ -91,12 +91,12 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 	})
 	t.Run("after an outage", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			a := newAbsent()
-			a.goes(refused)
+			a := newOutageDB()
+			a.setFailure(dialRefused)
 			p := openFake(t, &a.DB, nil)
 			wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 			time.Sleep(time.Second)
-			a.goes(denied)
+			a.setFailure(denied)
 			start := time.Now()
 			for _, err := range wait() {
 				if !labtest.IsServerError(err, 1045) {
@@ -120,24 +120,24 @@ func TestOutageTooManyConnections(t *testing.T) {
 		fakedb.ServerError(1226, "User 'app' has exceeded the 'max_user_connections' resource (current value: 3)"),
 	} {
 		full := func(context.Context) error { return refusal }
-		for name, before := range map[string]func(context.Context) error{"from the start": nil, "after an outage": refused} {
+		for name, before := range map[string]func(context.Context) error{"from the start": nil, "after an outage": dialRefused} {
 			t.Run(fmt.Sprint(name, ", ", refusal), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
+					a := newOutageDB()
 					var log labtest.Log
 					p := openFake(t, &a.DB, func(c *livepool.Config) { c.Logger = slog.New(&log) })
-					a.goes(full)
+					a.setFailure(full)
 					if before != nil {
-						a.goes(before)
+						a.setFailure(before)
 					}
 					wait := labtest.StartUnits(16, p, t.Context(), labtest.Work, livepool.MaxAttempts(1))
 					plain := make(chan error, 1)
 					time.Sleep(5 * time.Second)
-					a.goes(full)
+					a.setFailure(full)
 					go func() { _, err := p.ExecContext(t.Context(), "DO 1"); plain <- err }()
 					time.Sleep(7 * time.Second)
-					times, most := a.knocked()
-					a.goes(nil)
+					times, most := a.takeDials()
+					a.setFailure(nil)
 					back := time.Now()
 					labtest.NoErrors(t, wait())
 					if err := <-plain; err != nil {
@@ -163,10 +163,10 @@ func TestOutageTooManyConnections(t *testing.T) {
 // for one.
 func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
+		a := newOutageDB()
 		p := openFake(t, &a.DB, nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
-		a.goes(func(context.Context) error { return fakedb.ServerError(1040, "Too many connections") })
+		a.setFailure(func(context.Context) error { return fakedb.ServerError(1040, "Too many connections") })
 		wait := labtest.StartUnits(8, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			defer time.Sleep(10 * time.Millisecond)
 			return labtest.Work(ctx, s)
@@ -197,9 +197,9 @@ func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 // statements with little of it fail, and units that begin meanwhile wait.
 func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
-		p := openFake(t, &a.DB, func(c *livepool.Config) { patient(c); c.ConnectTimeout = time.Second })
+		a := newOutageDB()
+		a.setFailure(dialSilent)
+		p := openFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = time.Second })
 		early := labtest.StartUnits(5, p, t.Context(), labtest.Work)
 		time.Sleep(3 * time.Second)
 		var waits []func() []error
@@ -212,7 +212,7 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 			waits = append(waits, labtest.StartUnits(1, p, t.Context(), labtest.Work))
 			time.Sleep(10 * time.Millisecond)
 		}
-		a.goes(nil)
+		a.setFailure(nil)
 		labtest.NoErrors(t, early())
 		for _, wait := range waits {
 			labtest.NoErrors(t, wait())
@@ -223,8 +223,8 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 // A caller without patience says nothing of the server.
 func TestOutageIsNotACallersPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
+		a := newOutageDB()
+		a.setFailure(dialSilent)
 		p := openFake(t, &a.DB, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -241,12 +241,12 @@ func TestOutageIsNotACallersPatience(t *testing.T) {
 // news: it says nothing of the server as it is now.
 func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
-		p := openFake(t, &a.DB, patient)
+		a := newOutageDB()
+		a.setFailure(dialSilent)
+		p := openFake(t, &a.DB, waitLong)
 		wait := labtest.StartUnits(5, p, t.Context(), labtest.Work)
 		time.Sleep(20 * time.Second)
-		a.goes(nil) // for new ones: those under way stay silent until ConnectTimeout
+		a.setFailure(nil) // for new ones: those under way stay silent until ConnectTimeout
 		labtest.NoErrors(t, wait())
 		before := p.Stats()
 		time.Sleep(20 * time.Second)
@@ -260,12 +260,12 @@ func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 // succeeded, and fails late, tells nothing.
 func TestOutageIsNotFoundByALateFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
+		a := newOutageDB()
+		a.setFailure(dialSilent)
 		p := openFake(t, &a.DB, nil)
 		wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
 		time.Sleep(4 * time.Second)
-		a.goes(nil)
+		a.setFailure(nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
 		labtest.NoErrors(t, wait())
 		fakedb.GiveBack(held)

@@ -26,35 +26,35 @@ import (
 var (
 	errRefused = &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 
-	refused = func(context.Context) error { return errRefused }
-	silent  = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	dialRefused = func(context.Context) error { return errRefused }
+	dialSilent  = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 )
 
-// absent is a fake server that can be away. It counts who knocks.
-type absent struct {
+// outageDB is a fake server that can be away. It counts who knocks.
+type outageDB struct {
 	fakedb.DB
 	handshake time.Duration // how long one takes when the server is there
 
-	mu     sync.Mutex
-	why    func(ctx context.Context) error // nil: it is there
-	knocks []time.Time
-	inside int // attempts under way
-	most   int
+	mu         sync.Mutex
+	fail       func(ctx context.Context) error // nil: it is there
+	dials      []time.Time
+	dialing    int // attempts under way
+	maxDialing int
 }
 
-func newAbsent() *absent {
-	a := &absent{}
+func newOutageDB() *outageDB {
+	a := &outageDB{}
 	a.OnConnect = func(ctx context.Context, _ int64) error {
 		a.mu.Lock()
-		a.knocks = append(a.knocks, time.Now())
-		a.inside++
-		a.most = max(a.most, a.inside)
-		why := a.why
+		a.dials = append(a.dials, time.Now())
+		a.dialing++
+		a.maxDialing = max(a.maxDialing, a.dialing)
+		why := a.fail
 		a.mu.Unlock()
 		defer func() {
 			a.mu.Lock()
 			defer a.mu.Unlock()
-			a.inside--
+			a.dialing--
 		}()
 		if why != nil {
 			return why(ctx)
@@ -72,20 +72,20 @@ func newAbsent() *absent {
 	return a
 }
 
-// goes has the server go away, or come back if why is nil.
-func (a *absent) goes(why func(ctx context.Context) error) {
+// setFailure has the server go away, or come back if why is nil.
+func (a *outageDB) setFailure(why func(ctx context.Context) error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.why = why
+	a.fail = why
 }
 
-// knocked returns when somebody knocked since the last call, and the most that
+// takeDials returns when somebody knocked since the last call, and the most that
 // did at a time.
-func (a *absent) knocked() (times []time.Time, most int) {
+func (a *outageDB) takeDials() (times []time.Time, most int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	times, most = a.knocks, a.most
-	a.knocks, a.most = nil, a.inside
+	times, most = a.dials, a.maxDialing
+	a.dials, a.maxDialing = nil, a.dialing
 	return times, most
 }
 
@@ -101,8 +101,8 @@ var limits = []struct {
 	{"pool without limit", math.MaxInt, func(c *livepool.Config) { c.MaxOverflow = -1 }},
 }
 
-// patient lets units wait for as long as a test's outage lasts.
-func patient(c *livepool.Config) { c.PoolTimeout, c.MaxElapsed = time.Hour, time.Hour }
+// waitLong lets units wait for as long as a test's outage lasts.
+func waitLong(c *livepool.Config) { c.PoolTimeout, c.MaxElapsed = time.Hour, time.Hour }
 
 // Thousands of waiting units dial no more than one does: one attempt after the
 // other, at short intervals that are not all the same.
@@ -113,13 +113,13 @@ func TestOutageThousandsOfUnitsDialLikeOne(t *testing.T) {
 			dials := map[int]int{}
 			for _, n := range []int{1, 2_000} {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(refused)
-					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); patient(c) })
+					a := newOutageDB()
+					a.setFailure(dialRefused)
+					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); waitLong(c) })
 					wait := labtest.StartUnits(n, p, t.Context(), labtest.Work)
 					time.Sleep(lasts)
-					times, most := a.knocked()
-					a.goes(nil)
+					times, most := a.takeDials()
+					a.setFailure(nil)
 					labtest.NoErrors(t, wait())
 
 					// The outage is found by a unit's own attempt, or by two: as many
@@ -169,15 +169,15 @@ func TestOutageEndsForAllAtTheNextAttempt(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.lasts), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				p := openFake(t, &a.DB, patient)
+				a := newOutageDB()
+				p := openFake(t, &a.DB, waitLong)
 				fakedb.Warm(t, p.DB, 4)
 				a.Kill()
-				a.goes(refused)
+				a.setFailure(dialRefused)
 				time.Sleep(time.Second) // beyond the trust of the connections that there are
 				wait := labtest.StartUnits(20, p, t.Context(), labtest.Work)
 				time.Sleep(tt.lasts)
-				a.goes(nil)
+				a.setFailure(nil)
 				back := time.Now()
 				labtest.NoErrors(t, wait())
 				if took := time.Since(back); took > tt.within {
@@ -194,12 +194,12 @@ func TestOutageEndsWithTheProbersOwnConnection(t *testing.T) {
 	for _, limit := range limits {
 		t.Run(limit.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(refused)
+				a := newOutageDB()
+				a.setFailure(dialRefused)
 				p := openFake(t, &a.DB, limit.set)
 				wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
 				time.Sleep(time.Second)
-				a.goes(nil)
+				a.setFailure(nil)
 				labtest.NoErrors(t, wait())
 				if n := len(a.Conns()); n != 1 {
 					t.Errorf("%d connections were opened for one unit, want 1", n)
@@ -217,8 +217,8 @@ func TestOutageEndsWithTheProbersOwnConnection(t *testing.T) {
 // happened in it.
 func TestOutageCostsNoAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(refused)
+		a := newOutageDB()
+		a.setFailure(dialRefused)
 		p := openFake(t, &a.DB, nil)
 		wait := labtest.StartUnits(50, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			if err := labtest.Work(ctx, s); err != nil {
@@ -230,7 +230,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 			return nil
 		}, livepool.MaxAttempts(1))
 		time.Sleep(20 * time.Second)
-		a.goes(nil)
+		a.setFailure(nil)
 		labtest.NoErrors(t, wait())
 	})
 }
@@ -239,10 +239,10 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 // prober dials.
 func TestOutageAfterOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
+		a := newOutageDB()
 		a.handshake = 5 * time.Millisecond
-		a.goes(refused)
-		p := openFake(t, &a.DB, patient)
+		a.setFailure(dialRefused)
+		p := openFake(t, &a.DB, waitLong)
 		wait := labtest.StartUnits(1000, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			time.Sleep(10 * time.Millisecond)
 			return labtest.Work(ctx, s)
@@ -250,15 +250,15 @@ func TestOutageAfterOutage(t *testing.T) {
 		away := 0
 		for range 10 {
 			time.Sleep(500 * time.Millisecond)
-			times, _ := a.knocked()
+			times, _ := a.takeDials()
 			away += len(times)
-			a.goes(nil)
+			a.setFailure(nil)
 			time.Sleep(24 * time.Millisecond)
-			a.goes(refused)
+			a.setFailure(dialRefused)
 			a.Kill()
-			a.knocked()
+			a.takeDials()
 		}
-		a.goes(nil)
+		a.setFailure(nil)
 		labtest.NoErrors(t, wait())
 		// After each return as many as have a place may have been on their way.
 		if limit := 10 * (500/20 + 2 + 20); away > limit {
@@ -273,13 +273,13 @@ func TestOutageInSilenceAFewAttemptsAtATime(t *testing.T) {
 	for _, timeout := range []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second, time.Minute} {
 		t.Run(fmt.Sprint("ConnectTimeout ", timeout), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(silent)
-				p := openFake(t, &a.DB, func(c *livepool.Config) { patient(c); c.ConnectTimeout = timeout })
+				a := newOutageDB()
+				a.setFailure(dialSilent)
+				p := openFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = timeout })
 				wait := labtest.StartUnits(1000, p, t.Context(), labtest.Work)
 				time.Sleep(5 * timeout)
-				times, most := a.knocked()
-				a.goes(nil)
+				times, most := a.takeDials()
+				a.setFailure(nil)
 				back := time.Now()
 				labtest.NoErrors(t, wait())
 				t.Logf("%d attempts in %s, at most %d at a time; all let in %s after the end", len(times), 5*timeout, most, time.Since(back))
@@ -316,11 +316,11 @@ func TestOutageHandshakesAtATime(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const units = 500
-				a := newAbsent()
+				a := newOutageDB()
 				a.handshake = 50 * time.Millisecond
-				a.goes(refused)
+				a.setFailure(dialRefused)
 				p := openFake(t, &a.DB, func(c *livepool.Config) {
-					patient(c)
+					waitLong(c)
 					c.PoolSize, c.MaxOverflow, c.ConnectLimit = tt.size, tt.overflow, tt.limit
 				})
 				var mu sync.Mutex
@@ -345,10 +345,10 @@ func TestOutageHandshakesAtATime(t *testing.T) {
 					time.Sleep(time.Millisecond)
 				}
 				time.Sleep(time.Second)
-				a.knocked()
-				a.goes(nil)
+				a.takeDials()
+				a.setFailure(nil)
 				wg.Wait()
-				_, most := a.knocked()
+				_, most := a.takeDials()
 				// The prober's connection may have taken one place.
 				if most > tt.most || most < tt.least-1 {
 					t.Errorf("%d handshakes at a time, want %d to %d", most, tt.least, tt.most)
@@ -369,29 +369,29 @@ func TestOutageHandshakesAtATime(t *testing.T) {
 // Nobody waits, nobody dials: a dead server is left alone by a pool without
 // waiting units, and again when the last has given up.
 func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
-	for name, why := range map[string]func(context.Context) error{"refused": refused, "silent": silent} {
+	for name, why := range map[string]func(context.Context) error{"refused": dialRefused, "silent": dialSilent} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
+				a := newOutageDB()
 				p := openFake(t, &a.DB, func(c *livepool.Config) { c.KeepAlive, c.OutageWait = time.Second, 0 })
 				fakedb.Warm(t, p.DB, 10)
 				a.Kill()
-				a.goes(why)
-				a.knocked()
+				a.setFailure(why)
+				a.takeDials()
 				time.Sleep(time.Minute) // in which the keep-alive finds them dead
-				if times, _ := a.knocked(); len(times) > 0 {
+				if times, _ := a.takeDials(); len(times) > 0 {
 					t.Errorf("%d attempts by a pool that nobody uses", len(times))
 				}
 
 				if _, err := p.ExecContext(t.Context(), "DO 1"); err == nil {
 					t.Fatal("a statement succeeded")
 				}
-				times, _ := a.knocked()
+				times, _ := a.takeDials()
 				if len(times) == 0 || len(times) > 3 {
 					t.Errorf("%d attempts for a statement", len(times))
 				}
 				time.Sleep(time.Minute)
-				if times, _ := a.knocked(); len(times) > 0 {
+				if times, _ := a.takeDials(); len(times) > 0 {
 					t.Errorf("%d attempts by a pool in which no unit waits", len(times))
 				}
 
@@ -403,18 +403,18 @@ func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
 						}
 					}
 					cancel()
-					if times, _ := a.knocked(); len(times) < 1 {
+					if times, _ := a.takeDials(); len(times) < 1 {
 						t.Errorf("%d attempts in 10s in which units waited", len(times))
 					}
 					time.Sleep(time.Second) // the last attempt may be under way
-					a.knocked()
+					a.takeDials()
 					time.Sleep(time.Minute)
-					if times, _ := a.knocked(); len(times) > 0 {
+					if times, _ := a.takeDials(); len(times) > 0 {
 						t.Errorf("%d attempts after the last unit has given up", len(times))
 					}
 				}
 
-				a.goes(nil)
+				a.setFailure(nil)
 				start := time.Now()
 				labtest.NoErrors(t, labtest.StartUnits(100, p, t.Context(), labtest.Work)())
 				if took := time.Since(start); took > 100*time.Millisecond {
@@ -431,8 +431,8 @@ func TestOutagePlainStatementsWait(t *testing.T) {
 	for _, limit := range limits {
 		t.Run(limit.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(refused)
+				a := newOutageDB()
+				a.setFailure(dialRefused)
 				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.OutageWait = 5 * time.Second })
 				start := time.Now()
 				_, err := p.ExecContext(t.Context(), "DO 1")
@@ -461,7 +461,7 @@ func TestOutagePlainStatementsWait(t *testing.T) {
 					time.Sleep(700 * time.Millisecond)
 				}
 
-				a.knocked()
+				a.takeDials()
 				var wg sync.WaitGroup
 				for range 50 {
 					wg.Go(func() {
@@ -477,11 +477,11 @@ func TestOutagePlainStatementsWait(t *testing.T) {
 					})
 				}
 				time.Sleep(4 * time.Second)
-				times, most := a.knocked()
+				times, most := a.takeDials()
 				if most > 1 || len(times) > 4*50 {
 					t.Errorf("%d attempts in 4s, %d at a time", len(times), most)
 				}
-				a.goes(nil)
+				a.setFailure(nil)
 				wg.Wait()
 				if err := p.PingContext(t.Context()); err != nil {
 					t.Error(err)
@@ -499,9 +499,9 @@ func TestOutagePlainStatementsThatDoNotWait(t *testing.T) {
 	for _, limit := range limits {
 		t.Run(limit.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(refused)
-				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); patient(c); c.OutageWait = 0 })
+				a := newOutageDB()
+				a.setFailure(dialRefused)
+				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); waitLong(c); c.OutageWait = 0 })
 				wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 				time.Sleep(2 * time.Minute) // attempts are at least 250ms apart by now
 				for range 10 {
@@ -513,7 +513,7 @@ func TestOutagePlainStatementsThatDoNotWait(t *testing.T) {
 						t.Fatalf("after %s: %v, want the refusal at once", took, err)
 					}
 				}
-				a.goes(nil)
+				a.setFailure(nil)
 				labtest.NoErrors(t, wait())
 				fakedb.ServedBy(t, p.DB)
 			})
@@ -525,9 +525,9 @@ func TestOutagePlainStatementsThatDoNotWait(t *testing.T) {
 // does not go far beyond its limit, and what is too much is closed soon.
 func TestOutageTheEndOfASilenceLeavesNoSurplus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
+		a := newOutageDB()
 		heal := make(chan struct{})
-		a.goes(func(ctx context.Context) error {
+		a.setFailure(func(ctx context.Context) error {
 			select {
 			case <-heal:
 				return nil
@@ -535,13 +535,13 @@ func TestOutageTheEndOfASilenceLeavesNoSurplus(t *testing.T) {
 				return ctx.Err()
 			}
 		})
-		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 30*time.Second; patient(c) })
+		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 30*time.Second; waitLong(c) })
 		wait := labtest.StartUnits(5, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			defer time.Sleep(100 * time.Millisecond)
 			return labtest.Work(ctx, s)
 		})
 		time.Sleep(20 * time.Second)
-		a.goes(nil)
+		a.setFailure(nil)
 		close(heal)
 		time.Sleep(50 * time.Millisecond)
 		most := a.OpenConns()

@@ -48,8 +48,8 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 		for _, limit := range limits {
 			t.Run(tt.name+", "+limit.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(refused)
+					a := newOutageDB()
+					a.setFailure(dialRefused)
 					p := openFake(t, &a.DB, func(c *livepool.Config) {
 						limit.set(c)
 						c.PoolTimeout, c.MaxElapsed = tt.poolTimeout, tt.maxElapsed
@@ -97,8 +97,8 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 	for _, limit := range limits {
 		t.Run(limit.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(silent)
+				a := newOutageDB()
+				a.setFailure(dialSilent)
 				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
 				start := time.Now()
 				for _, err := range labtest.StartUnits(50, p, t.Context(), labtest.Work)() {
@@ -117,8 +117,8 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 // A statement's own context bounds its wait, if it is the unit's first.
 func TestOutageBoundByTheFirstStatementsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(refused)
+		a := newOutageDB()
+		a.setFailure(dialRefused)
 		p := openFake(t, &a.DB, nil)
 		start := time.Now()
 		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -139,8 +139,8 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 		for _, limit := range limits {
 			t.Run(fmt.Sprintf("PoolTimeout %s, %s", patience, limit.name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(refused)
+					a := newOutageDB()
+					a.setFailure(dialRefused)
 					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
 					for range 10 {
 						if err := p.WithSession(t.Context(), labtest.Work); !errors.Is(err, livepool.ErrPoolTimeout) {
@@ -148,7 +148,7 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 						}
 						time.Sleep(100 * time.Millisecond)
 					}
-					a.goes(nil)
+					a.setFailure(nil)
 					back := time.Now()
 					for p.WithSession(t.Context(), labtest.Work) != nil {
 						if time.Since(back) > time.Minute {
@@ -169,9 +169,9 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 // a turn to open one too.
 func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
+		a := newOutageDB()
 		a.handshake = time.Second
-		a.goes(refused)
+		a.setFailure(dialRefused)
 		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
 		start := time.Now()
 		wait := labtest.StartUnits(60, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -182,7 +182,7 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 			return nil
 		})
 		time.Sleep(time.Second)
-		a.goes(nil)
+		a.setFailure(nil)
 		let := 0
 		for _, err := range wait() {
 			switch {
@@ -203,11 +203,11 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 // would not end).
 func TestOutageCloseEndsTheWait(t *testing.T) {
 	for _, limit := range limits {
-		for name, why := range map[string]func(context.Context) error{"refused": refused, "silent": silent} {
+		for name, why := range map[string]func(context.Context) error{"refused": dialRefused, "silent": dialSilent} {
 			t.Run(limit.name+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(why)
+					a := newOutageDB()
+					a.setFailure(why)
 					p := openFake(t, &a.DB, limit.set)
 					wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 					time.Sleep(10 * time.Second)
@@ -224,9 +224,9 @@ func TestOutageCloseEndsTheWait(t *testing.T) {
 					if took := time.Since(start); closed > 100*time.Millisecond || took > 500*time.Millisecond {
 						t.Errorf("Close took %s, and the last unit returned %s after its beginning", closed, took)
 					}
-					a.knocked()
+					a.takeDials()
 					time.Sleep(time.Minute)
-					if times, _ := a.knocked(); len(times) > 0 {
+					if times, _ := a.takeDials(); len(times) > 0 {
 						t.Errorf("%d attempts after Close", len(times))
 					}
 				})

@@ -201,10 +201,10 @@ func TestWhateverTheDriversResetSaysTheConnectionIsNotHandedOut(t *testing.T) {
 	}
 }
 
-// park leaves a connection in the pool that was opened for a waiter who gave up:
+// leaveUnclaimed leaves a connection in the pool that was opened for a waiter who gave up:
 // one is in use, and turns out bad; a new one is opened for the waiter, slowly,
 // and he gives up meanwhile.
-func park(t *testing.T, f *fakedb.DB, db *sql.DB) {
+func leaveUnclaimed(t *testing.T, f *fakedb.DB, db *sql.DB) {
 	t.Helper()
 	db.SetMaxOpenConns(1)
 	f.OnConnect = func(_ context.Context, n int64) error {
@@ -254,7 +254,7 @@ func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
 				db := tt.open(t, f)
-				park(t, f, db)
+				leaveUnclaimed(t, f, db)
 				f.Kill()
 				c, err := db.Conn(t.Context())
 				if err != nil {
@@ -359,14 +359,14 @@ func TestCheckThatAnEndedContextPreventedIsMadeUpFor(t *testing.T) {
 	})
 }
 
-// setUp is a connector of a user's that sets up each connection in its Connect,
+// wrappingConnector is a connector of a user's that sets up each connection in its Connect,
 // as tracing and configuration wrappers do.
-type setUp struct {
+type wrappingConnector struct {
 	driver.Connector
 	pings bool
 }
 
-func (s setUp) Connect(ctx context.Context) (driver.Conn, error) {
+func (s wrappingConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := s.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
@@ -423,9 +423,9 @@ func TestNothingIsReplacedBeneathAWrapper(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					db := sql.OpenDB(setUp{ctr, pings})
+					db := sql.OpenDB(wrappingConnector{ctr, pings})
 					defer db.Close()
-					park(t, f, db)
+					leaveUnclaimed(t, f, db)
 					f.Kill()
 					if err := tt.use(t, db); !errors.Is(err, tt.want) || tt.want == nil && err != nil {
 						t.Errorf("on a parked connection that has died: %v, want %v", err, tt.want)

@@ -238,7 +238,7 @@ func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 		defer p.Close()
 		fakedb.ServedBy(t, p.DB)
 		f.out.Store(0)
-		f.OnConnect = func(ctx context.Context, _ int64) error { waitUnder(ctx, 4*time.Second); return ctx.Err() }
+		f.OnConnect = func(ctx context.Context, _ int64) error { waitFor(ctx, 4*time.Second); return ctx.Err() }
 		start := time.Now()
 		_, err := p.ExecContext(t.Context(), insertOne)
 		if took := time.Since(start); took > 10*time.Second {
@@ -247,8 +247,8 @@ func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 	})
 }
 
-// waitUnder waits for d, or until the context ends.
-func waitUnder(ctx context.Context, d time.Duration) {
+// waitFor waits for d, or until the context ends.
+func waitFor(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():

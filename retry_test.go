@@ -17,11 +17,11 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// waits are the waits of a test: a second each, or none at all.
-type waits struct{ d time.Duration }
+// fixedBackOff are the waits of a test: a second each, or none at all.
+type fixedBackOff struct{ d time.Duration }
 
-func (w waits) NextBackOff() time.Duration { return w.d }
-func (w waits) Reset()                     {}
+func (w fixedBackOff) NextBackOff() time.Duration { return w.d }
+func (w fixedBackOff) Reset()                     {}
 
 func TestBoundsOfRetrying(t *testing.T) {
 	deadlock := fakedb.ServerError(1213, "Deadlock found")
@@ -55,7 +55,7 @@ func TestBoundsOfRetrying(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
 				p := openFake(t, f, func(c *livepool.Config) {
-					c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+					c.BackOff = func() backoff.BackOff { return fixedBackOff{time.Second} }
 					if tt.change != nil {
 						tt.change(c)
 					}
@@ -124,7 +124,7 @@ func TestUnresolvedCommitStaysUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
 		p := openFake(t, f, func(c *livepool.Config) {
-			c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+			c.BackOff = func() backoff.BackOff { return fixedBackOff{time.Second} }
 			c.MaxElapsed = 5 * time.Second
 		})
 		f.OnCommit = func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }
@@ -276,7 +276,7 @@ func TestMaxElapsedCountsFromTheFirstAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{OnExec: func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1213, "Deadlock found") }}
 		p := openFake(t, f, func(c *livepool.Config) {
-			c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+			c.BackOff = func() backoff.BackOff { return fixedBackOff{time.Second} }
 			c.MaxAttempts, c.MaxElapsed = 1000, 5*time.Second
 		})
 		attempts := 0

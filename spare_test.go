@@ -222,7 +222,7 @@ func TestMinIdleKeepsTheLimit(t *testing.T) {
 		play func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool)
 	}{
 		{"callers dial at the same time as the maintainer", 2, func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
-			held := concurrently(t, p, limit)
+			held := takeConcurrently(t, p, limit)
 			fakedb.GiveBack(held)
 		}},
 		{"what is ready is being pinged", 0, func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
@@ -234,7 +234,7 @@ func TestMinIdleKeepsTheLimit(t *testing.T) {
 			for pings := d.Pings.Load(); d.Pings.Load() < pings+2; {
 				time.Sleep(time.Millisecond)
 			}
-			fakedb.GiveBack(append(held, concurrently(t, p, 2)...))
+			fakedb.GiveBack(append(held, takeConcurrently(t, p, 2)...))
 		}},
 		{"random", 0, func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
 			var wg sync.WaitGroup

@@ -20,10 +20,10 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// panicking is a slog.Handler, and a logger of the driver's, with a fault.
-type panicking struct{ slog.Handler }
+// panickingHandler is a slog.Handler, and a logger of the driver's, with a fault.
+type panickingHandler struct{ slog.Handler }
 
-func (panicking) Enabled(context.Context, slog.Level) bool { panic("the logger's fault") }
+func (panickingHandler) Enabled(context.Context, slog.Level) bool { panic("the logger's fault") }
 
 // A panic in what the user put into the Config takes neither the program nor
 // the pool with it: the caller gets an answer, the pool works on, and the log
@@ -39,7 +39,7 @@ func TestPanicInTheUsersCodeIsContained(t *testing.T) {
 		}, "Config.Classify"},
 		{"BackOff", func(cfg *livepool.Config) { cfg.BackOff = func() backoff.BackOff { panic("a fault") } }, "Config.BackOff"},
 		{"a BackOff that is nil", func(cfg *livepool.Config) { cfg.BackOff = func() backoff.BackOff { return nil } }, "Config.BackOff"},
-		{"Logger", func(cfg *livepool.Config) { cfg.Logger = slog.New(panicking{}) }, ""},
+		{"Logger", func(cfg *livepool.Config) { cfg.Logger = slog.New(panickingHandler{}) }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -80,7 +80,7 @@ func TestASlowServerIsNoDeadServerOnRealServers(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		const workers = 20
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		via.Delay(1200 * time.Millisecond)
 		plain := openPlain(t, s.DSNVia(via.Addr()))
 		plain.SetMaxIdleConns(workers)
@@ -109,7 +109,7 @@ func TestADeadlineThatBearsOneRoundTrip(t *testing.T) {
 		// Two round trips do not fit, and one does with time to spare.
 		const rtt, patience, calls = 400 * time.Millisecond, 600 * time.Millisecond, 8
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		via.Delay(rtt)
 		plain := openPlain(t, s.DSNVia(via.Addr()))
 		plain.SetMaxIdleConns(calls)
@@ -311,7 +311,7 @@ func TestClientOfItsOwn(t *testing.T) {
 func TestAStoppedClientLosesNoConnections(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		via.Delay(100 * time.Millisecond)
 		pause, resume, tell, answer := startClient(t, withParams(s.DSNVia(via.Addr()), "pool_size=100&pool_connect_timeout=30s"))
 		report := func() clientReport { tell(""); return answer() }
@@ -344,7 +344,7 @@ func TestAStoppedClientLosesNoConnections(t *testing.T) {
 func TestAStoppedClientTrustsNothing(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		pause, resume, tell, answer := startClient(t, withParams(s.DSNVia(via.Addr()),
 			"pool_size=100&pool_keepalive=0&pool_stall_after=0&pool_ping_timeout=2s&pool_connect_timeout=30s"))
 		defer via.RST() // ends what is in the black hole for ever

@@ -15,32 +15,32 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// stubborn is a connection without deadlines, whose Close ends no Read. Frozen, it
+// noDeadlineConn is a connection without deadlines, whose Close ends no Read. Frozen, it
 // takes what is sent and gives nothing back.
-type stubborn struct {
+type noDeadlineConn struct {
 	net.Conn
-	frozen *atomic.Bool
-	wedged chan struct{}
+	frozen  *atomic.Bool
+	blocked chan struct{}
 }
 
-func (c *stubborn) wait() {
+func (c *noDeadlineConn) wait() {
 	if c.frozen.Load() {
-		<-c.wedged
+		<-c.blocked
 	}
 }
-func (c *stubborn) Read(b []byte) (int, error) {
+func (c *noDeadlineConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.wait()
 	return n, err
 }
-func (c *stubborn) Write(b []byte) (int, error)      { return c.Conn.Write(b) }
-func (c *stubborn) Close() error                     { c.wait(); return c.Conn.Close() }
-func (c *stubborn) SetDeadline(time.Time) error      { return errors.New("no deadlines here") }
-func (c *stubborn) SetReadDeadline(time.Time) error  { return errors.New("no deadlines here") }
-func (c *stubborn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
+func (c *noDeadlineConn) Write(b []byte) (int, error)      { return c.Conn.Write(b) }
+func (c *noDeadlineConn) Close() error                     { c.wait(); return c.Conn.Close() }
+func (c *noDeadlineConn) SetDeadline(time.Time) error      { return errors.New("no deadlines here") }
+func (c *noDeadlineConn) SetReadDeadline(time.Time) error  { return errors.New("no deadlines here") }
+func (c *noDeadlineConn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
 
 func TestConnectionsThatMindNoDeadline(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
+	s, _ := openLedger(t, server.MariaDB)
 	wedged := make(chan struct{})
 	defer close(wedged)
 	var frozen *atomic.Bool // of the connections that are dialled now
@@ -50,7 +50,7 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 			c.Logger, c.ConnectTimeout, c.CommitTimeout, c.StallAfter, c.OutageWait = labtest.Quiet, time.Second, time.Second, time.Second, 0
 			c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 				nc, err := new(net.Dialer).DialContext(ctx, network, addr)
-				return &stubborn{nc, frozen, wedged}, err
+				return &noDeadlineConn{nc, frozen, wedged}, err
 			}
 		})
 		warmReal(t, p.DB, 2)

@@ -53,7 +53,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 		for _, tt := range trials {
 			tt.before, tt.stats = idsOf(t, tt.pool, 4), tt.pool.Stats()
 		}
-		if stoodStill(10*time.Second) < 500*time.Millisecond { // nobody calls
+		if longestStop(10*time.Second) < 500*time.Millisecond { // nobody calls
 			break
 		}
 	}
@@ -97,9 +97,9 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 	}
 }
 
-// stoodStill lets time pass and returns the longest of it in which the machine
+// longestStop lets time pass and returns the longest of it in which the machine
 // did not get to run this: then it did not get to ping in time either.
-func stoodStill(d time.Duration) (longest time.Duration) {
+func longestStop(d time.Duration) (longest time.Duration) {
 	for start, last := time.Now(), time.Now(); time.Since(start) < d; last = time.Now() {
 		time.Sleep(10 * time.Millisecond)
 		longest = max(longest, time.Since(last))
