@@ -86,13 +86,13 @@ func TestASlowServerIsNoDeadServerOnRealServers(t *testing.T) {
 		plain.SetMaxIdleConns(workers)
 		p := open(t, s.DSNVia(via.Addr()), fmt.Sprintf("pool_size=%d&pool_connect_timeout=20s", workers))
 		var begin sync.WaitGroup // the first use of each, which asks more of a new connection
-		begin.Go(func() { labtest.Load(plain, workers, 2*time.Second, 2*time.Second) })
-		begin.Go(func() { labtest.Load(p.DB, workers, 2*time.Second, 2*time.Second) })
+		begin.Go(func() { labtest.RunLoad(plain, workers, 2*time.Second, 2*time.Second) })
+		begin.Go(func() { labtest.RunLoad(p.DB, workers, 2*time.Second, 2*time.Second) })
 		begin.Wait()
 		var want, got int64
 		var both sync.WaitGroup
-		both.Go(func() { want = labtest.Load(plain, workers, 12*time.Second, 600*time.Millisecond) })
-		both.Go(func() { got = labtest.Load(p.DB, workers, 12*time.Second, 600*time.Millisecond) })
+		both.Go(func() { want = labtest.RunLoad(plain, workers, 12*time.Second, 600*time.Millisecond) })
+		both.Go(func() { got = labtest.RunLoad(p.DB, workers, 12*time.Second, 600*time.Millisecond) })
 		both.Wait()
 		st := p.Stats()
 		t.Logf("%d statements, plain %d; %d connections, %d pings by callers, %d deaths", got, want, st.Opened, st.Pinged-st.KeptAlive, st.Deaths)

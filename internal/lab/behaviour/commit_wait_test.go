@@ -90,7 +90,7 @@ func TestCommitHeldUpByAnHonestServerIsWaitedFor(t *testing.T) {
 						if n := count(t, s, "t"); n != units || st.CommitsUnknown != 0 || st.Stalled+st.Killed != 0 || time.Since(start) < long {
 							t.Errorf("%d rows, CommitsUnknown %d, Stalled %d, Killed %d", n, st.CommitsUnknown, st.Stalled, st.Killed)
 						}
-						if n := len(log.About("is waited for")); n != 1 {
+						if n := len(log.LinesWith("is waited for")); n != 1 {
 							t.Errorf("told %d times", n)
 						}
 					})

@@ -42,7 +42,7 @@ func TestStoppedServerBlocksNobody(t *testing.T) {
 			for range tt.pools {
 				k := &countingDialer{dialer: *elsewhere}
 				p := openWith(t, s.DSN(), func(c *livepool.Config) {
-					c.MaxElapsed, c.PoolTimeout, c.Logger, c.MySQL.DialFunc = 5*time.Minute, 5*time.Minute, labtest.Quiet, k.dial
+					c.MaxElapsed, c.PoolTimeout, c.Logger, c.MySQL.DialFunc = 5*time.Minute, 5*time.Minute, labtest.DiscardLogger, k.dial
 				})
 				warmReal(t, p.DB, 4)
 				pools, knockers = append(pools, p), append(knockers, k)

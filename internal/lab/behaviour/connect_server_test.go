@@ -98,8 +98,8 @@ func TestConnectLimitUnderManyCallers(t *testing.T) {
 	const callers, limit = 500, 16
 	s, _ := openLedger(t, server.MariaDB, "--max-connections=1000")
 	via := proxyTo(t, s)
-	p := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0"), func(c *livepool.Config) { c.Logger, c.ConnectLimit = labtest.Quiet, limit })
-	unlimited := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0&pool_connect_limit=500"), func(c *livepool.Config) { c.Logger = labtest.Quiet })
+	p := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0"), func(c *livepool.Config) { c.Logger, c.ConnectLimit = labtest.DiscardLogger, limit })
+	unlimited := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0&pool_connect_limit=500"), func(c *livepool.Config) { c.Logger = labtest.DiscardLogger })
 	round := func(p *livepool.Pool) time.Duration {
 		start := time.Now()
 		var wg, all sync.WaitGroup
@@ -157,7 +157,7 @@ func TestTokensInAnOutage(t *testing.T) {
 	via := proxyTo(t, s)
 	var asked atomic.Int64
 	p := openWith(t, s.DSNVia(via.Addr()), func(c *livepool.Config) {
-		c.Logger = labtest.Quiet
+		c.Logger = labtest.DiscardLogger
 		if err := c.MySQL.Apply(mysql.BeforeConnect(func(context.Context, *mysql.Config) error { asked.Add(1); return nil })); err != nil {
 			t.Fatal(err)
 		}
@@ -187,6 +187,6 @@ func TestTokensInAnOutage(t *testing.T) {
 	if err := via.Reopen(); err != nil {
 		t.Fatal(err)
 	}
-	labtest.NoErrors(t, wait())
+	labtest.CheckNoErrors(t, wait())
 	wg.Wait()
 }

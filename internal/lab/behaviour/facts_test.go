@@ -115,7 +115,7 @@ func TestIdleTimeoutOfAnotherServerOfTheAddress(t *testing.T) {
 				if kept == 0 || kept > 2*20 { // two connections, each 0.67 s
 					t.Errorf("%d pings", kept)
 				}
-				if n := len(log.About("wait_timeout")); n != 1 {
+				if n := len(log.LinesWith("wait_timeout")); n != 1 {
 					t.Errorf("%d warnings, want one, of the hasty server", n)
 				}
 			})

@@ -110,7 +110,7 @@ func TestBlindStallCheckIsTold(t *testing.T) {
 					})
 				}
 				busy.Wait()
-				if told := log.About("cannot be looked up"); len(told) != 1 || p.Stats().StallChecks < 3 {
+				if told := log.LinesWith("cannot be looked up"); len(told) != 1 || p.Stats().StallChecks < 3 {
 					t.Errorf("%d looks, told %d times: %q", p.Stats().StallChecks, len(told), told)
 				}
 			})
@@ -148,8 +148,8 @@ func TestNothingIsLeftBehindByRestarts(t *testing.T) {
 				}
 				st := awaitOrphans(t, p, 6)
 				t.Logf("Killed %d, KillUnneeded %d, KillUnproved %d", st.Killed, st.KillUnneeded, st.KillUnproved)
-				if st.KillUnneeded != 6 || len(log.About("not killed")) > 0 {
-					t.Errorf("KillUnneeded %d, told %q", st.KillUnneeded, log.About("not killed"))
+				if st.KillUnneeded != 6 || len(log.LinesWith("not killed")) > 0 {
+					t.Errorf("KillUnneeded %d, told %q", st.KillUnneeded, log.LinesWith("not killed"))
 				}
 			})
 		}

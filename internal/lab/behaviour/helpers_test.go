@@ -74,13 +74,13 @@ func openPlain(t testing.TB, dsn string) *sql.DB {
 }
 
 // openLogged opens a pool whose log is kept.
-func openLogged(t testing.TB, dsn, params string) (*livepool.Pool, *labtest.Log) {
+func openLogged(t testing.TB, dsn, params string) (*livepool.Pool, *labtest.CapturedLog) {
 	t.Helper()
 	cfg, err := livepool.ParseDSN(withParams(dsn, params))
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := &labtest.Log{}
+	log := &labtest.CapturedLog{}
 	cfg.Logger = slog.New(log)
 	p, err := livepool.OpenConfig(cfg)
 	if err != nil {

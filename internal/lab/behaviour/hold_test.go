@@ -206,7 +206,7 @@ func TestHoldLimit(t *testing.T) {
 			return labtest.Work(ctx, s)
 		}, livepool.Name("nightly report"), livepool.MaxAttempts(1))
 	}()
-	told := func() []string { return log.About("HoldLimit") }
+	told := func() []string { return log.LinesWith("HoldLimit") }
 	labtest.Eventually(t, "it is reported", func() bool { return len(told()) > 0 })
 	labtest.Eventually(t, "the server has closed it", func() bool {
 		var n int
@@ -383,13 +383,13 @@ func TestConnLostUnderItsOpenTransaction(t *testing.T) {
 									t.Errorf("in the transaction: %v", err)
 								}
 							}
-							labtest.Returns(t, "a request of the sql.Conn", 30*time.Second, func() {
+							labtest.ReturnsWithin(t, "a request of the sql.Conn", 30*time.Second, func() {
 								err := request(context.Background(), c)
 								if err == nil || errors.Is(err, driver.ErrBadConn) || txFirst && !errors.Is(err, livepool.ErrPoisoned) {
 									t.Errorf("the request: %v", err)
 								}
 							})
-							labtest.Returns(t, "the ends", 30*time.Second, func() {
+							labtest.ReturnsWithin(t, "the ends", 30*time.Second, func() {
 								if err := tx.Commit(); err == nil || errors.Is(err, livepool.ErrCommitUnknown) {
 									t.Errorf("commit: %v", err)
 								}
@@ -472,7 +472,7 @@ func testBesideResult(t *testing.T, db *sql.DB) {
 		t.Fatal(rows.Err())
 	}
 	time.Sleep(300 * time.Millisecond)
-	labtest.Returns(t, "a statement beside the result", 30*time.Second, func() {
+	labtest.ReturnsWithin(t, "a statement beside the result", 30*time.Second, func() {
 		if _, err := c.ExecContext(context.Background(), "DO 1"); err == nil || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "before the statement was sent") {
 			t.Errorf("beside the result: %v", err)
 		}

@@ -312,7 +312,7 @@ func TestMisconfiguredConnectIsTriedOnce(t *testing.T) {
 				if class := livepool.Classify(err); runs != 1 || class&livepool.Retry != 0 || time.Since(start) > 4*time.Second {
 					t.Errorf("%v (%v) after %d runs and %s, want one", err, class, runs, time.Since(start))
 				}
-				if lines := log.About("cannot be reached"); len(lines) != 0 {
+				if lines := log.LinesWith("cannot be reached"); len(lines) != 0 {
 					t.Errorf("told as an outage: %q", lines)
 				}
 			})

@@ -34,7 +34,7 @@ func TestOutageByTheDriversTimeout(t *testing.T) {
 	wait := labtest.StartUnits(10, p, t.Context(), labtest.Work)
 	time.Sleep(500 * time.Millisecond)
 	away.Store(false)
-	labtest.NoErrors(t, wait())
+	labtest.CheckNoErrors(t, wait())
 }
 
 // A server that refuses, for real: access denied is told at once, and with too
@@ -74,7 +74,7 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 		}
 		plain.Close()
 		start := time.Now()
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		st := p.Stats()
 		t.Logf("in %s after there was room; %d attempts failed, %d retried", time.Since(start), st.ConnectFailed, st.Retried)
 		if st.Outages != 1 || st.Retried != 0 {

@@ -24,7 +24,7 @@ func openCounting(t *testing.T, dsn string, change func(*livepool.Config)) (*liv
 	t.Helper()
 	dialer := &countingDialer{}
 	p := openWith(t, dsn, func(c *livepool.Config) {
-		c.Logger = labtest.Quiet
+		c.Logger = labtest.DiscardLogger
 		c.MySQL.DialFunc = dialer.dial
 		if change != nil {
 			change(c)
@@ -155,7 +155,7 @@ func TestOutageKilledServer(t *testing.T) {
 			}
 			ready := time.Now()
 			wg.Wait()
-			labtest.NoErrors(t, errs)
+			labtest.CheckNoErrors(t, errs)
 			checkEachOnce(t, s, tt.units)
 			total := 0
 			if err := s.QueryRow("SELECT SUM(balance) FROM test.account", &total); err != nil || total != tt.units {
@@ -321,7 +321,7 @@ func TestOutagesOfEachSort(t *testing.T) {
 			back := time.Now()
 			wg.Wait()
 			took := time.Since(back)
-			labtest.NoErrors(t, errs)
+			labtest.CheckNoErrors(t, errs)
 			checkEachOnce(t, s, units)
 			t.Logf("%d attempts in 1.2s, %d connections open at its end; all %d units done %s after it", dials, open, units, took.Round(time.Millisecond))
 			if dials > most || open > 30 {
@@ -373,7 +373,7 @@ func TestOutageInTheMiddleOfATransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	labtest.NoErrors(t, errs)
+	labtest.CheckNoErrors(t, errs)
 	checkEachOnce(t, s, units)
 	total := 0
 	if err := s.QueryRow("SELECT SUM(balance) FROM test.account", &total); err != nil || total != units {
@@ -427,7 +427,7 @@ func TestOutageThatMeetsEveryUnitInTheMiddle(t *testing.T) {
 			t.Fatal(err)
 		}
 		back := time.Now()
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		late = append(late, time.Since(back))
 		t.Logf("after %d attempts in an outage of %s all 8 units were done %s after its end", dials, lasts*time.Millisecond, late[len(late)-1].Round(time.Millisecond))
 	}
@@ -474,7 +474,7 @@ func TestOutageFromTheStart(t *testing.T) {
 	addr := l.Addr().String()
 	at.Store(&addr)
 	p := openWith(t, s.DSNVia(addr), func(c *livepool.Config) {
-		c.Logger = labtest.Quiet
+		c.Logger = labtest.DiscardLogger
 		c.MySQL.DialFunc = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, *at.Load())
 		}
@@ -483,7 +483,7 @@ func TestOutageFromTheStart(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	real := s.Addr()
 	at.Store(&real)
-	labtest.NoErrors(t, wait())
+	labtest.CheckNoErrors(t, wait())
 	if n := count(t, s, "t"); n != 50 {
 		t.Errorf("%d rows, want 50", n)
 	}

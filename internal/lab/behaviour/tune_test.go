@@ -27,7 +27,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 		dies   bool
 		via    *proxy.Proxy
 		pool   *livepool.Pool
-		log    *labtest.Log
+		log    *labtest.CapturedLog
 		before []int64
 		stats  livepool.Stats
 	}
@@ -70,7 +70,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 						s.Deaths, s.Opened, s.KeptAlive, tt.stats.Deaths, tt.stats.Opened, tt.stats.KeptAlive)
 				}
 			}
-			warnings := tt.log.About("wait_timeout")
+			warnings := tt.log.LinesWith("wait_timeout")
 			if len(warnings) != min(len(tt.warns), 1) {
 				t.Fatalf("%d warnings: %s", len(warnings), warnings)
 			}

@@ -21,7 +21,7 @@ import (
 func testOutageWait(t *testing.T, kind server.Kind, lasts time.Duration, begin func(s *server.Server) (end func()), args ...string) {
 	t.Helper()
 	s, _ := openLedger(t, kind, args...)
-	var log labtest.Log
+	var log labtest.CapturedLog
 	p, k := openCounting(t, s.AppDSN(s.Addr()), func(c *livepool.Config) {
 		c.PoolSize, c.MaxOverflow, c.Logger = 8, 0, slog.New(&log)
 	})
@@ -33,18 +33,18 @@ func testOutageWait(t *testing.T, kind server.Kind, lasts time.Duration, begin f
 	time.Sleep(time.Until(began.Add(lasts)))
 	end()
 	over := time.Now()
-	labtest.NoErrors(t, wait())
-	labtest.NoErrors(t, more())
+	labtest.CheckNoErrors(t, wait())
+	labtest.CheckNoErrors(t, more())
 	took := time.Since(over)
 	if n := count(t, s, "t"); n != 16 {
 		t.Errorf("%d rows of 16 units", n)
 	}
 	dials := k.between(began, time.Now())
-	t.Logf("%s: %d connections in an outage of %s; the last unit done %s after it; told: %q", kind, dials, lasts, took.Round(time.Millisecond), log.About(""))
+	t.Logf("%s: %d connections in an outage of %s; the last unit done %s after it; told: %q", kind, dials, lasts, took.Round(time.Millisecond), log.LinesWith(""))
 	if dials > 60 {
 		t.Errorf("%d connections", dials)
 	}
-	if n := len(log.About("")); n > 6 || len(log.About("takes")) < 2 {
+	if n := len(log.LinesWith("")); n > 6 || len(log.LinesWith("takes")) < 2 {
 		t.Errorf("%d lines in the log", n)
 	}
 	if took > 5*time.Second {
@@ -135,7 +135,7 @@ func TestReadsGoOnWithoutWrites(t *testing.T) {
 		if err := s.SetReadOnly(false); err != nil {
 			t.Fatal(err)
 		}
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		if n := count(t, s, "t WHERE v = 1"); n != 4 {
 			t.Errorf("%d rows of 4 units", n)
 		}

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 import (
 	"context"
@@ -153,8 +153,10 @@ func (s *optionalDriver) Connect(context.Context) (driver.Conn, error) {
 
 type shapeConn struct{ s *optionalDriver }
 
-func (c shapeConn) Close() error              { return nil }
+func (c shapeConn) Close() error { return nil }
+
 func (c shapeConn) Begin() (driver.Tx, error) { return nil, errors.New("no transactions") }
+
 func (c shapeConn) Prepare(query string) (driver.Stmt, error) {
 	c.s.calls = append(c.s.calls, "Prepare "+query)
 	switch c.s.stmt {
@@ -211,12 +213,15 @@ func (c shapeQueryCtx) QueryContext(_ context.Context, _ string, args []driver.N
 
 type shapeStmt struct{ s *optionalDriver }
 
-func (c shapeStmt) Close() error  { return nil }
+func (c shapeStmt) Close() error { return nil }
+
 func (c shapeStmt) NumInput() int { return -1 }
+
 func (c shapeStmt) Exec(args []driver.Value) (driver.Result, error) {
 	c.s.calls = append(c.s.calls, fmt.Sprint("Stmt.Exec ", args))
 	return driver.RowsAffected(1), nil
 }
+
 func (c shapeStmt) Query(args []driver.Value) (driver.Rows, error) {
 	c.s.calls = append(c.s.calls, fmt.Sprint("Stmt.Query ", args))
 	return &fakedb.OneRow{}, nil

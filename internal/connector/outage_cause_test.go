@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // What is an outage, and what is none.
 
@@ -52,12 +52,12 @@ func TestOutageInTheWordsOfADialer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newOutageDB()
 				a.setFailure(why)
-				p := openFake(t, &a.DB, nil)
+				p := labtest.OpenFake(t, &a.DB, nil)
 				wait := labtest.StartUnits(50, p, t.Context(), labtest.Work)
 				time.Sleep(20 * time.Second)
 				times, most := a.takeDials()
 				a.setFailure(nil)
-				labtest.NoErrors(t, wait())
+				labtest.CheckNoErrors(t, wait())
 				if len(times) > 1000 || most > 5 {
 					t.Errorf("%d attempts in 20s, %d at a time", len(times), most)
 				}
@@ -73,7 +73,7 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a := newOutageDB()
 			a.setFailure(denied)
-			p := openFake(t, &a.DB, nil)
+			p := labtest.OpenFake(t, &a.DB, nil)
 			start := time.Now()
 			for _, err := range labtest.StartUnits(100, p, t.Context(), labtest.Work)() {
 				if !labtest.IsServerError(err, 1045) {
@@ -93,7 +93,7 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a := newOutageDB()
 			a.setFailure(dialRefused)
-			p := openFake(t, &a.DB, nil)
+			p := labtest.OpenFake(t, &a.DB, nil)
 			wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 			time.Sleep(time.Second)
 			a.setFailure(denied)
@@ -124,8 +124,8 @@ func TestOutageTooManyConnections(t *testing.T) {
 			t.Run(fmt.Sprint(name, ", ", refusal), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newOutageDB()
-					var log labtest.Log
-					p := openFake(t, &a.DB, func(c *livepool.Config) { c.Logger = slog.New(&log) })
+					var log labtest.CapturedLog
+					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { c.Logger = slog.New(&log) })
 					a.setFailure(full)
 					if before != nil {
 						a.setFailure(before)
@@ -139,7 +139,7 @@ func TestOutageTooManyConnections(t *testing.T) {
 					times, most := a.takeDials()
 					a.setFailure(nil)
 					back := time.Now()
-					labtest.NoErrors(t, wait())
+					labtest.CheckNoErrors(t, wait())
 					if err := <-plain; err != nil {
 						t.Error(err)
 					}
@@ -150,8 +150,8 @@ func TestOutageTooManyConnections(t *testing.T) {
 						t.Errorf("%d attempts, %d at a time", len(times), most)
 					}
 					synctest.Wait()
-					if st := p.Stats(); st.Outages != 1 || st.Retried != 0 || len(log.About("")) != 2 {
-						t.Errorf("%d outages, %d retried, and told was %q", st.Outages, st.Retried, log.About(""))
+					if st := p.Stats(); st.Outages != 1 || st.Retried != 0 || len(log.LinesWith("")) != 2 {
+						t.Errorf("%d outages, %d retried, and told was %q", st.Outages, st.Retried, log.LinesWith(""))
 					}
 				})
 			})
@@ -164,7 +164,7 @@ func TestOutageTooManyConnections(t *testing.T) {
 func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
-		p := openFake(t, &a.DB, nil)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
 		a.setFailure(func(context.Context) error { return fakedb.ServerError(1040, "Too many connections") })
 		wait := labtest.StartUnits(8, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -182,7 +182,7 @@ func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 		time.Sleep(time.Second)
 		start := time.Now()
 		fakedb.GiveBack(held)
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		wg.Wait()
 		if took := time.Since(start); took > 100*time.Millisecond {
 			t.Errorf("16 callers took %s with two connections", took)
@@ -199,7 +199,7 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
-		p := openFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = time.Second })
+		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = time.Second })
 		early := labtest.StartUnits(5, p, t.Context(), labtest.Work)
 		time.Sleep(3 * time.Second)
 		var waits []func() []error
@@ -213,9 +213,9 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		a.setFailure(nil)
-		labtest.NoErrors(t, early())
+		labtest.CheckNoErrors(t, early())
 		for _, wait := range waits {
-			labtest.NoErrors(t, wait())
+			labtest.CheckNoErrors(t, wait())
 		}
 	})
 }
@@ -225,7 +225,7 @@ func TestOutageIsNotACallersPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
-		p := openFake(t, &a.DB, nil)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
@@ -243,11 +243,11 @@ func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
-		p := openFake(t, &a.DB, waitLong)
+		p := labtest.OpenFake(t, &a.DB, waitLong)
 		wait := labtest.StartUnits(5, p, t.Context(), labtest.Work)
 		time.Sleep(20 * time.Second)
 		a.setFailure(nil) // for new ones: those under way stay silent until ConnectTimeout
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		before := p.Stats()
 		time.Sleep(20 * time.Second)
 		if after := p.Stats(); after.Outages != before.Outages {
@@ -262,12 +262,12 @@ func TestOutageIsNotFoundByALateFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
-		p := openFake(t, &a.DB, nil)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
 		time.Sleep(4 * time.Second)
 		a.setFailure(nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		fakedb.GiveBack(held)
 		if n := p.Stats(); n.Outages != 0 || n.ConnectFailed == 0 {
 			t.Errorf("%d outages, %d failures", n.Outages, n.ConnectFailed)

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // How long units wait for a server that cannot be reached: every wait has an end.
 
@@ -50,7 +50,7 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newOutageDB()
 					a.setFailure(dialRefused)
-					p := openFake(t, &a.DB, func(c *livepool.Config) {
+					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) {
 						limit.set(c)
 						c.PoolTimeout, c.MaxElapsed = tt.poolTimeout, tt.maxElapsed
 					})
@@ -99,7 +99,7 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newOutageDB()
 				a.setFailure(dialSilent)
-				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
+				p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
 				start := time.Now()
 				for _, err := range labtest.StartUnits(50, p, t.Context(), labtest.Work)() {
 					if !errors.Is(err, livepool.ErrPoolTimeout) {
@@ -119,7 +119,7 @@ func TestOutageBoundByTheFirstStatementsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialRefused)
-		p := openFake(t, &a.DB, nil)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		start := time.Now()
 		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -141,7 +141,7 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newOutageDB()
 					a.setFailure(dialRefused)
-					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
+					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
 					for range 10 {
 						if err := p.WithSession(t.Context(), labtest.Work); !errors.Is(err, livepool.ErrPoolTimeout) {
 							t.Fatalf("%v, want ErrPoolTimeout", err)
@@ -172,7 +172,7 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 		a := newOutageDB()
 		a.handshake = time.Second
 		a.setFailure(dialRefused)
-		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
+		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
 		start := time.Now()
 		wait := labtest.StartUnits(60, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			if err := labtest.Work(ctx, s); err != nil {
@@ -208,7 +208,7 @@ func TestOutageCloseEndsTheWait(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newOutageDB()
 					a.setFailure(why)
-					p := openFake(t, &a.DB, limit.set)
+					p := labtest.OpenFake(t, &a.DB, limit.set)
 					wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 					time.Sleep(10 * time.Second)
 					start := time.Now()

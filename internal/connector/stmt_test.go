@@ -1,19 +1,16 @@
-package livepool_test
+package connector_test
+
+// Arguments and their conversion, as database/sql has it.
 
 import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"reflect"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
@@ -41,17 +38,26 @@ type columnConverterConn struct {
 }
 
 func (c *columnConverterConn) Connect(context.Context) (driver.Conn, error) { return c, nil }
-func (c *columnConverterConn) Driver() driver.Driver                        { return nil }
-func (c *columnConverterConn) Prepare(string) (driver.Stmt, error)          { return c, nil }
-func (c *columnConverterConn) Begin() (driver.Tx, error)                    { return nil, errors.New("no transactions") }
-func (c *columnConverterConn) Close() error                                 { return nil }
-func (c *columnConverterConn) NumInput() int                                { return c.inputs }
-func (c *columnConverterConn) ColumnConverter(int) driver.ValueConverter    { return c }
-func (c *columnConverterConn) ConvertValue(v any) (driver.Value, error)     { return c.convert(v) }
+
+func (c *columnConverterConn) Driver() driver.Driver { return nil }
+
+func (c *columnConverterConn) Prepare(string) (driver.Stmt, error) { return c, nil }
+
+func (c *columnConverterConn) Begin() (driver.Tx, error) { return nil, errors.New("no transactions") }
+
+func (c *columnConverterConn) Close() error { return nil }
+
+func (c *columnConverterConn) NumInput() int { return c.inputs }
+
+func (c *columnConverterConn) ColumnConverter(int) driver.ValueConverter { return c }
+
+func (c *columnConverterConn) ConvertValue(v any) (driver.Value, error) { return c.convert(v) }
+
 func (c *columnConverterConn) Query(args []driver.Value) (driver.Rows, error) {
 	c.got = args
 	return &fakedb.OneRow{}, nil
 }
+
 func (c *columnConverterConn) Exec(args []driver.Value) (driver.Result, error) {
 	c.got = args
 	return driver.ResultNoRows, nil
@@ -230,65 +236,6 @@ func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
 					t.Errorf("livepool: %s; plain: %s", live, plain)
 				}
 			})
-		}
-	}
-}
-
-// A DSN that was put together wrong, or whose password was not escaped, is read
-// in odd ways. However it is read, no error and no log shows the password.
-func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
-	const secret = "s3cret"
-	for _, dsn := range []string{
-		"app:s3cret(127.0.0.1:1)/shop",
-		"app:s3cret tcp(127.0.0.1:1)/shop",
-		"app:s3cret:tcp(127.0.0.1:1)/shop",
-		"app:a@s3cret:tcp(127.0.0.1:1)/shop",
-		"app:x(s3cret)/y@tcp(127.0.0.1:1)",
-		"app:p/x?s3cret=1@tcp(h)",
-		"app:p/s3cret?x=1",
-		"app:p/x?pool_s3cret",
-		"app:p/x?pool_s3cret@tcp(h:1)",
-		"app:p/x?pool_size=s3cret&q@tcp(h:1)",
-		"app:p/x?loc=s3cret&q@tcp(h:1)",
-		"app:a@tcp/x?pool_size=s3cret@tcp(h:1)",
-		"app:a@tcp/x?loc=s3cret&q@tcp(h:1)",
-		"app:s3cret@tcp(127.0.0.1:1)/shop",
-		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_sise=1",
-		"app:s3cret@tcp(127.0.0.1:1)/shop?loc=nowhere",
-		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_connect_timeout=1ns",
-	} {
-		cfg, err := livepool.ParseDSN(dsn)
-		if err != nil {
-			if strings.Contains(err.Error(), secret) {
-				t.Errorf("%s: %v", dsn, err)
-			}
-			continue
-		}
-		var log labtest.Buffer
-		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		p, err := livepool.OpenConfig(cfg)
-		if err == nil {
-			err = p.Ping()
-			p.Close()
-		}
-		if err == nil {
-			t.Errorf("%s: a ping succeeded", dsn)
-		} else if strings.Contains(err.Error(), secret) {
-			t.Errorf("%s: %v", dsn, err)
-		}
-		if strings.Contains(log.String(), secret) {
-			t.Errorf("%s: the log has %s", dsn, log.String())
-		}
-	}
-}
-
-// A pool in what is to be serialised, as an argument of a job, is a mistake
-// that is told at once, at whatever depth it lies.
-func TestPoolInsideAnotherValueRefusesJSON(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
-	for _, v := range []any{p, []any{p}, map[string]any{"pool": p}, struct{ Pool *livepool.Pool }{p}} {
-		if b, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
-			t.Errorf("json of %s: %s, %v", reflect.TypeOf(v), b, err)
 		}
 	}
 }

@@ -1,10 +1,9 @@
-package livepool_test
+package connector_test
 
-// Promises that are easily broken by a small change, shown without a server.
+// Transactions on connections that fail.
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"log/slog"
@@ -12,14 +11,103 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
+
+// anyTxConn is a connection that begins transactions of any kind, and does not
+// mind a context.
+type anyTxConn struct {
+	*fakedb.Conn
+	begin func() driver.Tx
+}
+
+func (b anyTxConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	return b.begin(), nil
+}
+
+// A transaction begins on a connection that was checked, and stays there: what
+// makes up for a check that a checkout missed does not replace the connection
+// below it.
+func TestTransactionNeverMovesToAnotherConnection(t *testing.T) {
+	f := &fakedb.DB{}
+	p := labtest.Open(t, wrappedFake{f, func(c *fakedb.Conn) driver.Conn {
+		return anyTxConn{c, func() driver.Tx { return c }}
+	}}, func(c *livepool.Config) { c.PingAfter = 0 })
+	fakedb.Warm(t, p.DB, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.OnReset = func(*fakedb.Conn) error { cancel(); return nil }
+	c, err := p.Conn(ctx) // whose check its context has prevented
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	f.OnReset = nil
+	begin := func(ctx context.Context) (tx driver.Tx, err error) {
+		// database/sql would not pass an ended context on.
+		c.Raw(func(dc any) error {
+			tx, err = dc.(driver.ConnBeginTx).BeginTx(ctx, driver.TxOptions{})
+			return nil
+		})
+		return tx, err
+	}
+	if _, err := begin(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("begun without a check under a context that has ended: %v", err)
+	}
+	tx, err := begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Kill()
+	if res, err := c.ExecContext(t.Context(), "INSERT INTO t VALUES (1)"); err == nil {
+		id, _ := res.RowsAffected()
+		t.Errorf("a statement of a transaction on connection 1 ran on connection %d", id)
+	}
+	if n := f.Connects.Load(); n != 1 {
+		t.Errorf("%d connections opened, want 1", n)
+	}
+	tx.Rollback()
+}
+
+// distinctTx is a transaction that is told from the others.
+type distinctTx struct{ end string }
+
+func (tx *distinctTx) Commit() error { tx.end += "commit"; return nil }
+
+func (tx *distinctTx) Rollback() error { tx.end += "rollback"; return nil }
+
+// A second transaction on a sql.Conn leaves the first its own end.
+func TestTransactionBegunTwiceEndsEachOnItsOwn(t *testing.T) {
+	var begun []*distinctTx
+	p := labtest.Open(t, wrappedFake{&fakedb.DB{}, func(c *fakedb.Conn) driver.Conn {
+		return anyTxConn{c, func() driver.Tx {
+			begun = append(begun, &distinctTx{})
+			return begun[len(begun)-1]
+		}}
+	}}, nil)
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	first, err := c.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Commit(), second.Rollback()); err != nil {
+		t.Error(err)
+	}
+	if len(begun) != 2 || begun[0].end != "commit" || begun[1].end != "rollback" {
+		t.Errorf("the driver's transactions: %+v, want the first committed and the second rolled back", begun)
+	}
+}
 
 // commitDB is a database with a table of rows and the commit table. What a
 // transaction writes is there once the transaction is committed.
@@ -64,12 +152,14 @@ func (b *commitDB) pool(t *testing.T) *livepool.Pool {
 	return labtest.Open(t, b, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
 }
 
-func (c *commitConn) Close() error  { c.closed.Store(true); return nil }
+func (c *commitConn) Close() error { c.closed.Store(true); return nil }
+
 func (c *commitConn) IsValid() bool { return !c.lost.Load() }
 
 func (c *commitConn) Prepare(string) (driver.Stmt, error) {
 	return nil, errors.New("page: nothing is prepared")
 }
+
 func (c *commitConn) Begin() (driver.Tx, error) {
 	return c.BeginTx(context.Background(), driver.TxOptions{})
 }
@@ -140,9 +230,11 @@ func (c *commitConn) QueryContext(context.Context, string, []driver.NamedValue) 
 // endlessRows are a result without end.
 type endlessRows struct{ b *commitDB }
 
-func (r endlessRows) Columns() []string              { return []string{"v"} }
+func (r endlessRows) Columns() []string { return []string{"v"} }
+
 func (r endlessRows) Next(dest []driver.Value) error { dest[0] = int64(1); return nil }
-func (r endlessRows) Close() error                   { return r.b.failClose }
+
+func (r endlessRows) Close() error { return r.b.failClose }
 
 // The answer to COMMIT is lost, and the server has done it or has not. A unit is
 // run again only where that applies nothing twice, and is told what happened where
@@ -260,131 +352,100 @@ func TestConnectionWhoseRollbackFailedIsClosed(t *testing.T) {
 	}
 }
 
-// A result that is closed early may meet its error then: the caller is told, and
-// what that error has ended is over.
-func TestFailureOfRowsClose(t *testing.T) {
-	b := &commitDB{failClose: fakedb.ServerError(1213, "Deadlock found")}
-	p := b.pool(t)
-	tx, err := p.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	rows, err := tx.Query("SELECT v FROM t FOR UPDATE")
-	if err != nil || !rows.Next() {
-		t.Fatalf("no rows: %v", err)
-	}
-	if err := rows.Close(); !labtest.IsServerError(err, 1213) {
-		t.Errorf("Close: %v, want the deadlock", err)
-	}
-	if _, err := tx.Exec("INSERT"); !errors.Is(err, livepool.ErrPoisoned) {
-		t.Errorf("the next statement: %v, want ErrPoisoned", err)
-	}
-	if err := tx.Commit(); !errors.Is(err, livepool.ErrPoisoned) || b.rows != 0 {
-		t.Errorf("Commit: %v, %d rows", err, b.rows)
-	}
-}
-
-// A session whose connection is found dead takes one that is ready in its place,
-// and does not wait for a dial.
-func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakedb.DB{OnConnect: func(_ context.Context, n int64) error {
-			if n > 2 {
-				time.Sleep(time.Second)
-			}
-			return nil
-		}}
-		p := openFake(t, f, func(c *livepool.Config) { c.MinIdle = 2 })
-		synctest.Wait()
-		used := fakedb.ServedBy(t, p) // one of the two that are ready, and now database/sql's
-		time.Sleep(time.Second)
-		f.Conns()[used-1].Dead.Store(true)
-		start := time.Now()
-		if err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
-			if id := fakedb.ServedBy(t, s); id == used || time.Since(start) != 0 {
-				t.Errorf("served by connection %d after %s, want another than %d at once", id, time.Since(start), used)
-			}
-			return nil
-		}); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// openBare opens a sql.DB on a connector of livepool's, for which nothing runs in
-// the background: whatever is wrong with a connection is found at its checkout.
-func openBare(t *testing.T, f *fakedb.DB, change func(*livepool.Config)) *sql.DB {
-	t.Helper()
-	cfg := livepool.NewConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
-	change(cfg)
-	c, err := livepool.NewConnector(f, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	db := sql.OpenDB(c)
-	db.SetMaxIdleConns(10)
-	t.Cleanup(func() { db.Close() })
-	return db
-}
-
-// The news that a connection was closed has the others pinged at their checkout,
-// also where nobody does it in the background before.
-func TestHangUpIsNewsWithoutAPool(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakedb.DB{}
-		db := openBare(t, f, func(*livepool.Config) {})
-		fakedb.Warm(t, db, 3)
-		last := f.Conns()[2]
-		last.Dead.Store(true)
-		if _, err := db.Exec("DO 1"); !errors.Is(err, fakedb.ErrGone) {
-			t.Fatalf("got %v from a connection that is gone", err)
-		}
-		time.Sleep(time.Millisecond)
-		for range 2 {
-			fakedb.Warm(t, db, 2)
-			if n := f.Pings.Load(); n != 2 {
-				t.Errorf("%d pings, want one of each of the others", n)
-			}
-		}
-	})
-}
-
-func TestAgeLimitHoldsWithoutAPool(t *testing.T) {
+// Whatever has ended a transaction, nothing more runs in it, by whatever way it
+// is sent; what has not ended it leaves it alone.
+func TestNothingRunsInATransactionThatIsOver(t *testing.T) {
 	for _, tt := range []struct {
-		age  time.Duration
-		want int64
+		name string
+		err  error
+		over bool
 	}{
-		{time.Minute - time.Nanosecond, 1},
-		{time.Minute, 2},
+		{"deadlock", fakedb.ServerError(1213, "Deadlock found"), true},
+		{"lost connection", mysql.ErrInvalidConn, true},
+		{"COMMIT failed half-way", fakedb.ServerError(1180, "Got error 6 during COMMIT"), true},
+		{"Galera node without quorum", fakedb.ServerError(1047, "WSREP has not yet prepared node for application use"), true},
+		{"Group Replication rolled back", fakedb.ServerError(3101, "Plugin instructed the server to rollback"), true},
+		{"duplicate key", fakedb.ServerError(1062, "Duplicate entry"), false},
+		{"syntax", fakedb.ServerError(1064, "You have an error"), false},
+		{"read-only server", fakedb.ServerError(1290, readOnlyText), false},
+		{"query killed", fakedb.ServerError(1317, "Query execution was interrupted"), false},
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			db := openBare(t, &fakedb.DB{}, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
-			fakedb.ServedBy(t, db)
-			time.Sleep(tt.age)
-			if id := fakedb.ServedBy(t, db); id != tt.want {
-				t.Errorf("at the age of %s: served by connection %d, want %d", tt.age, id, tt.want)
+		t.Run(tt.name, func(t *testing.T) {
+			f := &fakedb.DB{}
+			p := labtest.OpenFake(t, f, nil)
+			tx, err := p.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			prepared, err := tx.Prepare("INSERT INTO t VALUES (?)")
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.OnExec = func(context.Context, *fakedb.Conn, string) error { return tt.err }
+			if _, err := tx.Exec("UPDATE t SET a = 1"); !errors.Is(err, tt.err) {
+				t.Fatalf("got %v", err)
+			}
+			f.OnExec = nil
+			sent := f.Execs.Load()
+			_, exec := tx.Exec("INSERT INTO t VALUES (1)")
+			_, execPrepared := prepared.Exec(1)
+			_, prepare := tx.Prepare("SELECT 1")
+			for what, err := range map[string]error{"Exec": exec, "prepared Exec": execPrepared, "Prepare": prepare, "Commit": tx.Commit()} {
+				if errors.Is(err, livepool.ErrPoisoned) != tt.over {
+					t.Errorf("%s: %v", what, err)
+				}
+				if tt.over && !errors.Is(err, tt.err) {
+					t.Errorf("%s: %v does not say why", what, err)
+				}
+			}
+			if n := f.Execs.Load() - sent; (n == 0) != tt.over {
+				t.Errorf("%d statements were sent afterwards", n)
 			}
 		})
 	}
 }
 
-// A unit that was refused by a server that is read-only by now does not meet it
-// again by each of the connections that are left of it.
-func TestRefusedUnitMeetsNoOtherOldConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
-		fakedb.Warm(t, p.DB, 5)
-		f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
-			if c.ID <= 5 {
-				return fakedb.ServerError(1290, readOnlyText)
-			}
+// The next transaction on the connection is a new one.
+func TestPoisonEndsWithItsTransaction(t *testing.T) {
+	f := &fakedb.DB{}
+	p := labtest.OpenFake(t, f, nil)
+	tx, err := p.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.OnExec = func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1213, "Deadlock found") }
+	tx.Exec("UPDATE t SET a = 1")
+	f.OnExec = nil
+	tx.Rollback()
+	if tx, err = p.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	if id := fakedb.ServedBy(t, tx); id != 1 {
+		t.Errorf("served by connection %d, want the same", id)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A goroutine that outlives its unit leaves no transaction behind.
+func TestLateGoroutineOfAUnit(t *testing.T) {
+	f := &fakedb.DB{}
+	p := labtest.OpenFake(t, f, nil)
+	for range 200 {
+		done := make(chan struct{})
+		if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			go func() {
+				defer close(done)
+				s.ExecContext(ctx, "INSERT INTO t VALUES (1)")
+			}()
 			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
-		if err := p.WithSession(t.Context(), labtest.Insert(1), livepool.MaxAttempts(2)); err != nil {
-			t.Errorf("got %v, want success at the second attempt", err)
+		<-done
+		if n := p.Stats().InUse; n != 0 {
+			t.Fatalf("%d connections in use after the unit", n)
 		}
-	})
+	}
 }
