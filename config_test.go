@@ -1,6 +1,7 @@
 package livepool_test
 
 import (
+	"fmt"
 	"log/slog"
 	"math"
 	"reflect"
@@ -12,6 +13,54 @@ import (
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
+
+// A DSN that was put together wrong, or whose password was not escaped, is read
+// in odd ways. However it is read, no error and no log shows the password.
+func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
+	const secret = "s3cret"
+	for _, dsn := range []string{
+		"app:s3cret(127.0.0.1:1)/shop",
+		"app:s3cret tcp(127.0.0.1:1)/shop",
+		"app:s3cret:tcp(127.0.0.1:1)/shop",
+		"app:a@s3cret:tcp(127.0.0.1:1)/shop",
+		"app:x(s3cret)/y@tcp(127.0.0.1:1)",
+		"app:p/x?s3cret=1@tcp(h)",
+		"app:p/s3cret?x=1",
+		"app:p/x?pool_s3cret",
+		"app:p/x?pool_s3cret@tcp(h:1)",
+		"app:p/x?pool_size=s3cret&q@tcp(h:1)",
+		"app:p/x?loc=s3cret&q@tcp(h:1)",
+		"app:a@tcp/x?pool_size=s3cret@tcp(h:1)",
+		"app:a@tcp/x?loc=s3cret&q@tcp(h:1)",
+		"app:s3cret@tcp(127.0.0.1:1)/shop",
+		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_sise=1",
+		"app:s3cret@tcp(127.0.0.1:1)/shop?loc=nowhere",
+		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_connect_timeout=1ns",
+	} {
+		cfg, err := livepool.ParseDSN(dsn)
+		if err != nil {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: %v", dsn, err)
+			}
+			continue
+		}
+		var log labtest.Buffer
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		p, err := livepool.OpenConfig(cfg)
+		if err == nil {
+			err = p.Ping()
+			p.Close()
+		}
+		if err == nil {
+			t.Errorf("%s: a ping succeeded", dsn)
+		} else if strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", dsn, err)
+		}
+		if strings.Contains(log.String(), secret) {
+			t.Errorf("%s: the log has %s", dsn, log.String())
+		}
+	}
+}
 
 const base = "app:s3cret@tcp(db.example:3306)/shop"
 
@@ -288,15 +337,102 @@ func TestConnectTimeoutAndTheDriversOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var log labtest.Log
+		var log labtest.CapturedLog
 		cfg.Logger = slog.New(&log)
 		p, err := livepool.OpenConfig(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		p.Close()
-		if cfg.ConnectTimeout != want.timeout || (len(log.About("pool_connect_timeout")) == 1) != want.warns {
-			t.Errorf("%q: %s, %q", params, cfg.ConnectTimeout, log.About(""))
+		if cfg.ConnectTimeout != want.timeout || (len(log.LinesWith("pool_connect_timeout")) == 1) != want.warns {
+			t.Errorf("%q: %s, %q", params, cfg.ConnectTimeout, log.LinesWith(""))
+		}
+	}
+}
+
+// Whichever way a Config is printed, the password is not in it.
+func TestConfigPrintsWithoutThePassword(t *testing.T) {
+	cfg, err := livepool.ParseDSN("app:s3cret@tcp(db:3306)/shop?pool_size=7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("opening", "config", cfg, "by value", *cfg)
+	for _, text := range []string{
+		fmt.Sprintf("%s %v %+v %#v", cfg, cfg, cfg, cfg), fmt.Sprintf("%s %v %+v %#v", *cfg, *cfg, *cfg, *cfg),
+		fmt.Sprint(struct{ C *livepool.Config }{cfg}), log.String(),
+	} {
+		if strings.Contains(text, "s3cret") {
+			t.Errorf("the password is in %s", text)
+		}
+	}
+	if text := cfg.String(); !strings.Contains(text, "app@tcp(db:3306)/shop") || !strings.Contains(text, "pool_size=7") {
+		t.Errorf("%s does not say what is set", text)
+	}
+}
+
+// An error says where the connection would have led, as the driver fills it in.
+func TestAddressIsWhatTheDriverDials(t *testing.T) {
+	cfg := livepool.NewConfig()
+	cfg.MySQL = &mysql.Config{Addr: "127.0.0.1:1"}
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.PingContext(t.Context()); err == nil || !strings.Contains(err.Error(), "tcp(127.0.0.1:1)") {
+		t.Errorf("got %v, want the address in it", err)
+	}
+}
+
+// A setting that was misspelt, or is called so by another pool, is an error at
+// Open that says what was meant. Without that it would become a variable of the
+// server, and fail at every connect.
+func TestNearMissesAreToldAtOpen(t *testing.T) {
+	for name, meant := range map[string]string{
+		"poolsize": "pool_size", "poolSize": "pool_size", "pool%5Fsize": "pool_size", "POOL_SIZE": "pool_size",
+		"pool_sise": "pool_size", "pool-size": "pool_size", "maximumPoolSize": "pool_size", "SetMaxOpenConns": "pool_size",
+		"max_open_conns": "pool_size", "max_overflow": "pool_max_overflow", "maxOverflow": "pool_max_overflow",
+		"pool_max_conns": "pool_size", "maxLifetime": "pool_recycle", "connMaxLifetime": "pool_recycle",
+		"pool_max_conn_lifetime": "pool_recycle", "recycle": "pool_recycle", "pre_ping": "pool_pre_ping",
+		"pool_preping": "pool_pre_ping", "minimumIdle": "pool_min_idle", "min_idle": "pool_min_idle", "idleTimeout": "pool_idle_timeout",
+		"connectionTimeout": "pool_timeout", "leakDetectionThreshold": "pool_leak_after", "pool_keep_alive": "pool_keepalive",
+	} {
+		_, err := livepool.Open(base + "?parseTime=true&" + name + "=3")
+		if err == nil || !strings.Contains(err.Error(), "did you mean "+meant+"?") || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: got %v, want to be asked whether %s was meant", name, err, meant)
+		}
+	}
+	for _, name := range []string{"timeout", "sql_mode", "wait_timeout", "lock_wait_timeout", "max_statement_time", "net_read_timeout", "time_zone", "max_allowed_packet", "idle_transaction_timeout"} {
+		if _, err := livepool.ParseDSN(base + "?" + name + "=3s"); err != nil {
+			t.Errorf("%s, which is the driver's or the server's: %v", name, err)
+		}
+	}
+	if _, err := livepool.Open(base + "?pooled=3"); err == nil || !strings.Contains(err.Error(), "known are") {
+		t.Errorf("pooled: got %v, want what is known", err)
+	}
+	cfg := livepool.NewConfig()
+	cfg.MySQL = mysql.NewConfig()
+	cfg.MySQL.Params = map[string]string{"pool_size": "3"} // read by the driver's ParseDSN
+	if _, err := livepool.OpenConfig(cfg); err == nil || !strings.Contains(err.Error(), "Config.PoolSize") {
+		t.Errorf("got %v, want the field to set", err)
+	}
+}
+
+// Words are read as the driver reads them, and as SQLAlchemy's users write them.
+func TestWordsAreReadInAnyCase(t *testing.T) {
+	for params, want := range map[string]func(c *livepool.Config) bool{
+		"pool_pre_ping=True":        func(c *livepool.Config) bool { return c.PrePing == livepool.PrePingIdle },
+		"pool_pre_ping=1":           func(c *livepool.Config) bool { return c.PrePing == livepool.PrePingIdle },
+		"pool_pre_ping=FALSE":       func(c *livepool.Config) bool { return c.PrePing == livepool.PrePingOff },
+		"pool_pre_ping=0":           func(c *livepool.Config) bool { return c.PrePing == livepool.PrePingOff },
+		"pool_kill_abandoned=TRUE":  func(c *livepool.Config) bool { return c.KillAbandoned },
+		"pool_kill_abandoned=False": func(c *livepool.Config) bool { return !c.KillAbandoned },
+		"pool_beacon=Off":           func(c *livepool.Config) bool { return c.Beacon == livepool.BeaconOff },
+		"pool_recycle=-1":           func(c *livepool.Config) bool { return c.Recycle == 0 },
+	} {
+		if cfg, err := livepool.ParseDSN(base + "?" + params); err != nil || !want(cfg) {
+			t.Errorf("%s: %v, %v", params, cfg, err)
 		}
 	}
 }

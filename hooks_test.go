@@ -1,9 +1,12 @@
 package livepool_test
 
-// What waits for a commit: each function once, whatever the others do.
+// What waits for a commit, and what calls a unit with an id.
 
 import (
+	"bytes"
 	"context"
+	"encoding/gob"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"runtime"
@@ -17,10 +20,38 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
+func TestOncePerIDTakesAName(t *testing.T) {
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	job := livepool.Job(p, func(context.Context, *livepool.Session, int) error {
+		t.Error("run, although nothing keeps it from being run twice")
+		return nil
+	}, livepool.OncePerID(""))
+	if err := job(t.Context(), 5); err == nil || !strings.Contains(err.Error(), "OncePerID") {
+		t.Errorf("error %v, want one about OncePerID", err)
+	}
+}
+
+func TestSessionsAndPoolsAreNotSerialised(t *testing.T) {
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		for name, v := range map[string]any{"session": s, "pool": p} {
+			if _, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
+				t.Errorf("json of a %s: %v", name, err)
+			}
+			if err := gob.NewEncoder(new(bytes.Buffer)).Encode(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
+				t.Errorf("gob of a %s: %v", name, err)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A hook is never lost: neither that of an inner unit that has ended, nor one that
 // a hook adds, nor one that comes when all others have run.
 func TestNoHookIsLost(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	var ran []string
 	hook := func(name string) func(context.Context) { return func(context.Context) { ran = append(ran, name) } }
 	var outer, inner, deep, undone *livepool.Session
@@ -72,8 +103,8 @@ func TestNoHookIsLost(t *testing.T) {
 
 // The work is applied, whatever becomes of what follows it.
 func TestHookThatPanics(t *testing.T) {
-	log := &labtest.Log{}
-	p := openFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.Logger = slog.New(log) })
+	log := &labtest.CapturedLog{}
+	p := labtest.OpenFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.Logger = slog.New(log) })
 	var ran []string
 	unit := func(how func()) error {
 		ran = nil
@@ -83,10 +114,10 @@ func TestHookThatPanics(t *testing.T) {
 			return labtest.Work(ctx, s)
 		}, livepool.Name("mailer"))
 	}
-	if err := unit(func() { explodeInAHook() }); err != nil || !slices.Equal(ran, []string{"first", "second"}) {
+	if err := unit(func() { panicInHook() }); err != nil || !slices.Equal(ran, []string{"first", "second"}) {
 		t.Errorf("%v, ran %v", err, ran)
 	}
-	said := log.About("AfterCommit has panicked")
+	said := log.LinesWith("AfterCommit has panicked")
 	if len(said) != 1 || !strings.Contains(said[0], "unit=mailer") || !strings.Contains(said[0], "boom") || !strings.Contains(said[0], "explodeInAHook") {
 		t.Errorf("the log says %q", said)
 	}
@@ -100,13 +131,13 @@ func TestHookThatPanics(t *testing.T) {
 	}
 }
 
-func explodeInAHook() { panic("boom") }
+func panicInHook() { panic("boom") }
 
 // A programmer's error is told where it is made, before anything is committed.
 func TestNilHook(t *testing.T) {
 	commits := 0
 	f := &fakedb.DB{OnCommit: func(*fakedb.Conn) error { commits++; return nil }}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	defer func() {
 		if r := recover(); r == nil || commits != 0 {
 			t.Errorf("recovered %v after %d commits", r, commits)
@@ -122,8 +153,8 @@ func TestNilHook(t *testing.T) {
 // The context of a hook has the caller's values, and neither end nor session.
 func TestContextOfAHook(t *testing.T) {
 	type key struct{}
-	p := openFake(t, &fakedb.DB{}, nil)
-	other := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	other := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), key{}, "value"), time.Minute)
 	ran := false
 	err := other.WithSession(ctx, func(ctx context.Context, _ *livepool.Session) error {

@@ -6,14 +6,17 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/DATA-DOG/go-sqlmock"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 func TestPrePingModes(t *testing.T) {
@@ -32,7 +35,7 @@ func TestPrePingModes(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
-				p := openFake(t, f, func(c *livepool.Config) { c.PrePing = tt.mode })
+				p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PrePing = tt.mode })
 				fakedb.ServedBy(t, p)
 				for range 10 {
 					time.Sleep(tt.idle)
@@ -52,7 +55,7 @@ func TestPrePingModes(t *testing.T) {
 func TestDeadIdleConnectionsNeverReachTheCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 8)
 		f.Kill()
 		time.Sleep(time.Minute)
@@ -76,7 +79,7 @@ func TestNoCallerWaitsForWhatIsSuspect(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 10)
 		f.Kill()
 		time.Sleep(10 * time.Second)
@@ -115,7 +118,7 @@ func TestSilenceSparesTheProved(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		held, err := p.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -140,7 +143,7 @@ func TestSilenceSparesTheProved(t *testing.T) {
 func TestHangUpMakesTheOthersProveThemselves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 3)
 		f.Conns()[2].Dead.Store(true) // the one that was returned last
 		time.Sleep(100 * time.Millisecond)
@@ -171,7 +174,7 @@ func TestCallersCancelIsNoDeath(t *testing.T) {
 				return nil
 			}
 		}}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 2)
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -194,17 +197,17 @@ func TestWhateverTheDriversResetSaysTheConnectionIsNotHandedOut(t *testing.T) {
 		}
 		return nil
 	}}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	fakedb.ServedBy(t, p) // its first use resets it too, finds it bad, and renews it in place
 	if id := fakedb.ServedBy(t, p); id != 2 {
 		t.Errorf("served by connection %d, want 2", id)
 	}
 }
 
-// park leaves a connection in the pool that was opened for a waiter who gave up:
+// leaveUnclaimed leaves a connection in the pool that was opened for a waiter who gave up:
 // one is in use, and turns out bad; a new one is opened for the waiter, slowly,
 // and he gives up meanwhile.
-func park(t *testing.T, f *fakedb.DB, db *sql.DB) {
+func leaveUnclaimed(t *testing.T, f *fakedb.DB, db *sql.DB) {
 	t.Helper()
 	db.SetMaxOpenConns(1)
 	f.OnConnect = func(_ context.Context, n int64) error {
@@ -247,14 +250,14 @@ func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
 			return db
 		}, fakedb.ErrGone},
 		{"livepool", func(t *testing.T, f *fakedb.DB) *sql.DB {
-			return openFake(t, f, func(c *livepool.Config) { c.ConnectTimeout = time.Minute }).DB
+			return labtest.OpenFake(t, f, func(c *livepool.Config) { c.ConnectTimeout = time.Minute }).DB
 		}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
 				db := tt.open(t, f)
-				park(t, f, db)
+				leaveUnclaimed(t, f, db)
 				f.Kill()
 				c, err := db.Conn(t.Context())
 				if err != nil {
@@ -281,7 +284,7 @@ func TestPingReplacesAStaleConnection(t *testing.T) {
 	}
 
 	f = &fakedb.DB{}
-	p := openFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
+	p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
 	fakedb.ServedBy(t, p)
 	f.Kill()
 	if err := p.PingContext(t.Context()); err != nil {
@@ -295,7 +298,7 @@ func TestPingReplacesAStaleConnection(t *testing.T) {
 // What a caller has set on its connection is never lost silently.
 func TestPingDoesNotReplaceAConnectionThatIsInUse(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	c, err := p.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -320,7 +323,7 @@ func TestPingIsBounded(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.ServedBy(t, p)
 		start := time.Now()
 		if err := p.Ping(); err != nil {
@@ -337,7 +340,7 @@ func TestPingIsBounded(t *testing.T) {
 func TestCheckThatAnEndedContextPreventedIsMadeUpFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 1)
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -359,14 +362,14 @@ func TestCheckThatAnEndedContextPreventedIsMadeUpFor(t *testing.T) {
 	})
 }
 
-// setUp is a connector of a user's that sets up each connection in its Connect,
+// wrappingConnector is a connector of a user's that sets up each connection in its Connect,
 // as tracing and configuration wrappers do.
-type setUp struct {
+type wrappingConnector struct {
 	driver.Connector
 	pings bool
 }
 
-func (s setUp) Connect(ctx context.Context) (driver.Conn, error) {
+func (s wrappingConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := s.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
@@ -423,9 +426,9 @@ func TestNothingIsReplacedBeneathAWrapper(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					db := sql.OpenDB(setUp{ctr, pings})
+					db := sql.OpenDB(wrappingConnector{ctr, pings})
 					defer db.Close()
-					park(t, f, db)
+					leaveUnclaimed(t, f, db)
 					f.Kill()
 					if err := tt.use(t, db); !errors.Is(err, tt.want) || tt.want == nil && err != nil {
 						t.Errorf("on a parked connection that has died: %v, want %v", err, tt.want)
@@ -439,5 +442,39 @@ func TestNothingIsReplacedBeneathAWrapper(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// A test of a health check on sqlmock sees the failure that it asked for; one
+// that the server may have closed is still replaced, and the fresh one pinged.
+func TestPingOfAnyDriverSaysWhatTheDriverSays(t *testing.T) {
+	dsn := fmt.Sprint("ping ", time.Now().UnixNano())
+	db, mock, err := sqlmock.NewWithDSN(dsn, sqlmock.MonitorPingsOption(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	p := labtest.Open(t, dsnConnector{db.Driver(), dsn}, nil)
+	sick := errors.New("sick")
+	mock.ExpectPing().WillReturnError(sick)
+	mock.ExpectPing()
+	if err := p.PingContext(t.Context()); err != sick {
+		t.Errorf("got %v, want what the driver says", err)
+	}
+	if err := p.PingContext(t.Context()); err != nil {
+		t.Errorf("well again: %v", err)
+	}
+	mock.ExpectClose()
+
+	f := &fakedb.DB{}
+	p = labtest.OpenFake(t, f, nil)
+	fakedb.Warm(t, p.DB, 1)
+	f.Kill()
+	if err := p.PingContext(t.Context()); err != nil || f.Connects.Load() != 2 {
+		t.Errorf("got %v, %d connections, want another in place of the dead one", err, f.Connects.Load())
+	}
+	f.OnPing = func(context.Context, *fakedb.Conn) error { return io.ErrUnexpectedEOF }
+	if err := p.PingContext(t.Context()); err == nil {
+		t.Error("every ping fails, and PingContext says nil")
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,8 +19,20 @@ import (
 	"github.com/DATA-DOG/go-sqlmock"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 	"go.uber.org/goleak"
 )
+
+// A pool in what is to be serialised, as an argument of a job, is a mistake
+// that is told at once, at whatever depth it lies.
+func TestPoolInsideAnotherValueRefusesJSON(t *testing.T) {
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	for _, v := range []any{p, []any{p}, map[string]any{"pool": p}, struct{ Pool *livepool.Pool }{p}} {
+		if b, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
+			t.Errorf("json of %s: %s, %v", reflect.TypeOf(v), b, err)
+		}
+	}
+}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(withExamples{m}) }
 
@@ -49,7 +63,7 @@ func TestPoolSizes(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := &fakedb.DB{}
-			p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = tt.size, tt.overflow })
+			p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = tt.size, tt.overflow })
 			fakedb.Warm(t, p.DB, tt.take)
 			if got := p.Stats().MaxOpenConnections; got != tt.limit {
 				t.Errorf("limit %d, want %d", got, tt.limit)
@@ -64,7 +78,7 @@ func TestPoolSizes(t *testing.T) {
 func TestIdleTimeoutClosesConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) { c.IdleTimeout = time.Minute })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.IdleTimeout = time.Minute })
 		fakedb.Warm(t, p.DB, 5)
 		time.Sleep(3 * time.Minute)
 		if n := f.OpenConns(); n != 0 {
@@ -177,7 +191,7 @@ func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
 		took time.Duration
 	}{
 		{"plain serves the last after four connects", func(f *fakedb.DB) *sql.DB { return sql.OpenDB(f) }, 4 * time.Second},
-		{"livepool", func(f *fakedb.DB) *sql.DB { return openFake(t, f, nil).DB }, time.Second},
+		{"livepool", func(f *fakedb.DB) *sql.DB { return labtest.OpenFake(t, f, nil).DB }, time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -222,7 +236,7 @@ func TestWaitersOpenTheirConnectionsAtTheSameTime(t *testing.T) {
 // asked of it first, and can be tried again when it could not be opened.
 func TestFirstUseOfAWaitersConnection(t *testing.T) {
 	waiters := func(t *testing.T, f *fakedb.DB) *sql.Conn {
-		db := openFake(t, f, nil).DB
+		db := labtest.OpenFake(t, f, nil).DB
 		db.SetMaxOpenConns(1)
 		held, err := db.Conn(t.Context())
 		if err != nil {
@@ -318,7 +332,7 @@ func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}}
-		p := openFake(t, f, func(c *livepool.Config) { c.OutageWait = 0 })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.OutageWait = 0 })
 		start := time.Now()
 		_, err := p.ExecContext(t.Context(), "DO 1")
 		if took := time.Since(start); took != 5*time.Second {
@@ -332,7 +346,7 @@ func TestConnectTimeoutIsToldFromTheCallersDeadline(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		p = openFake(t, f, nil)
+		p = labtest.OpenFake(t, f, nil)
 		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want the caller's own deadline", err)
 		}
@@ -399,7 +413,8 @@ type dsnConnector struct {
 }
 
 func (c dsnConnector) Connect(context.Context) (driver.Conn, error) { return c.driver.Open(c.dsn) }
-func (c dsnConnector) Driver() driver.Driver                        { return c.driver }
+
+func (c dsnConnector) Driver() driver.Driver { return c.driver }
 
 func TestConnForwardsAllOptionalInterfaces(t *testing.T) {
 	ctr, err := livepool.NewConnector(&fakedb.DB{}, nil)
@@ -431,8 +446,50 @@ func TestConnForwardsAllOptionalInterfaces(t *testing.T) {
 }
 
 func TestGetDBConnIsTheDB(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	if db, err := p.GetDBConn(); err != nil || db != p.DB {
 		t.Errorf("got %v, %v", db, err)
 	}
+}
+
+// Close ends what waits for it, and nothing is opened afterwards.
+func TestCloseLeavesNobodyWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{}
+		p := labtest.OpenFake(t, f, func(cfg *livepool.Config) { cfg.PoolSize, cfg.MaxOverflow = 1, 0 })
+		held, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		busy := make(chan struct{})
+		unit := func(ctx context.Context, s *livepool.Session) error {
+			_, err := s.ExecContext(ctx, "UPDATE t SET a = 1")
+			<-busy
+			return err
+		}
+		done := make(chan error, 2)
+		for range 2 { // one waits for a connection, the other for a place
+			go func() { done <- p.WithSession(t.Context(), unit) }()
+			synctest.Wait()
+		}
+		start := time.Now()
+		p.Close()
+		close(busy)
+		for range 2 {
+			if err := <-done; err == nil || errors.Is(err, livepool.ErrPoolTimeout) {
+				t.Errorf("got %v, want to be told that the pool is closed", err)
+			}
+		}
+		if waited := time.Since(start); waited > time.Second {
+			t.Errorf("units waited for %s after Close", waited)
+		}
+		f.Kill()
+		if err := held.PingContext(t.Context()); err == nil {
+			t.Error("a ping on a connection that is held beyond Close says nil")
+		}
+		if n := f.Connects.Load(); n != 1 {
+			t.Errorf("%d connections opened, want none after Close", n-1)
+		}
+		held.Close()
+	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // Connections born together die one by one, over the share of their age that
@@ -25,7 +26,7 @@ func TestAgeLimitsAreSpread(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
-				p := openFake(t, f, func(c *livepool.Config) {
+				p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 					c.PoolSize, c.Recycle, c.RecycleJitter = 100, 2*time.Second, 0.5
 				})
 				fakedb.Warm(t, p.DB, 100)
@@ -64,7 +65,7 @@ func TestAgeLimitsAreSpread(t *testing.T) {
 func TestAgeLimitIsExactBelowASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = 250*time.Millisecond, 0 })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = 250*time.Millisecond, 0 })
 		fakedb.ServedBy(t, p)
 		time.Sleep(250*time.Millisecond - time.Nanosecond)
 		if id := fakedb.ServedBy(t, p); id != 1 {
@@ -81,7 +82,7 @@ func TestAgeLimitIsExactBelowASecond(t *testing.T) {
 func TestRecycleZeroIsNoLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 0, 0 })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 0, 0 })
 		fakedb.ServedBy(t, p)
 		time.Sleep(10000 * time.Hour)
 		if id := fakedb.ServedBy(t, p); id != 1 {
@@ -96,7 +97,7 @@ func TestOneInUsePastItsLimitIsNotKept(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			f := &fakedb.DB{}
-			p := openFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
+			p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.Recycle, c.RecycleJitter = time.Minute, 0 })
 			c, err := p.Conn(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -119,7 +120,7 @@ func TestOneInUsePastItsLimitIsNotKept(t *testing.T) {
 func TestRecycleReplacesAllThatExist(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 5)
 		held, err := p.Conn(t.Context())
 		if err != nil {
@@ -153,7 +154,7 @@ func TestRecycleReachesConnectionsBeingOpened(t *testing.T) {
 			}
 			return nil
 		}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		var wg sync.WaitGroup
 		wg.Go(func() { fakedb.ServedBy(t, p) })
 		synctest.Wait()
@@ -170,7 +171,7 @@ func TestRecycleReachesConnectionsBeingOpened(t *testing.T) {
 func TestReplacementThatFailsCostsNoCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 3, 0 })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 3, 0 })
 		fakedb.Warm(t, p.DB, 3)
 		f.OnConnect = func(context.Context, int64) error { return errors.New("server is down") }
 		p.Recycle()
@@ -191,7 +192,7 @@ func TestReplacementThatFailsCostsNoCaller(t *testing.T) {
 // without ever talking over each other; the race detector watches.
 func TestReplacementUnderLoad(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, func(c *livepool.Config) {
+	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 		c.PoolSize, c.Recycle, c.RecycleJitter = 4, 5*time.Millisecond, 0.9
 	})
 	s, err := p.Prepare("INSERT INTO t VALUES (?)")
@@ -219,7 +220,7 @@ func TestReplacementUnderLoad(t *testing.T) {
 func TestNoLimitOverflows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) {
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 			c.Recycle, c.RecycleJitter, c.IdleTimeout = math.MaxInt64, 0.5, 0
 		})
 		time.Sleep(time.Hour)

@@ -1,5 +1,7 @@
 package livepool_test
 
+// What is run again, for how long, and how a COMMIT whose answer was lost is resolved.
+
 import (
 	"context"
 	"errors"
@@ -17,11 +19,12 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// waits are the waits of a test: a second each, or none at all.
-type waits struct{ d time.Duration }
+// fixedBackOff are the waits of a test: a second each, or none at all.
+type fixedBackOff struct{ d time.Duration }
 
-func (w waits) NextBackOff() time.Duration { return w.d }
-func (w waits) Reset()                     {}
+func (w fixedBackOff) NextBackOff() time.Duration { return w.d }
+
+func (w fixedBackOff) Reset() {}
 
 func TestBoundsOfRetrying(t *testing.T) {
 	deadlock := fakedb.ServerError(1213, "Deadlock found")
@@ -54,8 +57,8 @@ func TestBoundsOfRetrying(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
-				p := openFake(t, f, func(c *livepool.Config) {
-					c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+				p := labtest.OpenFake(t, f, func(c *livepool.Config) {
+					c.BackOff = func() backoff.BackOff { return fixedBackOff{time.Second} }
 					if tt.change != nil {
 						tt.change(c)
 					}
@@ -98,7 +101,7 @@ func TestBoundsOfRetrying(t *testing.T) {
 func TestWhyAUnitWhoseContextEndedIsNotRunAgain(t *testing.T) {
 	for _, opts := range [][]livepool.SessionOption{nil, {livepool.VerifyCommit()}} {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		f.OnExec = func(_ context.Context, _ *fakedb.Conn, query string) error {
 			if strings.HasPrefix(query, "UPDATE") {
@@ -123,8 +126,8 @@ func TestWhyAUnitWhoseContextEndedIsNotRunAgain(t *testing.T) {
 func TestUnresolvedCommitStaysUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) {
-			c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) {
+			c.BackOff = func() backoff.BackOff { return fixedBackOff{time.Second} }
 			c.MaxElapsed = 5 * time.Second
 		})
 		f.OnCommit = func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }
@@ -145,7 +148,7 @@ func TestUnresolvedCommitStaysUnknown(t *testing.T) {
 // Without a key a lost COMMIT is never followed by another attempt.
 func TestLostCommitIsNotRepeated(t *testing.T) {
 	f := &fakedb.DB{OnCommit: func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	ran := 0
 	err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
 		ran++
@@ -174,7 +177,7 @@ func TestMaxAttemptsHoldsAfterALostCommitWasSettled(t *testing.T) {
 			return nil
 		},
 	}
-	p := openFake(t, f, func(c *livepool.Config) {
+	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 		c.BackOff = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
 	})
 	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -189,7 +192,7 @@ func TestMaxAttemptsHoldsAfterALostCommitWasSettled(t *testing.T) {
 
 // An error that has nothing to do with the database.
 func TestUnitForeignErrorIsRetried(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	tries := 0
 	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 		tries++
@@ -205,7 +208,7 @@ func TestUnitForeignErrorIsRetried(t *testing.T) {
 func TestMaxElapsedDuringTheFirstConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{OnConnect: func(ctx context.Context, n int64) error { <-ctx.Done(); return ctx.Err() }}
-		p := openFake(t, f, func(c *livepool.Config) { c.MaxElapsed = 200 * time.Millisecond })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.MaxElapsed = 200 * time.Millisecond })
 		err := p.WithSession(context.Background(), labtest.Work)
 		if err == nil {
 			t.Fatal("nil")
@@ -223,7 +226,7 @@ func TestMaxElapsedDuringTheFirstConnect(t *testing.T) {
 func TestRetryRepeatsACommitOfUnknownOutcome(t *testing.T) {
 	f := &fakedb.DB{}
 	f.OnCommit = func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	tries := 0
 	err := p.Retry(t.Context(), func(ctx context.Context) error {
 		if tries++; tries == 2 {
@@ -257,7 +260,7 @@ func TestWhatAFunctionDoesBeforeItAsksIsNotCounted(t *testing.T) {
 				f := &fakedb.DB{}
 				attempts := 0
 				f.OnExec = func(context.Context, *fakedb.Conn, string) error { return fails(attempts) }
-				p := openFake(t, f, func(c *livepool.Config) { c.MaxElapsed = 5 * time.Second; c.PoolSize = 0 })
+				p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.MaxElapsed = 5 * time.Second; c.PoolSize = 0 })
 				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 					attempts++
 					time.Sleep(time.Minute)
@@ -275,8 +278,8 @@ func TestWhatAFunctionDoesBeforeItAsksIsNotCounted(t *testing.T) {
 func TestMaxElapsedCountsFromTheFirstAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{OnExec: func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1213, "Deadlock found") }}
-		p := openFake(t, f, func(c *livepool.Config) {
-			c.BackOff = func() backoff.BackOff { return waits{time.Second} }
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) {
+			c.BackOff = func() backoff.BackOff { return fixedBackOff{time.Second} }
 			c.MaxAttempts, c.MaxElapsed = 1000, 5*time.Second
 		})
 		attempts := 0
@@ -295,7 +298,7 @@ func TestMaxElapsedCountsFromTheFirstAsking(t *testing.T) {
 // The caller of a unit gets what its function said and what the connection said.
 func TestErrorOfTheFunctionAndItsCause(t *testing.T) {
 	f := &fakedb.DB{OnExec: func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1213, "Deadlock found") }}
-	p := openFake(t, f, func(c *livepool.Config) {
+	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 		c.BackOff = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
 	})
 	own := errors.New("the order could not be saved")
@@ -311,7 +314,7 @@ func TestErrorOfTheFunctionAndItsCause(t *testing.T) {
 // A retried function whose context has ended says what it says, and is not tried
 // again.
 func TestRetryWhoseContextEnds(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	tries := 0
 	err := p.Retry(ctx, func(context.Context) error {
@@ -321,5 +324,137 @@ func TestRetryWhoseContextEnds(t *testing.T) {
 	})
 	if err != mysql.ErrInvalidConn || tries != 1 || p.Stats().Retried != 0 {
 		t.Errorf("%d tries, %d retried: %v", tries, p.Stats().Retried, err)
+	}
+}
+
+// A unit that took longer than MaxElapsed may still ask.
+func TestLostCommitOfALongUnitIsLookedUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{OnCommit: func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }}
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.MaxElapsed = time.Second })
+		inserts := 0
+		f.OnExec = func(_ context.Context, _ *fakedb.Conn, query string) error {
+			if strings.HasPrefix(query, "INSERT INTO ") && strings.Contains(query, "livepool_commits") {
+				if inserts++; inserts > 1 {
+					return fakedb.ServerError(1062, "Duplicate entry")
+				}
+			}
+			return nil
+		}
+		ran := 0
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			ran++
+			time.Sleep(time.Minute)
+			return nil
+		}, livepool.Once("k"))
+		if err != nil || ran != 1 || inserts != 2 || p.Stats().CommitsResolved != 1 {
+			t.Errorf("ran %d times, %d looks: %v", ran, inserts-1, err)
+		}
+	})
+}
+
+// Whatever a look meets, another one is made; only the context and the time for it
+// end them.
+func TestALookThatFailsIsRepeated(t *testing.T) {
+	for name, meets := range map[string]error{
+		"1317": fakedb.ServerError(1317, "Query execution was interrupted"),
+		"1969": fakedb.ServerError(1969, "Query execution was interrupted (max_statement_time exceeded)"),
+		"3024": fakedb.ServerError(3024, "Query execution was interrupted, maximum statement execution time exceeded"),
+		"1041": fakedb.ServerError(1041, "Out of memory"),
+		"1105": fakedb.ServerError(1105, "unknown"),
+		"lost": fakedb.ErrGone,
+		"lock": fakedb.ServerError(1205, "Lock wait timeout exceeded"),
+	} {
+		for _, lasts := range []time.Duration{5 * time.Second, time.Hour} {
+			synctest.Test(t, func(t *testing.T) {
+				commits := 0
+				f := &fakedb.DB{OnCommit: func(c *fakedb.Conn) error {
+					if commits++; commits > 1 {
+						return nil
+					}
+					c.Valid.Store(false)
+					return mysql.ErrInvalidConn
+				}}
+				p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PoolTimeout = 0; c.PoolSize, c.MaxOverflow = 1, 0 })
+				var lost time.Time
+				ran, looks := 0, 0
+				f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
+					if !strings.HasPrefix(query, "INSERT INTO ") || lost.IsZero() {
+						return nil
+					}
+					looks++
+					if time.Since(lost) < lasts {
+						c.Valid.Store(meets != fakedb.ErrGone)
+						return meets
+					}
+					return fakedb.ServerError(1062, "Duplicate entry")
+				}
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					ran++
+					lost = time.Now()
+					return nil
+				}, livepool.Once("k"))
+				took := time.Since(lost)
+				unknown := errors.Is(err, livepool.ErrCommitUnknown)
+				if ran != 1 || lasts < time.Minute && (err != nil || took > 8*time.Second) {
+					t.Errorf("%s for %s: ran %d times, %d looks in %s: %v", name, lasts, ran, looks, took, err)
+				}
+				if lasts > time.Minute && (!unknown || errors.Is(err, livepool.ErrSessionDone) || !errors.Is(err, meets) && meets != fakedb.ErrGone || took < 40*time.Second || took > 41*time.Second || !strings.Contains(err.Error(), "40s")) {
+					t.Errorf("%s: after %s and %d looks: %v", name, took, looks, err)
+				}
+			})
+		}
+	}
+}
+
+// Close ends the looks: there is nothing more to look with.
+func TestCloseEndsTheLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{OnCommit: func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }}
+		p := labtest.OpenFake(t, f, nil)
+		var lost time.Time
+		f.OnExec = func(_ context.Context, _ *fakedb.Conn, query string) error {
+			if !lost.IsZero() {
+				return fakedb.ServerError(1205, "Lock wait timeout exceeded")
+			}
+			return nil
+		}
+		err := p.WithSession(t.Context(), func(context.Context, *livepool.Session) error {
+			lost = time.Now()
+			go func() { time.Sleep(5 * time.Second); p.Close() }()
+			return nil
+		}, livepool.Once("k"))
+		if took := time.Since(lost); !errors.Is(err, livepool.ErrCommitUnknown) || took > 15*time.Second || !strings.Contains(err.Error(), "the pool was closed") {
+			t.Errorf("after %s: %v", took, err)
+		}
+	})
+}
+
+func TestRetryTakesNameAndMaxAttempts(t *testing.T) {
+	f := &fakedb.DB{OnExec: func(context.Context, *fakedb.Conn, string) error {
+		return fakedb.ServerError(1205, "Lock wait timeout exceeded")
+	}}
+	p := labtest.OpenFake(t, f, nil)
+	runs := 0
+	fails := func(ctx context.Context) error {
+		runs++
+		_, err := p.ExecContext(ctx, "UPDATE t SET v = 1")
+		return err
+	}
+	err := p.Retry(t.Context(), fails, livepool.Name("the nightly sum"), livepool.MaxAttempts(2))
+	if runs != 2 || err == nil || !strings.Contains(err.Error(), "the nightly sum failed after 2 attempt(s)") {
+		t.Errorf("%d runs: %v", runs, err)
+	}
+	for name, opt := range map[string]livepool.SessionOption{
+		"ReadOnly": livepool.ReadOnly(), "Once": livepool.Once("k"), "VerifyCommit": livepool.VerifyCommit(),
+		"RequiresNew": livepool.RequiresNew(), "Isolation": livepool.Isolation(6), "OncePerID": livepool.OncePerID("x"),
+	} {
+		runs = 0
+		if err := p.Retry(t.Context(), fails, opt); err == nil || runs != 0 || !strings.Contains(err.Error(), "Name and MaxAttempts") {
+			t.Errorf("%s: %d runs: %v, want it refused", name, runs, err)
+		}
+	}
+	if err := p.Retry(t.Context(), fails, livepool.MaxAttempts(-1)); err == nil || !strings.Contains(err.Error(), "MaxAttempts(-1)") {
+		t.Errorf("%v", err)
 	}
 }

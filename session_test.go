@@ -13,10 +13,106 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
+
+// A context that has ended runs nothing, neither alone nor inside another unit.
+func TestUnitUnderAContextThatHasEnded(t *testing.T) {
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	over, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("the worker is stopping"))
+	late, cancelLate := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancelLate()
+	runs := 0
+	run := func(ctx context.Context) error {
+		return p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error { runs++; return labtest.Work(ctx, s) })
+	}
+	if err := run(over); !errors.Is(err, livepool.ErrSessionDone) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "the worker is stopping") {
+		t.Errorf("cancelled: %v", err)
+	}
+	if err := run(late); !errors.Is(err, livepool.ErrSessionDone) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("too late: %v", err)
+	}
+	if err := p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+		ctx, cancel := context.WithCancel(ctx)
+		cancel()
+		return run(ctx)
+	}); !errors.Is(err, livepool.ErrSessionDone) {
+		t.Errorf("inside: %v", err)
+	}
+	if runs != 0 {
+		t.Errorf("ran %d times", runs)
+	}
+}
+
+// The deadline of a statement's own context is told as that.
+func TestDeadlineOfAStatementInAUnit(t *testing.T) {
+	f := &fakedb.DB{OnExec: func(ctx context.Context, _ *fakedb.Conn, _ string) error { <-ctx.Done(); return ctx.Err() }}
+	p := labtest.OpenFake(t, f, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+		own, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		if _, err := s.ExecContext(own, "DO 1"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, livepool.ErrSessionDone) {
+			t.Errorf("got %v", err)
+		}
+		return nil
+	})
+}
+
+// A goroutine of the function has a statement under way, on the *sql.Tx or a
+// Stmt, when the context ends; its failure comes while the unit is judged. For
+// the race detector.
+func TestFailureThatComesWhileTheUnitIsJudged(t *testing.T) {
+	for name, statement := range map[string]func(*sql.Tx, *sql.Stmt){
+		"tx":   func(tx *sql.Tx, _ *sql.Stmt) { tx.ExecContext(context.Background(), "SLOW") },
+		"stmt": func(_ *sql.Tx, stmt *sql.Stmt) { stmt.ExecContext(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fakedb.DB{}
+			sent := make(chan struct{})
+			slow := func(c *fakedb.Conn) error {
+				close(sent)
+				time.Sleep(200 * time.Millisecond) // a channel would order what is to be seen as a race
+				c.Valid.Store(false)
+				return mysql.ErrInvalidConn
+			}
+			f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
+				if query == "SLOW" || query == "prepared" {
+					return slow(c)
+				}
+				return nil
+			}
+			p := labtest.OpenFake(t, f, nil)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			over := make(chan struct{})
+			err := p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+				tx, err := s.Tx(ctx)
+				if err != nil {
+					return err
+				}
+				stmt, err := s.PrepareContext(ctx, "prepared")
+				if err != nil {
+					return err
+				}
+				go func() { defer close(over); statement(tx, stmt) }()
+				<-sent
+				cancel()
+				time.Sleep(50 * time.Millisecond) // meanwhile database/sql ends the transaction, and waits for the statement
+				return ctx.Err()
+			})
+			<-over
+			if !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+}
 
 // A session is what sqlc, GORM and bun want.
 var _ interface {
@@ -29,7 +125,7 @@ var _ interface {
 // A session that sends nothing takes no connection.
 func TestSessionTakesItsConnectionAtTheFirstStatement(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 		if n := f.Connects.Load(); n != 0 {
 			t.Errorf("%d connections before the first statement", n)
@@ -56,7 +152,7 @@ func TestUnitSwallowedConnectFailure(t *testing.T) {
 		return nil
 	}
 	f.OnExec = func(_ context.Context, _ *fakedb.Conn, q string) error { queries = append(queries, q); return nil }
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 		s.ExecContext(ctx, "A")
 		s.ExecContext(ctx, "B")
@@ -69,7 +165,7 @@ func TestUnitSwallowedConnectFailure(t *testing.T) {
 
 func TestUnitHooks(t *testing.T) {
 	t.Run("a panicking hook takes the others with it", func(t *testing.T) {
-		p := openFake(t, &fakedb.DB{}, nil)
+		p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 		second := false
 		func() {
 			defer func() { recover() }()
@@ -84,7 +180,7 @@ func TestUnitHooks(t *testing.T) {
 		}
 	})
 	t.Run("a hook of a hook", func(t *testing.T) {
-		p := openFake(t, &fakedb.DB{}, nil)
+		p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 		second := false
 		p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			s.AfterCommit(func(context.Context) { s.AfterCommit(func(context.Context) { second = true }) })
@@ -98,7 +194,7 @@ func TestUnitHooks(t *testing.T) {
 
 // Statements after the end of the caller's context.
 func TestUnitStatementAfterTheEnd(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	sent := 0
 	for range 2000 {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -118,7 +214,7 @@ func TestUnitStatementAfterTheEnd(t *testing.T) {
 
 // Statements under contexts of their own.
 func TestUnitForeignContextsPileUp(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	heap := func() uint64 {
@@ -149,7 +245,7 @@ func TestUnitRaceOnTheAttempt(t *testing.T) {
 		}
 		return nil
 	}}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	var wg sync.WaitGroup
 	for range 100 {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -207,7 +303,7 @@ func TestUnitAllocatesLittleMoreThanItsTransaction(t *testing.T) {
 func TestSessionOnAConnectionThatWasSweptAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) { c.KeepAlive = 10 * time.Second })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.KeepAlive = 10 * time.Second })
 		fakedb.Warm(t, p.DB, 3)
 		f.Kill()
 		time.Sleep(time.Minute)
@@ -218,4 +314,75 @@ func TestSessionOnAConnectionThatWasSweptAway(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A semicolon in a literal costs a connection.
+func TestUnitSemicolonInALiteral(t *testing.T) {
+	f := &fakedb.DB{}
+	p := labtest.OpenFake(t, f, nil)
+	for _, q := range []string{"INSERT INTO t VALUES ('a;b')", "SELECT 1; -- done", "SELECT 1 /* a; b */"} {
+		before := f.Connects.Load()
+		for range 5 {
+			p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				_, err := s.ExecContext(ctx, q)
+				return err
+			})
+		}
+		if n := f.Connects.Load() - before; n > 1 {
+			t.Errorf("%s: five units, %d connections", q, n)
+		}
+	}
+}
+
+// The Commit of somebody else, begun before the unit's own, waits for a statement.
+func TestCommitOfSomebodyElseDuringTheUnits(t *testing.T) {
+	f := &fakedb.DB{}
+	var mu sync.Mutex
+	commits := 0
+	running, goOn := make(chan struct{}), make(chan struct{})
+	f.OnExec = func(_ context.Context, c *fakedb.Conn, q string) error {
+		if q == "DO SLEEP(1)" {
+			close(running)
+			<-goOn
+		}
+		return nil
+	}
+	f.OnCommit = func(c *fakedb.Conn) error { mu.Lock(); commits++; mu.Unlock(); return nil }
+	p := labtest.OpenFake(t, f, nil)
+	var wg sync.WaitGroup
+	var uerr error
+	err := p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		tx, err := s.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT"); err != nil {
+			return err
+		}
+		wg.Go(func() { tx.ExecContext(context.Background(), "DO SLEEP(1)") })
+		<-running
+		wg.Go(func() { uerr = tx.Commit() })
+		time.Sleep(100 * time.Millisecond) // Commit is begun and waits for SLOW
+		return nil
+	})
+	close(goOn)
+	wg.Wait()
+	if err != nil && commits != 0 {
+		t.Errorf("committed, and the unit said %v (the other Commit: %v)", err, uerr)
+	}
+}
+
+// ErrSessionDone says that nothing was committed.
+func TestUnknownOutcomeIsNotSessionDone(t *testing.T) {
+	f := &fakedb.DB{}
+	ctx, cancel := context.WithCancel(t.Context())
+	f.OnCommit = func(c *fakedb.Conn) error { cancel(); c.Valid.Store(false); return fakedb.ErrGone }
+	p := labtest.OpenFake(t, f, nil)
+	err := p.WithSession(ctx, labtest.Work, livepool.Once("k"))
+	if !errors.Is(err, livepool.ErrCommitUnknown) {
+		t.Fatal(err)
+	}
+	if errors.Is(err, livepool.ErrSessionDone) || strings.Contains(err.Error(), "nothing of it is committed") {
+		t.Errorf("unknown, and at the same time not applied: %v", err)
+	}
 }

@@ -80,19 +80,19 @@ func TestASlowServerIsNoDeadServerOnRealServers(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		const workers = 20
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		via.Delay(1200 * time.Millisecond)
 		plain := openPlain(t, s.DSNVia(via.Addr()))
 		plain.SetMaxIdleConns(workers)
 		p := open(t, s.DSNVia(via.Addr()), fmt.Sprintf("pool_size=%d&pool_connect_timeout=20s", workers))
 		var begin sync.WaitGroup // the first use of each, which asks more of a new connection
-		begin.Go(func() { labtest.Load(plain, workers, 2*time.Second, 2*time.Second) })
-		begin.Go(func() { labtest.Load(p.DB, workers, 2*time.Second, 2*time.Second) })
+		begin.Go(func() { labtest.RunLoad(plain, workers, 2*time.Second, 2*time.Second) })
+		begin.Go(func() { labtest.RunLoad(p.DB, workers, 2*time.Second, 2*time.Second) })
 		begin.Wait()
 		var want, got int64
 		var both sync.WaitGroup
-		both.Go(func() { want = labtest.Load(plain, workers, 12*time.Second, 600*time.Millisecond) })
-		both.Go(func() { got = labtest.Load(p.DB, workers, 12*time.Second, 600*time.Millisecond) })
+		both.Go(func() { want = labtest.RunLoad(plain, workers, 12*time.Second, 600*time.Millisecond) })
+		both.Go(func() { got = labtest.RunLoad(p.DB, workers, 12*time.Second, 600*time.Millisecond) })
 		both.Wait()
 		st := p.Stats()
 		t.Logf("%d statements, plain %d; %d connections, %d pings by callers, %d deaths", got, want, st.Opened, st.Pinged-st.KeptAlive, st.Deaths)
@@ -109,7 +109,7 @@ func TestADeadlineThatBearsOneRoundTrip(t *testing.T) {
 		// Two round trips do not fit, and one does with time to spare.
 		const rtt, patience, calls = 400 * time.Millisecond, 600 * time.Millisecond, 8
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		via.Delay(rtt)
 		plain := openPlain(t, s.DSNVia(via.Addr()))
 		plain.SetMaxIdleConns(calls)
@@ -311,7 +311,7 @@ func TestClientOfItsOwn(t *testing.T) {
 func TestAStoppedClientLosesNoConnections(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		via.Delay(100 * time.Millisecond)
 		pause, resume, tell, answer := startClient(t, withParams(s.DSNVia(via.Addr()), "pool_size=100&pool_connect_timeout=30s"))
 		report := func() clientReport { tell(""); return answer() }
@@ -344,7 +344,7 @@ func TestAStoppedClientLosesNoConnections(t *testing.T) {
 func TestAStoppedClientTrustsNothing(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		s := servertest.Run(t, kind)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		pause, resume, tell, answer := startClient(t, withParams(s.DSNVia(via.Addr()),
 			"pool_size=100&pool_keepalive=0&pool_stall_after=0&pool_ping_timeout=2s&pool_connect_timeout=30s"))
 		defer via.RST() // ends what is in the black hole for ever

@@ -15,42 +15,42 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// stubborn is a connection without deadlines, whose Close ends no Read. Frozen, it
+// noDeadlineConn is a connection without deadlines, whose Close ends no Read. Frozen, it
 // takes what is sent and gives nothing back.
-type stubborn struct {
+type noDeadlineConn struct {
 	net.Conn
-	frozen *atomic.Bool
-	wedged chan struct{}
+	frozen  *atomic.Bool
+	blocked chan struct{}
 }
 
-func (c *stubborn) wait() {
+func (c *noDeadlineConn) wait() {
 	if c.frozen.Load() {
-		<-c.wedged
+		<-c.blocked
 	}
 }
-func (c *stubborn) Read(b []byte) (int, error) {
+func (c *noDeadlineConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.wait()
 	return n, err
 }
-func (c *stubborn) Write(b []byte) (int, error)      { return c.Conn.Write(b) }
-func (c *stubborn) Close() error                     { c.wait(); return c.Conn.Close() }
-func (c *stubborn) SetDeadline(time.Time) error      { return errors.New("no deadlines here") }
-func (c *stubborn) SetReadDeadline(time.Time) error  { return errors.New("no deadlines here") }
-func (c *stubborn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
+func (c *noDeadlineConn) Write(b []byte) (int, error)      { return c.Conn.Write(b) }
+func (c *noDeadlineConn) Close() error                     { c.wait(); return c.Conn.Close() }
+func (c *noDeadlineConn) SetDeadline(time.Time) error      { return errors.New("no deadlines here") }
+func (c *noDeadlineConn) SetReadDeadline(time.Time) error  { return errors.New("no deadlines here") }
+func (c *noDeadlineConn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
 
 func TestConnectionsThatMindNoDeadline(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
+	s, _ := openLedger(t, server.MariaDB)
 	wedged := make(chan struct{})
 	defer close(wedged)
 	var frozen *atomic.Bool // of the connections that are dialled now
 	open := func() *livepool.Pool {
 		frozen = new(atomic.Bool)
 		p := openWith(t, s.DSN(), func(c *livepool.Config) {
-			c.Logger, c.ConnectTimeout, c.CommitTimeout, c.StallAfter, c.OutageWait = labtest.Quiet, time.Second, time.Second, time.Second, 0
+			c.Logger, c.ConnectTimeout, c.CommitTimeout, c.StallAfter, c.OutageWait = labtest.DiscardLogger, time.Second, time.Second, time.Second, 0
 			c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 				nc, err := new(net.Dialer).DialContext(ctx, network, addr)
-				return &stubborn{nc, frozen, wedged}, err
+				return &noDeadlineConn{nc, frozen, wedged}, err
 			}
 		})
 		warmReal(t, p.DB, 2)
@@ -60,7 +60,7 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 	thaw := func() { frozen = new(atomic.Bool) } // for those to come
 
 	p := open()
-	labtest.Returns(t, "work", 10*time.Second, func() {
+	labtest.ReturnsWithin(t, "work", 10*time.Second, func() {
 		for range 20 {
 			if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil {
 				t.Error(err)
@@ -68,19 +68,19 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 		}
 	})
 	freeze()
-	labtest.Returns(t, "Exec under a context", 10*time.Second, func() {
+	labtest.ReturnsWithin(t, "Exec under a context", 10*time.Second, func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)
 		}
 	})
-	labtest.Returns(t, "Ping", 20*time.Second, func() {
+	labtest.ReturnsWithin(t, "Ping", 20*time.Second, func() {
 		if err := p.Ping(); err == nil {
 			t.Error("it succeeded")
 		}
 	})
-	labtest.Returns(t, "Close", 20*time.Second, func() { p.Close() })
+	labtest.ReturnsWithin(t, "Close", 20*time.Second, func() { p.Close() })
 
 	p = open()
 	tx, err := p.Begin()
@@ -91,12 +91,12 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 		t.Fatal(err)
 	}
 	freeze()
-	labtest.Returns(t, "Commit", 20*time.Second, func() {
+	labtest.ReturnsWithin(t, "Commit", 20*time.Second, func() {
 		if err := tx.Commit(); !errors.Is(err, livepool.ErrCommitUnknown) {
 			t.Errorf("%v, want an unknown outcome", err)
 		}
 	})
-	labtest.Returns(t, "Close", 20*time.Second, func() { p.Close() })
+	labtest.ReturnsWithin(t, "Close", 20*time.Second, func() { p.Close() })
 
 	p = open()
 	c, err := p.Conn(t.Context())
@@ -106,16 +106,16 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 	connectionID(t, c)
 	freeze()
 	thaw()
-	labtest.Returns(t, "Exec that stalls", 30*time.Second, func() {
+	labtest.ReturnsWithin(t, "Exec that stalls", 30*time.Second, func() {
 		if _, err := c.ExecContext(context.Background(), "DO 1"); err == nil {
 			t.Error("it succeeded")
 		}
 	})
-	labtest.Returns(t, "a unit meanwhile", 30*time.Second, func() {
+	labtest.ReturnsWithin(t, "a unit meanwhile", 30*time.Second, func() {
 		if err := p.WithSession(t.Context(), labtest.Insert(3)); err != nil {
 			t.Error(err)
 		}
 	})
 	c.Close()
-	labtest.Returns(t, "Close", 20*time.Second, func() { p.Close() })
+	labtest.ReturnsWithin(t, "Close", 20*time.Second, func() { p.Close() })
 }

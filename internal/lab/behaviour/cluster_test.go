@@ -25,15 +25,15 @@ type group struct {
 	// before is where new connections lead until the blow, the server that it
 	// will hit first; after is where they lead from then on.
 	before, after func() []string
-	blows         []blow
+	faults        []groupFault
 	// settle waits until each server has what the others have.
-	settle func() error
+	awaitSync func() error
 }
 
 // A blow is what befalls a group, and what makes it whole again.
-type blow struct {
-	name      string
-	now, mend func() error
+type groupFault struct {
+	name           string
+	inject, repair func() error
 }
 
 const ledgerTable = "CREATE TABLE test.ledger (id INT AUTO_INCREMENT PRIMARY KEY, unit INT NOT NULL, KEY (unit))"
@@ -50,13 +50,13 @@ func pairOf(t *testing.T, kind server.Kind) *group {
 	return &group{
 		title: "primary and replica, " + p.Primary().Version(), servers: []*server.Server{p.Primary(), p.Replica()},
 		before: lead, after: lead,
-		blows: []blow{
+		faults: []groupFault{
 			{"role switch", func() error { return p.Switch(t.Context()) }, func() error { return nil }},
 			{"SIGKILL, promotion", func() error {
 				return errors.Join(p.CatchUp(t.Context()), p.Primary().Kill(), p.Promote(t.Context()))
 			}, func() error { return p.Rejoin(t.Context()) }},
 		},
-		settle: func() error { return p.CatchUp(t.Context()) },
+		awaitSync: func() error { return p.CatchUp(t.Context()) },
 	}
 }
 
@@ -81,18 +81,18 @@ func clusterOf(t *testing.T) *group {
 			}
 			return all
 		},
-		blows: []blow{
+		faults: []groupFault{
 			{"node killed", func() error { return c.KillNode(hit) }, func() error { return c.StartNode(t.Context(), hit) }},
 			{"node isolated", func() error { return c.Isolate(t.Context(), hit) }, func() error { return c.Heal(t.Context(), hit) }},
 		},
-		settle: func() error { return c.AwaitSynced(t.Context()) },
+		awaitSync: func() error { return c.AwaitSynced(t.Context()) },
 	}
 }
 
-// groupWays are those of the matrix that can be told apart when they run at the
+// groupModes are those of the matrix that can be told apart when they run at the
 // same time.
-func groupWays() (all []way) {
-	for _, w := range ways {
+func groupModes() (all []mode) {
+	for _, w := range modes {
 		if !w.prepared {
 			all = append(all, w)
 		}
@@ -101,20 +101,20 @@ func groupWays() (all []way) {
 }
 
 // A scene is one blow that hits a unit of each way at the same moment of each.
-type scene struct {
+type groupRun struct {
 	t    *testing.T
 	g    *group
 	via  *proxy.Proxy
 	pool *livepool.Pool
-	at   moment
+	step step
 
 	reached chan struct{} // a unit has come to the moment, or to its end
 	resume  chan struct{} // closed after the blow
 }
 
-// play returns what the units said, which are numbered from first.
-func (s *scene) play(b blow, first int) []error {
-	all := groupWays()
+// run returns what the units said, which are numbered from first.
+func (s *groupRun) run(b groupFault, first int) []error {
+	all := groupModes()
 	s.reached, s.resume = make(chan struct{}, 2*len(all)), make(chan struct{})
 	s.pool.Recycle()
 	s.via.SetUpstreams(s.g.before()...)
@@ -130,8 +130,8 @@ func (s *scene) play(b blow, first int) []error {
 	for range all {
 		<-s.reached
 	}
-	if err := b.now(); err != nil {
-		s.t.Errorf("%s, %s: %v", s.at.name, b.name, err)
+	if err := b.inject(); err != nil {
+		s.t.Errorf("%s, %s: %v", s.step.name, b.name, err)
 	}
 	s.via.SetUpstreams(s.g.after()...)
 	for _, c := range cuts {
@@ -139,7 +139,7 @@ func (s *scene) play(b blow, first int) []error {
 			c.Cancel()
 		}
 	}
-	if s.at.after {
+	if s.step.after {
 		s.via.FIN() // and the replies with it
 	}
 	s.via.Heal()
@@ -147,8 +147,8 @@ func (s *scene) play(b blow, first int) []error {
 	// On a busy machine a cluster may lose its quorum along with one node, and
 	// have it again only with that.
 	mend := sync.OnceFunc(func() {
-		if err := b.mend(); err != nil {
-			s.t.Errorf("%s, %s: %v", s.at.name, b.name, err)
+		if err := b.repair(); err != nil {
+			s.t.Errorf("%s, %s: %v", s.step.name, b.name, err)
 		}
 	})
 	rescue := time.AfterFunc(20*time.Second, mend)
@@ -159,20 +159,20 @@ func (s *scene) play(b blow, first int) []error {
 }
 
 // cut holds up the command of a unit that is the moment, nil if none is.
-func (s *scene) cut(w *way) *proxy.Cut {
-	match := (&matrix{way: w}).match(s.at.command)
+func (s *groupRun) cut(w *mode) *proxy.Cut {
+	match := (&matrix{mode: w}).match(s.step.command)
 	switch {
-	case s.at.between >= 0:
+	case s.step.afterStep >= 0:
 		return nil
-	case s.at.after:
+	case s.step.after:
 		return s.via.CutAfter(match, proxy.Stall)
 	}
 	return s.via.CutBefore(match, proxy.Stall)
 }
 
 // unit runs a unit that is held up at the moment.
-func (s *scene) unit(w *way, number int, cut *proxy.Cut) error {
-	m := &matrix{t: s.t, via: s.via, pool: s.pool, way: w}
+func (s *groupRun) unit(w *mode, number int, cut *proxy.Cut) error {
+	m := &matrix{t: s.t, via: s.via, pool: s.pool, mode: w}
 	var once sync.Once
 	arrive := func() { once.Do(func() { s.reached <- struct{}{} }) }
 	defer arrive()
@@ -187,7 +187,7 @@ func (s *scene) unit(w *way, number int, cut *proxy.Cut) error {
 	}
 	held := false
 	return w.run(m, number, func(now int) {
-		if now == s.at.between && !held {
+		if now == s.step.afterStep && !held {
 			held = true
 			arrive()
 			<-s.resume
@@ -211,7 +211,7 @@ func TestEffectsAreWhatWasReportedByAGroup(t *testing.T) {
 }
 
 func testGroup(t *testing.T, g *group) {
-	via := front(t, g.servers[0])
+	via := proxyTo(t, g.servers[0])
 	p := open(t, g.servers[0].AppDSN(via.Addr()), "pool_ping_timeout=300ms&pool_stall_after=20s&pool_timeout=2m&pool_max_elapsed=2m")
 	via.SetUpstreams(g.before()...)
 	if err := p.CreateCommitTable(t.Context()); err != nil {
@@ -220,7 +220,7 @@ func testGroup(t *testing.T, g *group) {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "moment\tblow")
-	for _, way := range groupWays() {
+	for _, way := range groupModes() {
 		fmt.Fprintf(w, "\t%s", way.name)
 	}
 	fmt.Fprintln(w, "\ttook")
@@ -229,21 +229,21 @@ func testGroup(t *testing.T, g *group) {
 		fmt.Fprintf(os.Stdout, "%s: what a unit said, and its rows\n%s\n", g.title, table.String())
 	}()
 	first := 0
-	for _, at := range moments {
-		for _, b := range g.blows {
+	for _, at := range steps {
+		for _, b := range g.faults {
 			fmt.Fprintf(w, "%s\t%s", at.name, b.name)
-			s := &scene{t: t, g: g, via: via, pool: p, at: at}
+			s := &groupRun{t: t, g: g, via: via, pool: p, step: at}
 			start := time.Now()
-			said := s.play(b, first)
+			said := s.run(b, first)
 			took := time.Since(start)
 			p.Recycle()
-			if err := g.settle(); err != nil {
+			if err := g.awaitSync(); err != nil {
 				t.Fatalf("%s, %s: %v", at.name, b.name, err)
 			}
-			for i, way := range groupWays() {
-				m := &matrix{t: t, way: &way}
+			for i, way := range groupModes() {
+				m := &matrix{t: t, mode: &way}
 				rows := g.rows(t, first+i)
-				fmt.Fprintf(w, "\t%s", m.judge(said[i], rows, at, deed{name: b.name}))
+				fmt.Fprintf(w, "\t%s", m.check(said[i], rows, at, fault{name: b.name}))
 			}
 			fmt.Fprintf(w, "\t%s\n", took.Round(time.Millisecond))
 			first += len(said)

@@ -19,7 +19,7 @@ import (
 // function that it returns is called.
 func flushLock(t *testing.T, s *server.Server) (release func()) {
 	t.Helper()
-	c := openInnocent(t, s.DSN(), nil)
+	c := openBystander(t, s.DSN(), nil)
 	if _, err := c.ExecContext(t.Context(), "FLUSH TABLES WITH READ LOCK"); err != nil {
 		t.Fatal(err)
 	}
@@ -32,20 +32,20 @@ func flushLock(t *testing.T, s *server.Server) (release func()) {
 
 func TestCommitHeldUpByAnHonestServerIsWaitedFor(t *testing.T) {
 	const units, long = 12, 4 * time.Second
-	var all crowd // it is mostly waiting
+	var all parallel // it is mostly waiting
 	defer all.wg.Wait()
 	for _, kind := range server.Kinds() {
 		all.run(t, string(kind), func(t *testing.T) {
-			s := hauntedServer(t, kind)
+			s := orphanServer(t, kind)
 			for _, tt := range []struct{ name, params string }{
 				{"looked at before", "pool_commit_timeout=1s&pool_stall_after=300ms"},
 				{"looked at when it is due", "pool_commit_timeout=1s&pool_stall_after=20s"},
 			} {
-				for _, way := range append(paths(s), path{name: "direct"}) {
+				for _, way := range append(proxyPaths(s), proxyPath{name: "direct"}) {
 					t.Run(tt.name+", "+way.name, func(t *testing.T) {
 						dsn := s.DSN()
 						if way.name != "direct" {
-							dsn = s.DSNVia(way.front(t, s).Addr())
+							dsn = s.DSNVia(way.proxyTo(t, s).Addr())
 						}
 						p, log := openLogged(t, dsn, tt.params+"&pool_size=20")
 						if err := s.Exec("DELETE FROM test.t"); err != nil {
@@ -86,11 +86,11 @@ func TestCommitHeldUpByAnHonestServerIsWaitedFor(t *testing.T) {
 						release()
 						all.Wait()
 						st := p.Stats()
-						t.Logf("%d rows of %d after %s, %d looks", count(t, s, "t"), units, ms(time.Since(start)), st.StallChecks)
+						t.Logf("%d rows of %d after %s, %d looks", count(t, s, "t"), units, roundMS(time.Since(start)), st.StallChecks)
 						if n := count(t, s, "t"); n != units || st.CommitsUnknown != 0 || st.Stalled+st.Killed != 0 || time.Since(start) < long {
 							t.Errorf("%d rows, CommitsUnknown %d, Stalled %d, Killed %d", n, st.CommitsUnknown, st.Stalled, st.Killed)
 						}
-						if n := len(log.About("is waited for")); n != 1 {
+						if n := len(log.LinesWith("is waited for")); n != 1 {
 							t.Errorf("told %d times", n)
 						}
 					})
@@ -102,11 +102,11 @@ func TestCommitHeldUpByAnHonestServerIsWaitedFor(t *testing.T) {
 
 // So is one that waits for a replica to acknowledge it.
 func TestCommitThatWaitsForAReplicaIsWaitedFor(t *testing.T) {
-	var all crowd
+	var all parallel
 	defer all.wg.Wait()
 	for _, kind := range server.Kinds() {
 		all.run(t, string(kind), func(t *testing.T) {
-			s, _ := ledger(t, kind, "--log-bin=binlog", "--server-id=1")
+			s, _ := openLedger(t, kind, "--log-bin=binlog", "--server-id=1")
 			turnOn := []string{"SET GLOBAL rpl_semi_sync_master_timeout = 4000", "SET GLOBAL rpl_semi_sync_master_enabled = ON"}
 			if kind == server.MySQL {
 				turnOn = []string{"INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'",
@@ -121,7 +121,7 @@ func TestCommitThatWaitsForAReplicaIsWaitedFor(t *testing.T) {
 			start := time.Now()
 			err := p.WithSession(t.Context(), labtest.Insert(1))
 			took := time.Since(start)
-			t.Logf("after %s: %v", ms(took), err)
+			t.Logf("after %s: %v", roundMS(took), err)
 			if err != nil || took < 3*time.Second || p.Stats().Retried != 0 {
 				t.Errorf("want nil after 4 s, Retried %d", p.Stats().Retried)
 			}
@@ -132,7 +132,7 @@ func TestCommitThatWaitsForAReplicaIsWaitedFor(t *testing.T) {
 // While the server cannot be asked CommitTimeout is the bound, and so it is for a
 // pool that is closed.
 func TestHeldUpCommitEndsWhereNobodyCanAsk(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
+	onEachServer(t, func(t *testing.T, s *server.Server) {
 		for i, tt := range []struct {
 			name string
 			cut  func(p *livepool.Pool, hang func(bool))
@@ -141,7 +141,7 @@ func TestHeldUpCommitEndsWhereNobodyCanAsk(t *testing.T) {
 			{"the pool is closed", func(p *livepool.Pool, _ func(bool)) { p.Close() }},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
-				px := front(t, s)
+				px := proxyTo(t, s)
 				p := open(t, s.DSNVia(px.Addr()), "pool_commit_timeout=500ms&pool_stall_after=20s&pool_connect_timeout=500ms")
 				tx, err := p.Begin()
 				if err != nil {
@@ -159,7 +159,7 @@ func TestHeldUpCommitEndsWhereNobodyCanAsk(t *testing.T) {
 				start := time.Now()
 				select {
 				case err := <-done:
-					t.Logf("%s later: %v", ms(time.Since(start)), err)
+					t.Logf("%s later: %v", roundMS(time.Since(start)), err)
 					if !errors.Is(err, livepool.ErrCommitUnknown) {
 						t.Error("want ErrCommitUnknown")
 					}

@@ -18,7 +18,7 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-func nothing(context.Context, *livepool.Session) error { return nil }
+func emptyUnit(context.Context, *livepool.Session) error { return nil }
 
 // A table made by hand that would skip units, or apply them twice, is refused
 // before anything is applied.
@@ -65,7 +65,7 @@ func TestCommitTableThatCannotKeepThePromise(t *testing.T) {
 			if err := p.CreateCommitTable(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if err := p.WithSession(t.Context(), nothing, livepool.Once("order 1")); err != nil {
+			if err := p.WithSession(t.Context(), emptyUnit, livepool.Once("order 1")); err != nil {
 				t.Error(err)
 			}
 			p.Close()
@@ -89,12 +89,12 @@ func TestCommitTableIsCheckedOnce(t *testing.T) {
 		if err := admin.CreateCommitTable(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		via := front(t, s)
+		via := proxyTo(t, s)
 		p := open(t, s.DSNVia(via.Addr()), "pool_size=0") // a new connection for each unit
 		for round := range 2 {
 			before := via.Counts().Query
 			for i := range 3 {
-				if err := p.WithSession(t.Context(), nothing, livepool.Once(fmt.Sprint(round, i))); err != nil {
+				if err := p.WithSession(t.Context(), emptyUnit, livepool.Once(fmt.Sprint(round, i))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -127,7 +127,7 @@ func TestCheckOfTheCommitTableTakesNoSnapshot(t *testing.T) {
 		p := open(t, s.DSN(), "")
 		var rows int
 		if err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
-			if err := p.WithSession(ctx, nothing, livepool.Once("k")); err != nil {
+			if err := p.WithSession(ctx, emptyUnit, livepool.Once("k")); err != nil {
 				return err
 			}
 			if err := s.Exec("INSERT INTO test.t (v) VALUES (1)"); err != nil {
@@ -165,13 +165,13 @@ func TestErrorsOfTheCommitTableHoldItsDDL(t *testing.T) {
 			}
 		}
 		says("no right to create", reader.CreateCommitTable(t.Context()), 1142)
-		says("no table", writer.WithSession(t.Context(), nothing, livepool.Once("k")), 1146)
+		says("no table", writer.WithSession(t.Context(), emptyUnit, livepool.Once("k")), 1146)
 		if err := open(t, s.DSN(), "").CreateCommitTable(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		says("no right to insert", reader.WithSession(t.Context(), nothing, livepool.Once("k")), 1142)
+		says("no right to insert", reader.WithSession(t.Context(), emptyUnit, livepool.Once("k")), 1142)
 		// Who may only insert is not shown the table everywhere, and is served.
-		if err := writer.WithSession(t.Context(), nothing, livepool.Once("k")); err != nil {
+		if err := writer.WithSession(t.Context(), emptyUnit, livepool.Once("k")); err != nil {
 			t.Errorf("a user who may only insert: %v", err)
 		}
 	})
@@ -210,22 +210,22 @@ func TestCommitTableIsThatOfTheDSN(t *testing.T) {
 		}
 		my.DBName = "my-shop"
 		shop := open(t, my.FormatDSN(), "")
-		if err := errors.Join(shop.CreateCommitTable(t.Context()), shop.WithSession(t.Context(), nothing, livepool.Once("k"))); err != nil {
+		if err := errors.Join(shop.CreateCommitTable(t.Context()), shop.WithSession(t.Context(), emptyUnit, livepool.Once("k"))); err != nil {
 			t.Error(err)
 		}
 		my.DBName = ""
 		none := open(t, my.FormatDSN(), "")
 		_, purge := none.PurgeCommits(t.Context(), 0)
-		for _, err := range []error{none.CreateCommitTable(t.Context()), none.WithSession(t.Context(), nothing, livepool.Once("k")), purge,
+		for _, err := range []error{none.CreateCommitTable(t.Context()), none.WithSession(t.Context(), emptyUnit, livepool.Once("k")), purge,
 			none.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
-				return none.WithSession(ctx, nothing, livepool.Once("k"))
+				return none.WithSession(ctx, emptyUnit, livepool.Once("k"))
 			})} {
 			if err == nil || !strings.Contains(err.Error(), "names no database") {
 				t.Errorf("no schema: %v", err)
 			}
 		}
 		named := open(t, my.FormatDSN(), "pool_commit_table=test.livepool_commits")
-		if err := named.WithSession(t.Context(), nothing, livepool.Once("k")); err != nil {
+		if err := named.WithSession(t.Context(), emptyUnit, livepool.Once("k")); err != nil {
 			t.Error(err)
 		}
 		if n, err := named.PurgeCommits(t.Context(), 0); n != 1 || err != nil {
@@ -270,7 +270,7 @@ func TestPurgeBesideRunningUnits(t *testing.T) {
 				}
 				start = time.Now()
 				for _, key := range []string{"a new one", "old 000100 and more", "old 1"} {
-					if err := p.WithSession(ctx, nothing, livepool.Once(key), livepool.RequiresNew()); err != nil {
+					if err := p.WithSession(ctx, emptyUnit, livepool.Once(key), livepool.RequiresNew()); err != nil {
 						t.Errorf("%s: another unit: %v", params, err)
 					}
 				}
@@ -300,7 +300,7 @@ func TestPurgeWhoseConnectionIsLost(t *testing.T) {
 		if err := admin.CreateCommitTable(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		via := front(t, s)
+		via := proxyTo(t, s)
 		p := open(t, s.DSNVia(via.Addr()), "")
 		for name, cut := range map[string]func() *proxy.Cut{
 			"COMMIT, not arrived": func() *proxy.Cut { return via.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.FIN) },

@@ -36,13 +36,13 @@ func TestStoppedServerBlocksNobody(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s, %d pools, %s", tt.kind, tt.pools, tt.lasts), func(t *testing.T) {
 			t.Parallel()
-			s, _ := ledger(t, tt.kind, "--skip-name-resolve=OFF", "--max-connect-errors=100", "--max-connections=500")
+			s, _ := openLedger(t, tt.kind, "--skip-name-resolve=OFF", "--max-connect-errors=100", "--max-connections=500")
 			var pools []*livepool.Pool
-			var knockers []*knocker
+			var knockers []*countingDialer
 			for range tt.pools {
-				k := &knocker{dialer: *elsewhere}
+				k := &countingDialer{dialer: *elsewhere}
 				p := openWith(t, s.DSN(), func(c *livepool.Config) {
-					c.MaxElapsed, c.PoolTimeout, c.Logger, c.MySQL.DialFunc = 5*time.Minute, 5*time.Minute, labtest.Quiet, k.dial
+					c.MaxElapsed, c.PoolTimeout, c.Logger, c.MySQL.DialFunc = 5*time.Minute, 5*time.Minute, labtest.DiscardLogger, k.dial
 				})
 				warmReal(t, p.DB, 4)
 				pools, knockers = append(pools, p), append(knockers, k)
@@ -94,16 +94,16 @@ func TestStoppedServerBlocksNobody(t *testing.T) {
 			if dials > 40*tt.pools || took > 30*time.Second {
 				t.Error("that is too many, or too long")
 			}
-			if tt.kind != server.MySQL && !blocks(t, s, elsewhere) {
+			if tt.kind != server.MySQL && !isBlocking(t, s, elsewhere) {
 				t.Error("the server blocks nobody: the test shows nothing")
 			}
 		})
 	}
 }
 
-// blocks says whether a server blocks a host by which many attempts are given up
+// isBlocking says whether a server blocks a host by which many attempts are given up
 // while it is stopped.
-func blocks(t *testing.T, s *server.Server, d *net.Dialer) bool {
+func isBlocking(t *testing.T, s *server.Server, d *net.Dialer) bool {
 	t.Helper()
 	if err := s.Pause(); err != nil {
 		t.Fatal(err)

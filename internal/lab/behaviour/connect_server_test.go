@@ -26,7 +26,7 @@ import (
 func TestRestartUnderPlainStatements(t *testing.T) {
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
-			s, _ := ledger(t, kind)
+			s, _ := openLedger(t, kind)
 			const workers = 8
 			exec := func(p *livepool.Pool) error {
 				_, err := p.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (1)")
@@ -44,7 +44,7 @@ func TestRestartUnderPlainStatements(t *testing.T) {
 				return tx.Commit()
 			}
 			for name, do := range map[string]func(*livepool.Pool) error{"Exec": exec, "Create": create} {
-				p, k := counted(t, s.DSN(), nil)
+				p, k := openCounting(t, s.DSN(), nil)
 				var stop atomic.Bool
 				var done, failed, vain atomic.Int64
 				var wg sync.WaitGroup
@@ -96,10 +96,10 @@ func TestRestartUnderPlainStatements(t *testing.T) {
 // served about as soon as if there were no limit.
 func TestConnectLimitUnderManyCallers(t *testing.T) {
 	const callers, limit = 500, 16
-	s, _ := ledger(t, server.MariaDB, "--max-connections=1000")
-	via := front(t, s)
-	p := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0"), func(c *livepool.Config) { c.Logger, c.ConnectLimit = labtest.Quiet, limit })
-	unlimited := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0&pool_connect_limit=500"), func(c *livepool.Config) { c.Logger = labtest.Quiet })
+	s, _ := openLedger(t, server.MariaDB, "--max-connections=1000")
+	via := proxyTo(t, s)
+	p := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0"), func(c *livepool.Config) { c.Logger, c.ConnectLimit = labtest.DiscardLogger, limit })
+	unlimited := openWith(t, withParams(s.DSNVia(via.Addr()), "pool_size=500&pool_max_overflow=0&pool_connect_limit=500"), func(c *livepool.Config) { c.Logger = labtest.DiscardLogger })
 	round := func(p *livepool.Pool) time.Duration {
 		start := time.Now()
 		var wg, all sync.WaitGroup
@@ -153,11 +153,11 @@ func TestConnectLimitUnderManyCallers(t *testing.T) {
 // BeforeConnect, by which each attempt has a token of its own, is asked at most
 // once a second while there is no server.
 func TestTokensInAnOutage(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	var asked atomic.Int64
 	p := openWith(t, s.DSNVia(via.Addr()), func(c *livepool.Config) {
-		c.Logger = labtest.Quiet
+		c.Logger = labtest.DiscardLogger
 		if err := c.MySQL.Apply(mysql.BeforeConnect(func(context.Context, *mysql.Config) error { asked.Add(1); return nil })); err != nil {
 			t.Fatal(err)
 		}
@@ -187,6 +187,6 @@ func TestTokensInAnOutage(t *testing.T) {
 	if err := via.Reopen(); err != nil {
 		t.Fatal(err)
 	}
-	labtest.NoErrors(t, wait())
+	labtest.CheckNoErrors(t, wait())
 	wg.Wait()
 }

@@ -98,7 +98,7 @@ var waysToLeave = []struct {
 func TestStateStaysWithItsBorrower(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		shop(t, s)
+		createShop(t, s)
 		for name, p := range map[string]*livepool.Pool{
 			"Open":          open(t, s.DSN(), "pool_size=1&pool_max_overflow=0&pool_keepalive=0"),
 			"OpenConnector": labtest.Open(t, driversConnector(t, s.DSN()), func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 0 }),
@@ -109,7 +109,7 @@ func TestStateStaysWithItsBorrower(t *testing.T) {
 					if err != nil && way.name != "db.Prepare" && way.name != "unit" && way.name != "sql.Tx" {
 						t.Errorf("%s, %s: %q: %v", name, way.name, left, err)
 					}
-					if found := found(t, s, p); found != "" {
+					if found := stateFound(t, s, p); found != "" {
 						t.Errorf("%s, %s: %q: the next borrower finds %s", name, way.name, left, found)
 					}
 				}
@@ -118,7 +118,7 @@ func TestStateStaysWithItsBorrower(t *testing.T) {
 	})
 }
 
-func shop(t *testing.T, s *server.Server) {
+func createShop(t *testing.T, s *server.Server) {
 	t.Helper()
 	for _, q := range []string{
 		"CREATE TABLE test.t (v INT)", "CREATE DATABASE other", "CREATE TABLE other.t (v INT)",
@@ -130,9 +130,9 @@ func shop(t *testing.T, s *server.Server) {
 	}
 }
 
-// found says what there is on the connection that a pool of one hands out, ""
+// stateFound says what there is on the connection that a pool of one hands out, ""
 // if nothing.
-func found(t *testing.T, s *server.Server, p *livepool.Pool) string {
+func stateFound(t *testing.T, s *server.Server, p *livepool.Pool) string {
 	t.Helper()
 	const question = `SELECT CONCAT_WS(',', IF(@x IS NULL, NULL, '@x'), IF(@@time_zone = '+07:00', 'time_zone', NULL),
 		IF(@@sql_mode = @@global.sql_mode, NULL, 'sql_mode'), IF(@@character_set_client = 'latin1', 'names', NULL),
@@ -172,7 +172,7 @@ func found(t *testing.T, s *server.Server, p *livepool.Pool) string {
 func TestStateIsKeptForItsBorrower(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		shop(t, s)
+		createShop(t, s)
 		p := open(t, s.DSN(), "pool_size=1&pool_max_overflow=0")
 		c, id := takeConn(t, p)
 		for _, q := range []string{"SELECT GET_LOCK('a lock', 10)", "SET @x = 7", "CREATE TEMPORARY TABLE mine (v INT)", "CREATE TABLE made (v INT)", "INSERT INTO mine VALUES (1)"} {
@@ -194,16 +194,16 @@ func TestStateIsKeptForItsBorrower(t *testing.T) {
 		if err := s.QueryRow("SELECT GET_LOCK('a lock', 0)", &got); err != nil || got != 1 {
 			t.Errorf("after the return the lock is not free: %v", err)
 		}
-		if found := found(t, s, p); found != "" {
+		if found := stateFound(t, s, p); found != "" {
 			t.Error("the next borrower finds", found)
 		}
 	})
 }
 
-// varied is a connector that wraps livepool's and sets up each connection.
-type varied struct{ driver.Connector }
+// setupConnector is a connector that wraps livepool's and sets up each connection.
+type setupConnector struct{ driver.Connector }
 
-func (c varied) Connect(ctx context.Context) (driver.Conn, error) {
+func (c setupConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	dc, err := c.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
@@ -224,7 +224,7 @@ func TestSetUpAboveLivepoolIsKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		db := sql.OpenDB(varied{c})
+		db := sql.OpenDB(setupConnector{c})
 		defer db.Close()
 		db.SetMaxOpenConns(1)
 		id := connectionID(t, db)
@@ -248,7 +248,7 @@ func TestSetUpAboveLivepoolIsKept(t *testing.T) {
 func TestHarmlessStatementsKeepTheirConnection(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		shop(t, s)
+		createShop(t, s)
 		p := open(t, s.DSN(), "pool_size=1&pool_max_overflow=0&pool_keepalive=0&multiStatements=true")
 		id := connectionID(t, p)
 		for _, q := range []string{

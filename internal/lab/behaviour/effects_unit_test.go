@@ -58,8 +58,8 @@ func ledgerWithProcedures(t *testing.T, s *server.Server) *livepool.Pool {
 	return p
 }
 
-// left are the rows that a unit has left, as another connection sees them.
-func left(t *testing.T, s *server.Server) (rows []int) {
+// rowsLeft are the rows that a unit has left, as another connection sees them.
+func rowsLeft(t *testing.T, s *server.Server) (rows []int) {
 	t.Helper()
 	var list sql.NullString
 	if err := s.QueryRow("SELECT GROUP_CONCAT(v ORDER BY v) FROM test.t WHERE v < 1000", &list); err != nil {
@@ -185,7 +185,7 @@ func TestDeadlockInsideOfDo(t *testing.T) {
 		for i, query := range []string{"DO (SELECT balance FROM account WHERE id = 9 FOR UPDATE)", "DO takes_nine()", "do 1, takes_nine(), 2"} {
 			for _, opts := range [][]livepool.SessionOption{nil, {livepool.Once("key" + strconv.Itoa(i))}, {livepool.VerifyCommit()}} {
 				told, err := deadlock(t, p, s, query, opts...)
-				if rows := left(t, s); err != nil || !slices.Equal(rows, []int{1, 2}) {
+				if rows := rowsLeft(t, s); err != nil || !slices.Equal(rows, []int{1, 2}) {
 					t.Errorf("%s: %v are there, want 1 and 2: %v", query, rows, err)
 				}
 				t.Logf("%s: the statement says: %v", query, told)
@@ -213,7 +213,7 @@ func TestDeadlockInsideOfAnyStatement(t *testing.T) {
 			"PREPARE s FROM 'SELECT 1'", "TABLE account", "VALUES ROW(1)", "VALUES (takes_nine())", "SIGNAL SQLSTATE '45000'", "HANDLER account OPEN", "CHECKSUM TABLE account",
 		} {
 			told, err := deadlock(t, p, s, query)
-			if rows := left(t, s); err == nil && !slices.Equal(rows, []int{1, 2}) || err != nil && rows != nil {
+			if rows := rowsLeft(t, s); err == nil && !slices.Equal(rows, []int{1, 2}) || err != nil && rows != nil {
 				t.Errorf("%s: %v are there; the statement says %v, the unit %v", query, rows, told, err)
 			}
 			t.Logf("%s: %v", query, told)
@@ -228,7 +228,7 @@ func TestDeadlockThatAProcedureHandles(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		p := ledgerWithProcedures(t, s)
 		told, err := deadlock(t, p, s, "CALL handles()")
-		if rows := left(t, s); err == nil || told == nil || rows != nil {
+		if rows := rowsLeft(t, s); err == nil || told == nil || rows != nil {
 			t.Errorf("%v are there, want none; the statement says %v, the unit %v", rows, told, err)
 		}
 		if !strings.Contains(err.Error(), "may be committed") || strings.Contains(err.Error(), "nothing of it was applied") || !errors.Is(err, livepool.ErrPoisoned) {
@@ -323,7 +323,7 @@ func TestTransactionThatEndsInsideOfAStatement(t *testing.T) {
 					}
 					return nil
 				})
-				rows := left(t, s)
+				rows := rowsLeft(t, s)
 				if slices.Contains(rows, 2) || runs != 1 || err == nil || told == nil || !strings.Contains(err.Error(), "may be committed") {
 					t.Errorf("%s of %s: %v are there after %d runs; the statement says %v, the unit %v", how, query, rows, runs, told, err)
 				}
@@ -386,7 +386,7 @@ func TestUnitWithAProcedureIsRunAgain(t *testing.T) {
 				}
 				return labtest.Insert(3)(ctx, u)
 			})
-			if rows := left(t, s); err != nil || runs != 2 || !slices.Equal(rows, []int{1, 2, 3}) {
+			if rows := rowsLeft(t, s); err != nil || runs != 2 || !slices.Equal(rows, []int{1, 2, 3}) {
 				t.Errorf("%s: %v are there after %d runs, want 1, 2, 3 after 2: %v", how, rows, runs, err)
 			}
 		}
@@ -423,7 +423,7 @@ func TestUnitSeesEveryImplicitCommit(t *testing.T) {
 				if opts != nil {
 					want = nil // it was refused
 				}
-				if rows := left(t, s); err == nil || !slices.Equal(rows, want) {
+				if rows := rowsLeft(t, s); err == nil || !slices.Equal(rows, want) {
 					t.Errorf("%s, %d options: %v are there, want %v: %v", query, len(opts), rows, want, err)
 				}
 			}

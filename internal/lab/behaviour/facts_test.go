@@ -21,8 +21,8 @@ import (
 // is too long ends the transaction, or the other way round. A transaction that
 // goes on after it is committed whole or not at all.
 func TestLockWaitOnAnotherServerOfTheAddress(t *testing.T) {
-	haunted(t, func(t *testing.T, spares *server.Server) {
-		ends := hauntedServer(t, spares.Kind(), "--innodb-rollback-on-timeout")
+	onEachServer(t, func(t *testing.T, spares *server.Server) {
+		ends := orphanServer(t, spares.Kind(), "--innodb-rollback-on-timeout")
 		for _, s := range []*server.Server{spares, ends} {
 			if err := s.SetGlobal("innodb_lock_wait_timeout", 1); err != nil {
 				t.Fatal(err)
@@ -33,7 +33,7 @@ func TestLockWaitOnAnotherServerOfTheAddress(t *testing.T) {
 			first, second *server.Server
 		}{{"it ends the transaction", spares, ends}, {"it ends the statement", ends, spares}} {
 			t.Run(tt.name, func(t *testing.T) {
-				px := front(t, tt.first)
+				px := proxyTo(t, tt.first)
 				p := open(t, tt.first.DSNVia(px.Addr()), "")
 				wait := func(v int) error {
 					tx, err := p.Begin()
@@ -76,7 +76,7 @@ func TestLockWaitOnAnotherServerOfTheAddress(t *testing.T) {
 // An address leads to a server and then to another one that closes idle
 // connections much sooner, while some lead to each. All live on.
 func TestIdleTimeoutOfAnotherServerOfTheAddress(t *testing.T) {
-	haunted(t, func(t *testing.T, patient *server.Server) {
+	onEachServer(t, func(t *testing.T, patient *server.Server) {
 		hasty := servertest.Run(t, patient.Kind())
 		if err := hasty.SetGlobal("wait_timeout", 2); err != nil {
 			t.Fatal(err)
@@ -84,14 +84,14 @@ func TestIdleTimeoutOfAnotherServerOfTheAddress(t *testing.T) {
 		if err := patient.SetGlobal("wait_timeout", 600); err != nil {
 			t.Fatal(err)
 		}
-		var all crowd
+		var all parallel
 		defer all.wg.Wait()
 		for _, tt := range []struct {
 			name          string
 			first, second *server.Server
 		}{{"the second is hasty", patient, hasty}, {"the first is hasty", hasty, patient}} {
 			all.run(t, tt.name, func(t *testing.T) {
-				px := front(t, tt.first)
+				px := proxyTo(t, tt.first)
 				p, log := openLogged(t, tt.first.DSNVia(px.Addr()), "pool_keepalive=60s")
 				var held []*sql.Conn
 				hold := func(n int) {
@@ -105,17 +105,17 @@ func TestIdleTimeoutOfAnotherServerOfTheAddress(t *testing.T) {
 				hold(2)
 				fakedb.GiveBack(held)
 				before, st := idsOf(t, p, 4), p.Stats()
-				stood := stoodStill(6 * time.Second) // nobody calls
+				stood := longestStop(6 * time.Second) // nobody calls
 				after, now := idsOf(t, p, 4), p.Stats()
 				kept := now.KeptAlive - st.KeptAlive
-				t.Logf("%d pings; stood still for %s at most", kept, ms(stood))
+				t.Logf("%d pings; stood still for %s at most", kept, roundMS(stood))
 				if stood < 500*time.Millisecond && (!slices.Equal(before, after) || now.Deaths != st.Deaths) {
 					t.Errorf("connections %v became %v, %d deaths", before, after, now.Deaths-st.Deaths)
 				}
 				if kept == 0 || kept > 2*20 { // two connections, each 0.67 s
 					t.Errorf("%d pings", kept)
 				}
-				if n := len(log.About("wait_timeout")); n != 1 {
+				if n := len(log.LinesWith("wait_timeout")); n != 1 {
 					t.Errorf("%d warnings, want one, of the hasty server", n)
 				}
 			})

@@ -249,19 +249,19 @@ func TestRefusalLeavesAConnThatWasUsedIntact(t *testing.T) {
 	}
 }
 
-// tunnel is a net.Conn of which a read that this side's own Close interrupts
+// closeEOFConn is a net.Conn of which a read that this side's own Close interrupts
 // ends as if the other side had closed it, like a channel of ssh's.
-type tunnel struct {
+type closeEOFConn struct {
 	net.Conn
 	closed atomic.Bool
 }
 
-func (t *tunnel) Close() error {
+func (t *closeEOFConn) Close() error {
 	t.closed.Store(true)
 	return t.Conn.Close()
 }
 
-func (t *tunnel) Read(b []byte) (int, error) {
+func (t *closeEOFConn) Read(b []byte) (int, error) {
 	n, err := t.Conn.Read(b)
 	if err != nil && t.closed.Load() {
 		err = io.EOF
@@ -285,7 +285,7 @@ func TestCallersCancelOfAStatementIsNoDeath(t *testing.T) {
 					if err != nil {
 						return nil, err
 					}
-					return &tunnel{Conn: nc}, nil
+					return &closeEOFConn{Conn: nc}, nil
 				}
 			})
 		}},
@@ -322,7 +322,7 @@ func TestCallersCancelOfAStatementIsNoDeath(t *testing.T) {
 // unanswered all the same.
 func TestReadTimeoutOfAPingIsSilence(t *testing.T) {
 	s := servertest.Run(t, server.MariaDB)
-	via := front(t, s)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "readTimeout=2s&pool_ping_timeout=20s")
 	warmReal(t, p.DB, 10)
 	time.Sleep(600 * time.Millisecond) // beyond the trust of a recent round trip

@@ -93,7 +93,7 @@ func TestReadTimeoutIsNamedAndNotMetAgainAndAgain(t *testing.T) {
 			}
 		}
 		t.Log(unit)
-		if lines := log.About("readTimeout and writeTimeout of the DSN"); len(lines) != 1 {
+		if lines := log.LinesWith("readTimeout and writeTimeout of the DSN"); len(lines) != 1 {
 			t.Errorf("warned %d times: %q", len(lines), lines)
 		}
 	})

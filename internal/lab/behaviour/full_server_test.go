@@ -17,8 +17,8 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// fewFor is a DSN of a user who may have only so many connections.
-func fewFor(t testing.TB, s *server.Server, addr string, most int) string {
+// limitedUserDSN is a DSN of a user who may have only so many connections.
+func limitedUserDSN(t testing.TB, s *server.Server, addr string, most int) string {
 	t.Helper()
 	name := fmt.Sprintf("few%d", fewUsers.Add(1))
 	for _, q := range []string{
@@ -35,20 +35,20 @@ func fewFor(t testing.TB, s *server.Server, addr string, most int) string {
 var fewUsers atomic.Int64
 
 func TestFullServerIsAskedByAnIdleConnection(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		row := 10
-		for _, way := range append(paths(s), path{name: "direct"}) {
+		for _, way := range append(proxyPaths(s), proxyPath{name: "direct"}) {
 			row += 2
 			first, second := row, row+1
 			all.run(t, way.name, func(t *testing.T) {
 				px, addr := (*proxy.Proxy)(nil), s.Addr()
 				if way.name != "direct" {
-					px = way.front(t, s)
+					px = way.proxyTo(t, s)
 					addr = px.Addr()
 				}
-				p := open(t, fewFor(t, s, addr, 3), "pool_size=3&pool_max_overflow=0&pool_stall_after=500ms")
+				p := open(t, limitedUserDSN(t, s, addr, 3), "pool_size=3&pool_max_overflow=0&pool_stall_after=500ms")
 				warmReal(t, p.DB, 3)
 
 				release := holdRow(t, s, first)
@@ -61,15 +61,15 @@ func TestFullServerIsAskedByAnIdleConnection(t *testing.T) {
 					_, err := p.ExecContext(ctx, query)
 					done <- err
 				}()
-				labtest.Eventually(t, "it waits", func() bool { return len(threads(t, s, query)) == 1 })
+				labtest.Eventually(t, "it waits", func() bool { return len(threadsRunning(t, s, query)) == 1 })
 				cancel()
 				if err := <-done; !errors.Is(err, context.Canceled) {
 					t.Error(err)
 				}
-				gone := within(t, 5*time.Second, "its thread is gone", func() bool { return len(threads(t, s, query)) == 0 })
+				gone := waitWithin(t, 5*time.Second, "its thread is gone", func() bool { return len(threadsRunning(t, s, query)) == 0 })
 				release()
-				st := awaitFates(t, p, 1)
-				t.Logf("ended after %s: Killed %d, applied %d times", ms(gone), st.Killed, balance(t, s, first))
+				st := awaitOrphans(t, p, 1)
+				t.Logf("ended after %s: Killed %d, applied %d times", roundMS(gone), st.Killed, balance(t, s, first))
 				if st.Killed != 1 || balance(t, s, first) != 0 {
 					t.Errorf("Killed %d, applied %d times, want it killed and not applied", st.Killed, balance(t, s, first))
 				}
@@ -81,7 +81,7 @@ func TestFullServerIsAskedByAnIdleConnection(t *testing.T) {
 				px.CutBefore(proxy.QueryPrefix("UPDATE"), proxy.Stall)
 				start := time.Now()
 				_, err := p.ExecContext(t.Context(), fmt.Sprintf("UPDATE account SET balance = balance + 1 WHERE id = %d", second))
-				t.Logf("after %s: %v", ms(time.Since(start)), err)
+				t.Logf("after %s: %v", roundMS(time.Since(start)), err)
 				if st := p.Stats(); err == nil || st.Stalled != 1 || time.Since(start) > 8*time.Second {
 					t.Errorf("Stalled %d, want the stall noticed", st.Stalled)
 				}
@@ -92,25 +92,25 @@ func TestFullServerIsAskedByAnIdleConnection(t *testing.T) {
 
 // Statements that cannot be looked up are told of, and not each time.
 func TestBlindStallCheckIsTold(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		for name, dsn := range map[string]string{
-			"the server is full, and no connection idle": fewFor(t, s, s.Addr(), 2),
-			"a proxy without a beacon":                   withParams(s.DSNVia(front(t, s).Addr()), "pool_beacon=off"),
+			"the server is full, and no connection idle": limitedUserDSN(t, s, s.Addr(), 2),
+			"a proxy without a beacon":                   withParams(s.DSNVia(proxyTo(t, s).Addr()), "pool_beacon=off"),
 		} {
 			all.run(t, name, func(t *testing.T) {
 				p, log := openLogged(t, dsn, "pool_size=2&pool_max_overflow=0&pool_stall_after=300ms")
 				var busy sync.WaitGroup
 				for range 2 {
 					busy.Go(func() {
-						if err := sleeps(t.Context(), p.QueryRowContext(t.Context(), "SELECT SLEEP(3)")); err != nil {
+						if err := runSleep(t.Context(), p.QueryRowContext(t.Context(), "SELECT SLEEP(3)")); err != nil {
 							t.Error(err)
 						}
 					})
 				}
 				busy.Wait()
-				if told := log.About("cannot be looked up"); len(told) != 1 || p.Stats().StallChecks < 3 {
+				if told := log.LinesWith("cannot be looked up"); len(told) != 1 || p.Stats().StallChecks < 3 {
 					t.Errorf("%d looks, told %d times: %q", p.Stats().StallChecks, len(told), told)
 				}
 			})
@@ -122,10 +122,10 @@ func TestBlindStallCheckIsTold(t *testing.T) {
 // that of one that went with the server: nothing is said to be left behind.
 func TestNothingIsLeftBehindByRestarts(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
-		for _, way := range paths(s) {
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		for _, way := range proxyPaths(s) {
 			t.Run(way.name, func(t *testing.T) {
-				px := way.front(t, s)
+				px := way.proxyTo(t, s)
 				p, log := openLogged(t, s.DSNVia(px.Addr()), "")
 				for range 2 {
 					var busy sync.WaitGroup
@@ -146,10 +146,10 @@ func TestNothingIsLeftBehindByRestarts(t *testing.T) {
 					}
 					labtest.Eventually(t, "it is back", func() bool { return p.PingContext(t.Context()) == nil })
 				}
-				st := awaitFates(t, p, 6)
+				st := awaitOrphans(t, p, 6)
 				t.Logf("Killed %d, KillUnneeded %d, KillUnproved %d", st.Killed, st.KillUnneeded, st.KillUnproved)
-				if st.KillUnneeded != 6 || len(log.About("not killed")) > 0 {
-					t.Errorf("KillUnneeded %d, told %q", st.KillUnneeded, log.About("not killed"))
+				if st.KillUnneeded != 6 || len(log.LinesWith("not killed")) > 0 {
+					t.Errorf("KillUnneeded %d, told %q", st.KillUnneeded, log.LinesWith("not killed"))
 				}
 			})
 		}

@@ -27,14 +27,14 @@ type galera struct {
 func TestGalera(t *testing.T) {
 	t.Parallel()
 	c := galera{Galera: servertest.RunGalera(t, 3, "--innodb-lock-wait-timeout=1")}
-	c.via = front(t, c.Nodes()[0])
+	c.via = proxyTo(t, c.Nodes()[0])
 	for _, q := range []string{ledgerTable, "CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)"} {
 		if err := c.Nodes()[0].Exec(q); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// One after the other, on one cluster, which takes seconds to start.
-	t.Run("a conflict that shows on any statement is not swallowed", c.conflictInTheMiddle)
+	t.Run("a conflict that shows on any statement is not swallowed", c.conflictMidway)
 	t.Run("conflicting units on several nodes are all applied once", c.conflicts)
 	t.Run("the loss of a node", func(t *testing.T) {
 		for i, b := range []struct {
@@ -92,7 +92,7 @@ func (c galera) reset(t *testing.T) {
 
 // Another node's commit ends the transaction at any time; whoever swallows the
 // error would go on outside of it.
-func (c galera) conflictInTheMiddle(t *testing.T) {
+func (c galera) conflictMidway(t *testing.T) {
 	c.reset(t)
 	one, other := open(t, c.Nodes()[0].DSN(), ""), openPlain(t, c.Nodes()[1].DSN())
 	attempts := 0
@@ -167,7 +167,7 @@ func (c galera) conflicts(t *testing.T) {
 // loss has units go on while one node is lost and comes back, and holds the
 // longest time in which none succeeded against the cluster's own: that of a
 // client which only ever talks to another node.
-func (c galera) loss(t *testing.T, blow, mend func() error) {
+func (c galera) loss(t *testing.T, inject, repair func() error) {
 	c.reset(t)
 	const workers = 6
 	p := c.open(t, "pool_timeout=2m&pool_max_elapsed=2m")
@@ -221,11 +221,11 @@ func (c galera) loss(t *testing.T, blow, mend func() error) {
 	})
 	time.Sleep(500 * time.Millisecond)
 	struck := time.Now()
-	if err := blow(); err != nil {
+	if err := inject(); err != nil {
 		t.Error(err)
 	}
 	time.Sleep(3 * time.Second)
-	if err := mend(); err != nil {
+	if err := repair(); err != nil {
 		t.Error(err)
 	}
 	time.Sleep(500 * time.Millisecond)

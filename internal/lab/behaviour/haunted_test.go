@@ -20,31 +20,31 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// haunted runs f on a server of each kind, on both at the same time. The server
+// onEachServer runs f on a server of each kind, on both at the same time. The server
 // has the table t, the accounts 1 to 99 and the commit table, and MariaDB's
 // understands the PROXY header.
-func haunted(t *testing.T, f func(t *testing.T, s *server.Server)) {
-	var all crowd
+func onEachServer(t *testing.T, f func(t *testing.T, s *server.Server)) {
+	var all parallel
 	for _, kind := range server.Kinds() {
-		all.run(t, string(kind), func(t *testing.T) { f(t, hauntedServer(t, kind)) })
+		all.run(t, string(kind), func(t *testing.T) { f(t, orphanServer(t, kind)) })
 	}
 	all.wg.Wait()
 }
 
-// crowd runs subtests at the same time, all of them: most of their time is spent
+// parallel runs subtests at the same time, all of them: most of their time is spent
 // waiting.
-type crowd struct{ wg sync.WaitGroup }
+type parallel struct{ wg sync.WaitGroup }
 
-func (c *crowd) run(t *testing.T, name string, f func(t *testing.T)) {
+func (c *parallel) run(t *testing.T, name string, f func(t *testing.T)) {
 	c.wg.Go(func() { t.Run(name, f) })
 }
 
-func hauntedServer(t *testing.T, kind server.Kind, args ...string) *server.Server {
+func orphanServer(t *testing.T, kind server.Kind, args ...string) *server.Server {
 	t.Helper()
 	if kind != server.MySQL {
 		args = append(args, "--proxy-protocol-networks=127.0.0.1")
 	}
-	s, _ := ledger(t, kind, args...)
+	s, _ := openLedger(t, kind, args...)
 	var values []string
 	for id := 10; id < 100; id++ {
 		values = append(values, fmt.Sprintf("(%d,0)", id))
@@ -57,22 +57,22 @@ func hauntedServer(t *testing.T, kind server.Kind, args ...string) *server.Serve
 }
 
 // A path is a way from the pool to a server.
-type path struct {
+type proxyPath struct {
 	name string
 	opts []proxy.Option // of its proxy
 }
 
-// paths are those through a proxy: one behind which the server sees the proxy's
+// proxyPaths are those through a proxy: one behind which the server sees the proxy's
 // ports, and one behind which it sees the client's.
-func paths(s *server.Server) []path {
-	all := []path{{"port rewritten", nil}}
+func proxyPaths(s *server.Server) []proxyPath {
+	all := []proxyPath{{"port rewritten", nil}}
 	if s.Kind() != server.MySQL {
-		all = append(all, path{"PROXY header", []proxy.Option{proxy.WithProxyHeader()}})
+		all = append(all, proxyPath{"PROXY header", []proxy.Option{proxy.WithProxyHeader()}})
 	}
 	return all
 }
 
-func (w path) front(t testing.TB, s *server.Server) *proxy.Proxy {
+func (w proxyPath) proxyTo(t testing.TB, s *server.Server) *proxy.Proxy {
 	t.Helper()
 	p, err := proxy.New(s.Addr(), w.opts...)
 	if err != nil {
@@ -82,19 +82,19 @@ func (w path) front(t testing.TB, s *server.Server) *proxy.Proxy {
 	return p
 }
 
-// listing is a server's processlist, a little old: many ask at the same time.
-type listing struct {
+// processCache is a server's processlist, a little old: many ask at the same time.
+type processCache struct {
 	mu   sync.Mutex
 	at   time.Time
 	list []server.Process
 }
 
-var listings sync.Map // by *server.Server
+var processCaches sync.Map // by *server.Server
 
 func processes(t testing.TB, s *server.Server) []server.Process {
 	t.Helper()
-	v, _ := listings.LoadOrStore(s, new(listing))
-	l := v.(*listing)
+	v, _ := processCaches.LoadOrStore(s, new(processCache))
+	l := v.(*processCache)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if time.Since(l.at) > 30*time.Millisecond {
@@ -107,8 +107,8 @@ func processes(t testing.TB, s *server.Server) []server.Process {
 	return l.list
 }
 
-// threads are the ids of those that run a statement with this text in it.
-func threads(t testing.TB, s *server.Server, text string) (ids []int64) {
+// threadsRunning are the ids of those that run a statement with this text in it.
+func threadsRunning(t testing.TB, s *server.Server, text string) (ids []int64) {
 	t.Helper()
 	for _, p := range processes(t, s) {
 		if strings.Contains(p.Info, text) {
@@ -118,13 +118,13 @@ func threads(t testing.TB, s *server.Server, text string) (ids []int64) {
 	return ids
 }
 
-func isThere(t testing.TB, s *server.Server, id int64) bool {
+func isThreadAlive(t testing.TB, s *server.Server, id int64) bool {
 	t.Helper()
 	return slices.ContainsFunc(processes(t, s), func(p server.Process) bool { return p.ID == uint64(id) })
 }
 
-// within waits for a condition, less long than eventually, and tells how long.
-func within(t testing.TB, limit time.Duration, what string, ok func() bool) time.Duration {
+// waitWithin waits for a condition, less long than eventually, and tells how long.
+func waitWithin(t testing.TB, limit time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	start := time.Now()
 	for !ok() {
@@ -152,7 +152,7 @@ func balance(t testing.TB, s *server.Server, id int) (n int) {
 	return n
 }
 
-func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+func roundMS(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 
 // holdRow locks a row until the function that it returns is called.
 func holdRow(t testing.TB, s *server.Server, id int) (release func()) {
@@ -168,18 +168,18 @@ func holdRow(t testing.TB, s *server.Server, id int) (release func()) {
 	return func() { tx.Rollback() }
 }
 
-// asker is what runs a statement on one connection.
-type asker interface {
+// queryer is what runs a statement on one connection.
+type queryer interface {
 	ExecContext(context.Context, string, ...any) (sql.Result, error)
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 	QueryRowContext(context.Context, string, ...any) *sql.Row
 	PrepareContext(context.Context, string) (*sql.Stmt, error)
 }
 
-// onOneConn runs f on one connection of the pool, which f must leave as it is,
+// queryers runs f on one connection of the pool, which f must leave as it is,
 // as a sql.Conn, in a transaction or in a session.
-var onOneConn = map[string]func(context.Context, *livepool.Pool, func(asker) error) error{
-	"a conn": func(ctx context.Context, p *livepool.Pool, f func(asker) error) error {
+var queryers = map[string]func(context.Context, *livepool.Pool, func(queryer) error) error{
+	"a conn": func(ctx context.Context, p *livepool.Pool, f func(queryer) error) error {
 		c, err := p.Conn(ctx)
 		if err != nil {
 			return err
@@ -187,7 +187,7 @@ var onOneConn = map[string]func(context.Context, *livepool.Pool, func(asker) err
 		defer c.Close()
 		return f(c)
 	},
-	"a tx": func(ctx context.Context, p *livepool.Pool, f func(asker) error) error {
+	"a tx": func(ctx context.Context, p *livepool.Pool, f func(queryer) error) error {
 		tx, err := p.BeginTx(ctx, nil)
 		if err != nil {
 			return err
@@ -198,13 +198,13 @@ var onOneConn = map[string]func(context.Context, *livepool.Pool, func(asker) err
 		}
 		return tx.Commit()
 	},
-	"a session": func(ctx context.Context, p *livepool.Pool, f func(asker) error) error {
+	"a session": func(ctx context.Context, p *livepool.Pool, f func(queryer) error) error {
 		return p.WithSession(ctx, func(_ context.Context, u *livepool.Session) error { return f(u) }, livepool.MaxAttempts(1))
 	},
 }
 
-// sleeps runs SELECT SLEEP and fails if that was cut short.
-func sleeps(ctx context.Context, row *sql.Row) error {
+// runSleep runs SELECT SLEEP and fails if that was cut short.
+func runSleep(ctx context.Context, row *sql.Row) error {
 	var n int
 	if err := row.Scan(&n); err != nil || n == 0 {
 		return err
@@ -212,9 +212,9 @@ func sleeps(ctx context.Context, row *sql.Row) error {
 	return errors.New("SLEEP was interrupted")
 }
 
-// cancelled runs a statement that waits for a row lock on c, cancels it when it runs, and
+// cancelledStatement runs a statement that waits for a row lock on c, cancels it when it runs, and
 // returns the ghost.
-func cancelled(t testing.TB, s *server.Server, c *sql.Conn, mark string) (ghost int64) {
+func cancelledStatement(t testing.TB, s *server.Server, c *sql.Conn, mark string) (orphan int64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -223,20 +223,20 @@ func cancelled(t testing.TB, s *server.Server, c *sql.Conn, mark string) (ghost 
 		_, err := c.ExecContext(ctx, "UPDATE account SET balance = 0 WHERE id = 99 /* "+mark+" */")
 		done <- err
 	}()
-	labtest.Eventually(t, "it runs", func() bool { return len(threads(t, s, mark)) == 1 })
-	ghost = threads(t, s, mark)[0]
+	labtest.Eventually(t, "it runs", func() bool { return len(threadsRunning(t, s, mark)) == 1 })
+	orphan = threadsRunning(t, s, mark)[0]
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	c.Close()
-	return ghost
+	return orphan
 }
 
-// awaitFates waits until the pool has dealt with n ghosts.
-func awaitFates(t testing.TB, p *livepool.Pool, n int64) livepool.Stats {
+// awaitOrphans waits until the pool has dealt with n ghosts.
+func awaitOrphans(t testing.TB, p *livepool.Pool, n int64) livepool.Stats {
 	t.Helper()
-	within(t, 10*time.Second, fmt.Sprintf("%d ghosts are dealt with", n), func() bool {
+	waitWithin(t, 10*time.Second, fmt.Sprintf("%d ghosts are dealt with", n), func() bool {
 		st := p.Stats()
 		return st.Killed+st.KillUnneeded+st.KillUnproved+st.KillFailed >= n
 	})

@@ -74,13 +74,13 @@ func openPlain(t testing.TB, dsn string) *sql.DB {
 }
 
 // openLogged opens a pool whose log is kept.
-func openLogged(t testing.TB, dsn, params string) (*livepool.Pool, *labtest.Log) {
+func openLogged(t testing.TB, dsn, params string) (*livepool.Pool, *labtest.CapturedLog) {
 	t.Helper()
 	cfg, err := livepool.ParseDSN(withParams(dsn, params))
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := &labtest.Log{}
+	log := &labtest.CapturedLog{}
 	cfg.Logger = slog.New(log)
 	p, err := livepool.OpenConfig(cfg)
 	if err != nil {
@@ -100,8 +100,8 @@ func withParams(dsn, params string) string {
 	return dsn + "?" + params
 }
 
-// front puts a fault proxy before a server.
-func front(t testing.TB, s *server.Server) *proxy.Proxy {
+// proxyTo puts a fault proxy before a server.
+func proxyTo(t testing.TB, s *server.Server) *proxy.Proxy {
 	t.Helper()
 	p, err := proxy.New(s.Addr())
 	if err != nil {
@@ -175,8 +175,8 @@ func transactions(s *server.Server, where string) (n int, err error) {
 	return n, err
 }
 
-// ledger is a server with a table of units and their rows, and accounts 1 to 9.
-func ledger(t *testing.T, kind server.Kind, args ...string) (*server.Server, *livepool.Pool) {
+// openLedger is a server with a table of units and their rows, and accounts 1 to 9.
+func openLedger(t *testing.T, kind server.Kind, args ...string) (*server.Server, *livepool.Pool) {
 	t.Helper()
 	s := servertest.Run(t, kind, args...)
 	for _, q := range []string{

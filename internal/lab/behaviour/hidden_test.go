@@ -42,8 +42,8 @@ var hidingUsers = []struct {
 // connection is shown its thread; an abandoned one is not taken for gone; and idle
 // connections live on under a short wait_timeout.
 func TestThreadThatIsNotShownIsNotGone(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		for _, hiding := range hidingUsers {
 			if hiding.kinds != nil && !slices.Contains(hiding.kinds, s.Kind()) {
@@ -54,11 +54,11 @@ func TestThreadThatIsNotShownIsNotGone(t *testing.T) {
 					t.Fatalf("%s: %v", q, err)
 				}
 			}
-			for _, way := range append(paths(s), path{name: "direct"}) {
+			for _, way := range append(proxyPaths(s), proxyPath{name: "direct"}) {
 				all.run(t, hiding.name+", "+way.name, func(t *testing.T) {
 					dsn := s.DSN()
 					if way.name != "direct" {
-						dsn = s.DSNVia(way.front(t, s).Addr())
+						dsn = s.DSNVia(way.proxyTo(t, s).Addr())
 					}
 					var logins atomic.Int64
 					p := openWith(t, withParams(dsn, "wait_timeout=2"), func(cfg *livepool.Config) {
@@ -74,12 +74,12 @@ func TestThreadThatIsNotShownIsNotGone(t *testing.T) {
 					var busy sync.WaitGroup
 					for range 2 {
 						busy.Go(func() {
-							if err := sleeps(t.Context(), p.QueryRowContext(t.Context(), "SELECT SLEEP(8)")); err != nil {
+							if err := runSleep(t.Context(), p.QueryRowContext(t.Context(), "SELECT SLEEP(8)")); err != nil {
 								t.Errorf("an honest statement: %v", err)
 							}
 						})
 					}
-					stood := stoodStill(7500 * time.Millisecond)
+					stood := longestStop(7500 * time.Millisecond)
 					busy.Wait()
 					st := p.Stats()
 					if st.Stalled != 0 || st.StallChecks == 0 {
@@ -92,13 +92,13 @@ func TestThreadThatIsNotShownIsNotGone(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					ghost := cancelled(t, s, c, t.Name())
-					st = awaitFates(t, p, 1)
+					orphan := cancelledStatement(t, s, c, t.Name())
+					st = awaitOrphans(t, p, 1)
 					t.Logf("Killed %d, KillUnneeded %d, KillUnproved %d, KillFailed %d", st.Killed, st.KillUnneeded, st.KillUnproved, st.KillFailed)
-					if st.KillUnneeded != 0 && isThere(t, s, ghost) {
+					if st.KillUnneeded != 0 && isThreadAlive(t, s, orphan) {
 						t.Error("told to be gone, but it is there")
 					}
-					killByHand(t, s, ghost)
+					killByHand(t, s, orphan)
 				})
 			}
 		}

@@ -19,8 +19,8 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// thinks is a unit that reads, calls a slow service and writes.
-func thinks(runs *atomic.Int64, d time.Duration) labtest.UnitFunc {
+// slowUnit is a unit that reads, calls a slow service and writes.
+func slowUnit(runs *atomic.Int64, d time.Duration) labtest.UnitFunc {
 	return func(ctx context.Context, s *livepool.Session) error {
 		runs.Add(1)
 		var n int
@@ -52,7 +52,7 @@ func TestThinkingForLongerThanWaitTimeout(t *testing.T) {
 		ways := map[string]func(t *testing.T){
 			"unit": func(t *testing.T) {
 				var runs atomic.Int64
-				if err := p.WithSession(t.Context(), thinks(&runs, pause)); err != nil || runs.Load() != 1 {
+				if err := p.WithSession(t.Context(), slowUnit(&runs, pause)); err != nil || runs.Load() != 1 {
 					t.Errorf("%d runs: %v", runs.Load(), err)
 				}
 			},
@@ -137,7 +137,7 @@ func TestThinkingTooLong(t *testing.T) {
 		holdLedger(t, s)
 		const pause = 3 * time.Second
 		units := map[string]func(*atomic.Int64) labtest.UnitFunc{
-			"before a statement": func(runs *atomic.Int64) labtest.UnitFunc { return thinks(runs, pause) },
+			"before a statement": func(runs *atomic.Int64) labtest.UnitFunc { return slowUnit(runs, pause) },
 			"before its commit": func(runs *atomic.Int64) labtest.UnitFunc {
 				return func(ctx context.Context, s *livepool.Session) error {
 					runs.Add(1)
@@ -206,7 +206,7 @@ func TestHoldLimit(t *testing.T) {
 			return labtest.Work(ctx, s)
 		}, livepool.Name("nightly report"), livepool.MaxAttempts(1))
 	}()
-	told := func() []string { return log.About("HoldLimit") }
+	told := func() []string { return log.LinesWith("HoldLimit") }
 	labtest.Eventually(t, "it is reported", func() bool { return len(told()) > 0 })
 	labtest.Eventually(t, "the server has closed it", func() bool {
 		var n int
@@ -377,19 +377,19 @@ func TestConnLostUnderItsOpenTransaction(t *testing.T) {
 					for _, txFirst := range []bool{false, true} {
 						t.Run(fmt.Sprintf("%s, %s, transaction first %v", params, name, txFirst), func(t *testing.T) {
 							t.Parallel()
-							c, tx := lostInTx(t, s, p)
+							c, tx := lostTx(t, s, p)
 							if txFirst {
 								if _, err := tx.Exec("DO 1"); err == nil || errors.Is(err, driver.ErrBadConn) || livepool.Classify(err)&livepool.Retry == 0 {
 									t.Errorf("in the transaction: %v", err)
 								}
 							}
-							labtest.Returns(t, "a request of the sql.Conn", 30*time.Second, func() {
+							labtest.ReturnsWithin(t, "a request of the sql.Conn", 30*time.Second, func() {
 								err := request(context.Background(), c)
 								if err == nil || errors.Is(err, driver.ErrBadConn) || txFirst && !errors.Is(err, livepool.ErrPoisoned) {
 									t.Errorf("the request: %v", err)
 								}
 							})
-							labtest.Returns(t, "the ends", 30*time.Second, func() {
+							labtest.ReturnsWithin(t, "the ends", 30*time.Second, func() {
 								if err := tx.Commit(); err == nil || errors.Is(err, livepool.ErrCommitUnknown) {
 									t.Errorf("commit: %v", err)
 								}
@@ -405,8 +405,8 @@ func TestConnLostUnderItsOpenTransaction(t *testing.T) {
 	})
 }
 
-// lostInTx is a transaction on a sql.Conn whose connection was killed a while ago.
-func lostInTx(t *testing.T, s *server.Server, p *livepool.Pool) (*sql.Conn, *sql.Tx) {
+// lostTx is a transaction on a sql.Conn whose connection was killed a while ago.
+func lostTx(t *testing.T, s *server.Server, p *livepool.Pool) (*sql.Conn, *sql.Tx) {
 	t.Helper()
 	c, err := p.Conn(t.Context())
 	if err != nil {
@@ -432,7 +432,7 @@ func TestConnBesideItsOpenResult(t *testing.T) {
 			t.Run(params, func(t *testing.T) {
 				t.Parallel()
 				p := open(t, s.DSN(), params)
-				besideItsResult(t, p.DB)
+				testBesideResult(t, p.DB)
 				if n := p.Stats().Deaths; n > 0 {
 					t.Errorf("%d deaths", n)
 				}
@@ -450,12 +450,12 @@ func TestConnBesideItsOpenResult(t *testing.T) {
 			}
 			db := sql.OpenDB(connector)
 			defer db.Close()
-			besideItsResult(t, db)
+			testBesideResult(t, db)
 		})
 	})
 }
 
-func besideItsResult(t *testing.T, db *sql.DB) {
+func testBesideResult(t *testing.T, db *sql.DB) {
 	t.Helper()
 	c, err := db.Conn(t.Context())
 	if err != nil {
@@ -472,7 +472,7 @@ func besideItsResult(t *testing.T, db *sql.DB) {
 		t.Fatal(rows.Err())
 	}
 	time.Sleep(300 * time.Millisecond)
-	labtest.Returns(t, "a statement beside the result", 30*time.Second, func() {
+	labtest.ReturnsWithin(t, "a statement beside the result", 30*time.Second, func() {
 		if _, err := c.ExecContext(context.Background(), "DO 1"); err == nil || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "before the statement was sent") {
 			t.Errorf("beside the result: %v", err)
 		}

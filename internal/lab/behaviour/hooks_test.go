@@ -46,8 +46,8 @@ func TestUnitOfAHookIsItsOwn(t *testing.T) {
 // second is applied meanwhile. The key says that the work is applied, not by whom:
 // the hooks of both are run, for with those of neither a notification would be lost.
 func TestHooksOfTwoDeliveriesOfOneKey(t *testing.T) {
-	s, direct := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, direct := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "pool_size=1")
 	cut := via.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.RST)
 	var mu sync.Mutex

@@ -23,14 +23,14 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// innocent is a connection of the same user that nobody may touch.
-type innocent struct {
+// bystander is a connection of the same user that nobody may touch.
+type bystander struct {
 	*sql.Conn
 	id int64
 }
 
-// openInnocent opens one on a driver's DSN, with a dialer if one is given.
-func openInnocent(t testing.TB, dsn string, dial func(context.Context, string, string) (net.Conn, error)) innocent {
+// openBystander opens one on a driver's DSN, with a dialer if one is given.
+func openBystander(t testing.TB, dsn string, dial func(context.Context, string, string) (net.Conn, error)) bystander {
 	t.Helper()
 	cfg, err := mysql.ParseDSN(dsn)
 	if err != nil {
@@ -49,11 +49,11 @@ func openInnocent(t testing.TB, dsn string, dial func(context.Context, string, s
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return innocent{c, connectionID(t, c)}
+	return bystander{c, connectionID(t, c)}
 }
 
-// unharmed fails the test if the connection is not the one that it was.
-func (i innocent) unharmed(t testing.TB) {
+// checkUnharmed fails the test if the connection is not the one that it was.
+func (i bystander) checkUnharmed(t testing.TB) {
 	t.Helper()
 	var id int64
 	if err := i.QueryRowContext(context.Background(), "SELECT CONNECTION_ID()").Scan(&id); err != nil || id != i.id {
@@ -61,22 +61,22 @@ func (i innocent) unharmed(t testing.TB) {
 	}
 }
 
-// innocents opens connections until there are some with every id of a range. The
+// bystanders opens connections until there are some with every id of a range. The
 // server must be behind it.
-func innocents(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []innocent) {
+func bystanders(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []bystander) {
 	t.Helper()
-	all, ok := tryInnocents(t, dsn, from, to, dial)
+	all, ok := tryBystanders(t, dsn, from, to, dial)
 	if !ok {
 		t.Fatalf("the server was past %d already", from)
 	}
 	return all
 }
 
-// tryInnocents is innocents where somebody else may take one of the ids.
-func tryInnocents(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []innocent, ok bool) {
+// tryBystanders is innocents where somebody else may take one of the ids.
+func tryBystanders(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []bystander, ok bool) {
 	t.Helper()
 	for id := int64(0); id < to; {
-		i := openInnocent(t, dsn, dial)
+		i := openBystander(t, dsn, dial)
 		if id = i.id; id >= from {
 			all = append(all, i)
 		} else {
@@ -90,47 +90,47 @@ func tryInnocents(t testing.TB, dsn string, from, to int64, dial func(context.Co
 // names live; the right one dies, if it can be told.
 func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		for _, beacon := range []string{"auto", "on", "off"} {
-			for _, way := range paths(s) {
+			for _, way := range proxyPaths(s) {
 				all.run(t, "beacon="+beacon+", "+way.name, func(t *testing.T) {
-					var named []innocent
+					var named []bystander
 					for range 4 {
-						named = append(named, openInnocent(t, s.DSN(), nil))
+						named = append(named, openBystander(t, s.DSN(), nil))
 					}
 					next := 0
 					way.opts = append(slices.Clone(way.opts), proxy.WithThreadIDs(func(uint32) uint32 {
 						next++
 						return uint32(named[next%len(named)].id)
 					}))
-					px := way.front(t, s)
+					px := way.proxyTo(t, s)
 					p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=500ms&pool_beacon="+beacon)
 					busy := make(chan error, 1)
 					go func() {
-						busy <- sleeps(context.Background(), named[0].QueryRowContext(context.Background(), "SELECT SLEEP(3)"))
+						busy <- runSleep(context.Background(), named[0].QueryRowContext(context.Background(), "SELECT SLEEP(3)"))
 					}()
 
-					ghosts := int64(0)
+					orphans := int64(0)
 					for i := range 2 * len(named) {
 						c, err := p.Conn(t.Context())
 						if err != nil {
 							t.Fatal(err)
 						}
-						ghost := cancelled(t, s, c, fmt.Sprintf("beacon=%s, %s, %d", beacon, way.name, i))
-						ghosts++
-						st := awaitFates(t, p, ghosts)
+						orphan := cancelledStatement(t, s, c, fmt.Sprintf("beacon=%s, %s, %d", beacon, way.name, i))
+						orphans++
+						st := awaitOrphans(t, p, orphans)
 						switch {
 						case beacon == "off":
-							if st.KillUnproved != ghosts || !isThere(t, s, ghost) {
-								t.Errorf("ghost %d: Killed %d, KillUnproved %d; want it alive and unproved", ghost, st.Killed, st.KillUnproved)
+							if st.KillUnproved != orphans || !isThreadAlive(t, s, orphan) {
+								t.Errorf("ghost %d: Killed %d, KillUnproved %d; want it alive and unproved", orphan, st.Killed, st.KillUnproved)
 							}
-							killByHand(t, s, ghost)
+							killByHand(t, s, orphan)
 						default:
-							within(t, 5*time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost) })
-							if st.Killed+st.KillUnneeded != ghosts {
-								t.Errorf("Killed %d, want %d", st.Killed, ghosts)
+							waitWithin(t, 5*time.Second, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan) })
+							if st.Killed+st.KillUnneeded != orphans {
+								t.Errorf("Killed %d, want %d", st.Killed, orphans)
 							}
 						}
 					}
@@ -139,7 +139,7 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					ghost := connectionID(t, c)
+					orphan := connectionID(t, c)
 					px.Stall()
 					ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 					defer cancel()
@@ -150,18 +150,18 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 					if stalled := p.Stats().Stalled; stalled != 0 || err == nil {
 						t.Errorf("Stalled %d, error %v", stalled, err)
 					}
-					ghosts++
-					if st := awaitFates(t, p, ghosts); beacon == "off" && st.Killed+st.KillUnneeded != 0 {
+					orphans++
+					if st := awaitOrphans(t, p, orphans); beacon == "off" && st.Killed+st.KillUnneeded != 0 {
 						t.Errorf("Killed %d, KillUnneeded %d without any proof", st.Killed, st.KillUnneeded)
-					} else if beacon != "off" && isThere(t, s, ghost) {
-						within(t, 5*time.Second, "the stalled one is gone", func() bool { return !isThere(t, s, ghost) })
+					} else if beacon != "off" && isThreadAlive(t, s, orphan) {
+						waitWithin(t, 5*time.Second, "the stalled one is gone", func() bool { return !isThreadAlive(t, s, orphan) })
 					}
-					killByHand(t, s, ghost)
+					killByHand(t, s, orphan)
 					if err := <-busy; err != nil {
 						t.Errorf("a busy innocent: %v", err)
 					}
 					for _, i := range named {
-						i.unharmed(t)
+						i.checkUnharmed(t)
 					}
 				})
 			}
@@ -169,12 +169,12 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 	})
 }
 
-// raise opens and closes connections until the next one that the server takes
+// raiseThreadID opens and closes connections until the next one that the server takes
 // has a higher id than any that the other has given.
-func raise(t testing.TB, s, other *server.Server) {
+func raiseThreadID(t testing.TB, s, other *server.Server) {
 	t.Helper()
 	newest := func(s *server.Server) int64 {
-		i := openInnocent(t, s.DSN(), nil)
+		i := openBystander(t, s.DSN(), nil)
 		defer i.Close()
 		return i.id
 	}
@@ -197,18 +197,18 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 		{"it runs on the second, who looks lands on the first", 1, func(a, _ *server.Server) []string { return []string{a.Addr()} }},
 		{"it runs on the second, who looks lands on both", 1, both},
 	}
-	haunted(t, func(t *testing.T, first *server.Server) {
-		second := hauntedServer(t, first.Kind())
-		var all crowd
+	onEachServer(t, func(t *testing.T, first *server.Server) {
+		second := orphanServer(t, first.Kind())
+		var all parallel
 		defer all.wg.Wait()
 		var counting sync.Mutex // held while the servers' ids must not change by others
-		for _, way := range paths(first) {
+		for _, way := range proxyPaths(first) {
 			for _, tt := range cases {
 				all.run(t, way.name+", "+tt.name, func(t *testing.T) {
 					counting.Lock()
 					free := sync.OnceFunc(counting.Unlock)
 					defer free()
-					px := way.front(t, first)
+					px := way.proxyTo(t, first)
 					p := open(t, first.DSNVia(px.Addr()), "pool_stall_after=500ms")
 					known, err := p.Conn(t.Context())
 					if err != nil {
@@ -224,12 +224,12 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 					// The side connections of the other subtests' pools take ids too.
 					var c, honest *sql.Conn
 					var honestID int64
-					var named []innocent
+					var named []bystander
 					for ok := false; !ok; {
-						raise(t, here, there)
+						raiseThreadID(t, here, there)
 						c, _ = takeConn(t, p)
 						honest, honestID = takeConn(t, p)
-						if named, ok = tryInnocents(t, there.DSN(), connectionID(t, c), honestID, nil); !ok {
+						if named, ok = tryBystanders(t, there.DSN(), connectionID(t, c), honestID, nil); !ok {
 							for _, taken := range []*sql.Conn{c, honest} {
 								taken.Raw(func(any) error { return driver.ErrBadConn })
 							}
@@ -240,30 +240,30 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 
 					var busy sync.WaitGroup
 					busy.Go(func() {
-						if err := sleeps(t.Context(), honest.QueryRowContext(t.Context(), "SELECT SLEEP(3)")); err != nil {
+						if err := runSleep(t.Context(), honest.QueryRowContext(t.Context(), "SELECT SLEEP(3)")); err != nil {
 							t.Errorf("an honest statement: %v", err)
 						} else if now := connectionID(t, honest); now != honestID {
 							t.Errorf("an honest statement ended on connection %d, not %d", now, honestID)
 						}
 					})
-					ghost := cancelled(t, here, c, t.Name())
-					st := awaitFates(t, p, 1)
+					orphan := cancelledStatement(t, here, c, t.Name())
+					st := awaitOrphans(t, p, 1)
 					for _, i := range named {
-						i.unharmed(t)
+						i.checkUnharmed(t)
 					}
-					if st.KillUnneeded != 0 && isThere(t, here, ghost) {
+					if st.KillUnneeded != 0 && isThreadAlive(t, here, orphan) {
 						t.Errorf("KillUnneeded %d, but the ghost is there", st.KillUnneeded)
 					}
 					busy.Wait()
 					for _, i := range named {
-						i.unharmed(t)
+						i.checkUnharmed(t)
 					}
 					st = p.Stats()
 					t.Logf("Killed %d, KillUnneeded %d, KillUnproved %d, StallChecks %d, Stalled %d", st.Killed, st.KillUnneeded, st.KillUnproved, st.StallChecks, st.Stalled)
 					if st.StallChecks == 0 || st.Stalled != 0 {
 						t.Errorf("StallChecks %d, Stalled %d", st.StallChecks, st.Stalled)
 					}
-					killByHand(t, here, ghost)
+					killByHand(t, here, orphan)
 				})
 			}
 		}
@@ -274,10 +274,10 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 // one that was abandoned, here even its port.
 func TestSameIDAfterARestartIsAnother(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
-		for _, way := range paths(s) {
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		for _, way := range proxyPaths(s) {
 			t.Run(way.name, func(t *testing.T) {
-				px := way.front(t, s)
+				px := way.proxyTo(t, s)
 				p := open(t, s.DSNVia(px.Addr()), "")
 				c, err := p.Conn(t.Context())
 				if err != nil {
@@ -292,9 +292,9 @@ func TestSameIDAfterARestartIsAnother(t *testing.T) {
 				}
 				var dial func(context.Context, string, string) (net.Conn, error)
 				if len(way.opts) > 0 {
-					dial = pretending(host)
+					dial = dialAs(host)
 				}
-				named := innocents(t, s.DSN(), id, id+3, dial)
+				named := bystanders(t, s.DSN(), id, id+3, dial)
 				if now := named[0]; now.id != id {
 					t.Fatalf("no innocent has the id %d", id)
 				}
@@ -307,9 +307,9 @@ func TestSameIDAfterARestartIsAnother(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.Close()
-				st := awaitFates(t, p, 1)
+				st := awaitOrphans(t, p, 1)
 				for _, i := range named {
-					i.unharmed(t)
+					i.checkUnharmed(t)
 				}
 				t.Logf("Killed %d, KillUnneeded %d, KillUnproved %d", st.Killed, st.KillUnneeded, st.KillUnproved)
 				if st.Killed != 0 {
@@ -320,9 +320,9 @@ func TestSameIDAfterARestartIsAnother(t *testing.T) {
 	})
 }
 
-// pretending dials a server that understands the PROXY header and says that it
+// dialAs dials a server that understands the PROXY header and says that it
 // comes from elsewhere.
-func pretending(host string) func(context.Context, string, string) (net.Conn, error) {
+func dialAs(host string) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		if err != nil {
@@ -355,8 +355,8 @@ func hostOf(t testing.TB, s *server.Server, id int64) string {
 func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
 	t.Parallel()
 	type route struct{ from, to string }
-	haunted(t, func(t *testing.T, a *server.Server) {
-		b := hauntedServer(t, a.Kind())
+	onEachServer(t, func(t *testing.T, a *server.Server) {
+		b := orphanServer(t, a.Kind())
 		for _, tt := range []struct {
 			name string
 			side route // that of the pool's connections is 127.0.0.2 to a
@@ -375,7 +375,7 @@ func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
 						return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(r.from)}}).DialContext(ctx, network, r.to)
 					}
 				})
-				raise(t, a, b)
+				raiseThreadID(t, a, b)
 				c, err := p.Conn(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -383,14 +383,14 @@ func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
 				id := connectionID(t, c)
 				_, port, _ := strings.Cut(hostOf(t, a, id), ":")
 				at.Store(&tt.side)
-				var named []innocent
+				var named []bystander
 				if tt.side.from == "127.0.0.1" && tt.side.to == b.Addr() {
 					portNumber, err := strconv.Atoi(port)
 					if err != nil {
 						t.Fatal(err)
 					}
-					innocents(t, b.DSN(), id-1, id-1, nil)
-					named = innocents(t, b.DSN(), id, id, (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.1"), Port: portNumber}}).DialContext)
+					bystanders(t, b.DSN(), id-1, id-1, nil)
+					named = bystanders(t, b.DSN(), id, id, (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.1"), Port: portNumber}}).DialContext)
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 				defer cancel()
@@ -400,14 +400,14 @@ func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
 					t.Errorf("an honest statement ended by itself: %v", err)
 				}
 				c.Close()
-				st := awaitFates(t, p, 1)
+				st := awaitOrphans(t, p, 1)
 				if st.Killed+st.KillUnneeded != 0 || st.KillUnproved != 1 || st.Stalled != 0 || st.StallChecks == 0 {
 					t.Errorf("Killed %d, KillUnneeded %d, KillUnproved %d, Stalled %d, StallChecks %d", st.Killed, st.KillUnneeded, st.KillUnproved, st.Stalled, st.StallChecks)
 				}
 				for _, i := range named {
-					i.unharmed(t)
+					i.checkUnharmed(t)
 				}
-				if !isThere(t, a, id) {
+				if !isThreadAlive(t, a, id) {
 					t.Error("the ghost is gone, by whom?")
 				}
 				killByHand(t, a, id)

@@ -17,7 +17,7 @@ import (
 // Three levels: the middle unit returns while the innermost runs, and is undone. The
 // innermost is undone with it, as a whole, and the outer one goes on without both.
 func TestInnermostUnitEndsWithTheMiddleOne(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	half, undone, second, committed := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	ended := make(chan struct{})
 	var middleErr, innerErr, secondErr error
@@ -55,7 +55,7 @@ func TestInnermostUnitEndsWithTheMiddleOne(t *testing.T) {
 // A statement prepared by a unit inside is that unit's: a goroutine that has
 // outlived it adds nothing to the outer one.
 func TestPreparedStatementOfAnInnerUnitEndsWithIt(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	refused := errors.New("refused")
 	var during, late, whileOuter error
 	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
@@ -98,7 +98,7 @@ func TestPreparedStatementOfAnInnerUnitEndsWithIt(t *testing.T) {
 // The key of a unit inside that has ended is in the outer transaction: one of a
 // transaction of its own would wait for it as long as it is waited for.
 func TestOnceOfAnotherTransactionWithTheKeyOfAnInnerUnitThatHasEnded(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	once := livepool.Once("k")
 	again := func(ctx context.Context) error {
 		return p.WithSession(ctx, labtest.Insert(2), livepool.RequiresNew(), once)

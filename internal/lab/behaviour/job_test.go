@@ -17,7 +17,7 @@ import (
 type orderID string
 
 func TestJob(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	body := func(ctx context.Context, s *livepool.Session, v int64) error { return labtest.Insert(int(v))(ctx, s) }
 	job := livepool.Job(p, body, livepool.OncePerID("transfer"))
 	for range 3 {
@@ -51,7 +51,7 @@ type uuidLike [16]byte
 func (u uuidLike) String() string { return fmt.Sprintf("%x-%x", u[:8], u[8:]) }
 
 func TestUnitOncePerIDOfAStringer(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	job := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id secret) error { return labtest.Insert(1)(ctx, s) }, livepool.OncePerID("mail"))
 	for _, id := range []secret{"a", "b", "c"} {
 		if err := job(t.Context(), id); err != nil {
@@ -73,7 +73,7 @@ func TestUnitOncePerIDOfAStringer(t *testing.T) {
 // A fixed key in a job is one for all ids: the first would be applied, and the
 // others taken for done.
 func TestJobRefusesAFixedKey(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	fn := func(ctx context.Context, s *livepool.Session, id int) error { return labtest.Insert(id)(ctx, s) }
 	for name, job := range map[string]func(context.Context, int) error{
 		"Once":     livepool.Job(p, fn, livepool.Once("mail")),
@@ -93,7 +93,7 @@ func TestJobRefusesAFixedKey(t *testing.T) {
 
 // Jobs made of one slice of options do not write into it for each other.
 func TestJobsShareTheirOptions(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	opts := make([]livepool.SessionOption, 0, 8)
 	opts = append(opts, livepool.OncePerID("n"))
 	job := livepool.Job(p, func(ctx context.Context, s *livepool.Session, id int) error { return labtest.Insert(id)(ctx, s) }, opts...)

@@ -18,27 +18,27 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// lateConn is a connection on which every answer is late.
-type lateConn struct {
+// delayedConn is a connection on which every answer is late.
+type delayedConn struct {
 	*net.TCPConn
 	by time.Duration
 }
 
-func (c *lateConn) Read(b []byte) (int, error) {
+func (c *delayedConn) Read(b []byte) (int, error) {
 	n, err := c.TCPConn.Read(b)
 	time.Sleep(c.by)
 	return n, err
 }
 
-func (c *lateConn) SyscallConn() (syscall.RawConn, error) { return c.TCPConn.SyscallConn() }
+func (c *delayedConn) SyscallConn() (syscall.RawConn, error) { return c.TCPConn.SyscallConn() }
 
-func lately(by time.Duration) func(context.Context, string, string) (net.Conn, error) {
+func dialDelayed(by time.Duration) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		return &lateConn{nc.(*net.TCPConn), by}, nil
+		return &delayedConn{nc.(*net.TCPConn), by}, nil
 	}
 }
 
@@ -46,17 +46,17 @@ func TestGivenUpStatementsDoNotPileUp(t *testing.T) {
 	const callers = 60
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
-			s := hauntedServer(t, kind)
+			s := orphanServer(t, kind)
 			holdLock(t, s)
 			for _, way := range []string{"direct", "port rewritten"} {
 				t.Run(way, func(t *testing.T) {
 					dsn := s.DSN()
 					if way != "direct" {
-						dsn = s.DSNVia(front(t, s).Addr())
+						dsn = s.DSNVia(proxyTo(t, s).Addr())
 					}
 					p := openWith(t, dsn, func(cfg *livepool.Config) {
 						cfg.PoolSize, cfg.MaxOverflow = callers+10, 0
-						cfg.MySQL.DialFunc = lately(30 * time.Millisecond)
+						cfg.MySQL.DialFunc = dialDelayed(30 * time.Millisecond)
 					})
 					ctx, stop := context.WithTimeout(t.Context(), 8*time.Second)
 					defer stop()
@@ -70,8 +70,8 @@ func TestGivenUpStatementsDoNotPileUp(t *testing.T) {
 								if err != nil {
 									continue
 								}
-								impatient, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-								if _, err := c.ExecContext(impatient, "DO GET_LOCK('held', 60) "+mark); errors.Is(err, context.DeadlineExceeded) {
+								shortCtx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+								if _, err := c.ExecContext(shortCtx, "DO GET_LOCK('held', 60) "+mark); errors.Is(err, context.DeadlineExceeded) {
 									given.Add(1)
 								}
 								cancel()
@@ -82,7 +82,7 @@ func TestGivenUpStatementsDoNotPileUp(t *testing.T) {
 					most := 0
 					all.Go(func() {
 						for ctx.Err() == nil {
-							most = max(most, len(threads(t, s, mark)))
+							most = max(most, len(threadsRunning(t, s, mark)))
 							time.Sleep(50 * time.Millisecond)
 						}
 					})
@@ -92,10 +92,10 @@ func TestGivenUpStatementsDoNotPileUp(t *testing.T) {
 						slowest = max(slowest, waitForOwn(t, p, row))
 					}
 					all.Wait()
-					within(t, 10*time.Second, "nothing is left", func() bool { return len(threads(t, s, mark)) == 0 })
+					waitWithin(t, 10*time.Second, "nothing is left", func() bool { return len(threadsRunning(t, s, mark)) == 0 })
 					st := p.Stats()
 					t.Logf("%d given up, %d at work on the server at most; Killed %d, KillUnneeded %d, KillUnproved %d, KillFailed %d; one's own was waited for %s at most",
-						given.Load(), most, st.Killed, st.KillUnneeded, st.KillUnproved, st.KillFailed, ms(slowest))
+						given.Load(), most, st.Killed, st.KillUnneeded, st.KillUnproved, st.KillFailed, roundMS(slowest))
 					if most > 2*callers || st.KillUnproved+st.KillFailed != 0 {
 						t.Errorf("%d statements of %d callers were at work", most, callers)
 					}
@@ -121,9 +121,9 @@ func waitForOwn(t *testing.T, p *livepool.Pool, row int) time.Duration {
 	if _, err := tx.Exec(query); err != nil {
 		t.Fatal(err)
 	}
-	impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	shortCtx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := tx.ExecContext(impatient, "DO GET_LOCK('held', 60)"); err == nil {
+	if _, err := tx.ExecContext(shortCtx, "DO GET_LOCK('held', 60)"); err == nil {
 		t.Fatal("it did not wait")
 	}
 	start := time.Now()

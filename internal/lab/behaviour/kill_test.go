@@ -22,17 +22,17 @@ import (
 // on the server, where innodb_lock_wait_timeout is 50s. Its retry does not wait
 // for that.
 func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		var row atomic.Int32
-		for _, way := range paths(s) {
+		for _, way := range proxyPaths(s) {
 			for _, kill := range []bool{true, false} {
 				all.run(t, fmt.Sprintf("%s, kill_abandoned=%v", way.name, kill), func(t *testing.T) {
 					row := int(row.Add(1))
-					px := way.front(t, s)
+					px := way.proxyTo(t, s)
 					p := open(t, s.DSNVia(px.Addr()), fmt.Sprintf("pool_stall_after=500ms&pool_kill_abandoned=%v", kill))
-					var ghost atomic.Int64
+					var orphan atomic.Int64
 					var began atomic.Pointer[time.Time]
 					px.CutAfter(proxy.QueryPrefix("UPDATE account"), proxy.Stall)
 					done := make(chan error, 1)
@@ -46,7 +46,7 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 								if err := u.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&id); err != nil {
 									return err
 								}
-								ghost.Store(id)
+								orphan.Store(id)
 							}
 							_, err := u.ExecContext(ctx, fmt.Sprintf("UPDATE account SET balance = balance + 1 WHERE id = %d", row))
 							return err
@@ -57,12 +57,12 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 							t.Fatal(err)
 						}
 						took := time.Since(start)
-						t.Logf("committed %s after it began, with the ghost killed", ms(took))
+						t.Logf("committed %s after it began, with the ghost killed", roundMS(took))
 						if took > 15*time.Second {
 							t.Errorf("it took %s", took)
 						}
-						within(t, 5*time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost.Load()) })
-						if st := awaitFates(t, p, 1); st.Stalled != 1 || st.Killed+st.KillUnneeded != 1 || st.Retried != 1 {
+						waitWithin(t, 5*time.Second, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan.Load()) })
+						if st := awaitOrphans(t, p, 1); st.Stalled != 1 || st.Killed+st.KillUnneeded != 1 || st.Retried != 1 {
 							t.Errorf("Stalled %d, Killed %d, Retried %d, want one of each", st.Stalled, st.Killed, st.Retried)
 						}
 					} else {
@@ -73,15 +73,15 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 						case <-time.After(3 * time.Second):
 						}
 						waited := time.Since(*began.Load())
-						if !isThere(t, s, ghost.Load()) {
+						if !isThreadAlive(t, s, orphan.Load()) {
 							t.Error("the ghost is gone, by whom?")
 						}
-						killByHand(t, s, ghost.Load())
+						killByHand(t, s, orphan.Load())
 						released := time.Now()
 						if err := <-done; err != nil {
 							t.Fatal(err)
 						}
-						t.Logf("waited for the ghost's lock for %s; committed %s after the ghost was killed by hand", ms(waited), ms(time.Since(released)))
+						t.Logf("waited for the ghost's lock for %s; committed %s after the ghost was killed by hand", roundMS(waited), roundMS(time.Since(released)))
 						if st := p.Stats(); st.Killed+st.KillUnneeded+st.KillUnproved+st.KillFailed != 0 {
 							t.Errorf("something was done about a ghost: %+v", st)
 						}
@@ -159,7 +159,7 @@ var running = []struct {
 // holdLock takes the lock that the statements of running wait for.
 func holdLock(t testing.TB, s *server.Server) {
 	t.Helper()
-	if _, err := openInnocent(t, s.DSN(), nil).ExecContext(t.Context(), "DO GET_LOCK('held', 0)"); err != nil {
+	if _, err := openBystander(t, s.DSN(), nil).ExecContext(t.Context(), "DO GET_LOCK('held', 0)"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -167,21 +167,21 @@ func holdLock(t testing.TB, s *server.Server) {
 // A caller whose context ends gets it at once, and what he had run does not go
 // on without him.
 func TestCancelledStatementEndsOnTheServer(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		holdLock(t, s)
-		renumbered := path{"ids rewritten", []proxy.Option{proxy.WithThreadIDs(func(real uint32) uint32 { return real + 1000000 })}}
+		renumbered := proxyPath{"ids rewritten", []proxy.Option{proxy.WithThreadIDs(func(real uint32) uint32 { return real + 1000000 })}}
 		dsns := map[string]string{"direct": s.DSN(), "direct, an ordinary user": s.AppDSN(s.Addr()), "unix socket": s.SocketDSN()}
-		for _, way := range append(paths(s), renumbered) {
-			dsns[way.name] = s.DSNVia(way.front(t, s).Addr())
+		for _, way := range append(proxyPaths(s), renumbered) {
+			dsns[way.name] = s.DSNVia(way.proxyTo(t, s).Addr())
 		}
 		for way, dsn := range dsns {
 			p := open(t, dsn, "")
 			var mu sync.Mutex
 			var slowest, longest time.Duration
 			all.run(t, way, func(t *testing.T) {
-				var each crowd
+				var each parallel
 				for i, tt := range running {
 					each.run(t, tt.name, func(t *testing.T) {
 						mark := fmt.Sprintf("/* %s, %d */", way, i)
@@ -189,7 +189,7 @@ func TestCancelledStatementEndsOnTheServer(t *testing.T) {
 						defer cancel()
 						done := make(chan error, 1)
 						go func() { done <- tt.run(ctx, p, mark) }()
-						labtest.Eventually(t, "it runs", func() bool { return len(threads(t, s, mark)) == 1 })
+						labtest.Eventually(t, "it runs", func() bool { return len(threadsRunning(t, s, mark)) == 1 })
 						if tt.name == "rows" {
 							time.Sleep(time.Second) // some are read
 						}
@@ -200,14 +200,14 @@ func TestCancelledStatementEndsOnTheServer(t *testing.T) {
 						if returned > 5*time.Second || !errors.Is(err, context.Canceled) {
 							t.Errorf("returned %s after the end of its context: %v", returned, err)
 						}
-						within(t, 5*time.Second, "the thread is gone", func() bool { return len(threads(t, s, mark)) == 0 })
+						waitWithin(t, 5*time.Second, "the thread is gone", func() bool { return len(threadsRunning(t, s, mark)) == 0 })
 						mu.Lock()
 						slowest, longest = max(slowest, returned), max(longest, time.Since(cancelled))
 						mu.Unlock()
 					})
 				}
 				each.wg.Wait()
-				t.Logf("the slowest of %d callers returned after %s, the last thread was gone after %s", len(running), ms(slowest), ms(longest))
+				t.Logf("the slowest of %d callers returned after %s, the last thread was gone after %s", len(running), roundMS(slowest), roundMS(longest))
 				labtest.Eventually(t, "all are counted", func() bool {
 					st := p.Stats()
 					return st.Killed+st.KillUnneeded+st.KillUnproved+st.KillFailed >= int64(len(running))
@@ -224,8 +224,8 @@ func TestCancelledStatementEndsOnTheServer(t *testing.T) {
 // An autocommit statement that waits for a lock when its caller gives up is, on
 // plain database/sql, applied after the caller was told that it failed.
 func TestCancelledUpdateIsNotAppliedLater(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		for i, tt := range []struct {
 			name    string
@@ -246,16 +246,16 @@ func TestCancelledUpdateIsNotAppliedLater(t *testing.T) {
 					_, err := tt.db.ExecContext(ctx, query)
 					done <- err
 				}()
-				labtest.Eventually(t, "it waits", func() bool { return len(threads(t, s, query)) == 1 })
+				labtest.Eventually(t, "it waits", func() bool { return len(threadsRunning(t, s, query)) == 1 })
 				cancel()
 				if err := <-done; !errors.Is(err, context.Canceled) {
 					t.Fatal(err)
 				}
 				if tt.applied == 0 {
-					within(t, 5*time.Second, "its thread is gone", func() bool { return len(threads(t, s, query)) == 0 })
+					waitWithin(t, 5*time.Second, "its thread is gone", func() bool { return len(threadsRunning(t, s, query)) == 0 })
 				}
 				release()
-				labtest.Eventually(t, "nobody runs it any more", func() bool { return len(threads(t, s, query)) == 0 })
+				labtest.Eventually(t, "nobody runs it any more", func() bool { return len(threadsRunning(t, s, query)) == 0 })
 				time.Sleep(200 * time.Millisecond)
 				n := balance(t, s, row)
 				t.Logf("its caller was told %v, and it was applied %d time(s)", context.Canceled, n)
@@ -269,20 +269,20 @@ func TestCancelledUpdateIsNotAppliedLater(t *testing.T) {
 
 // With KillAbandoned off nobody goes to the server.
 func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		for _, kill := range []bool{false, true} {
 			all.run(t, fmt.Sprint(kill), func(t *testing.T) {
-				px := front(t, s)
+				px := proxyTo(t, s)
 				p := open(t, s.DSNVia(px.Addr()), fmt.Sprintf("pool_ping_timeout=20s&pool_kill_abandoned=%v", kill))
 				c, err := p.Conn(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				ghost := cancelled(t, s, c, t.Name())
+				orphan := cancelledStatement(t, s, c, t.Name())
 				if kill {
-					awaitFates(t, p, 1)
+					awaitOrphans(t, p, 1)
 				} else {
 					time.Sleep(1500 * time.Millisecond)
 				}
@@ -294,10 +294,10 @@ func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
 				if dialled != want || st.Killed+st.KillUnneeded != int64(want-1) || st.KillUnproved+st.KillFailed != 0 {
 					t.Errorf("%d connections, want %d; %+v", dialled, want, st)
 				}
-				if !kill && !isThere(t, s, ghost) {
+				if !kill && !isThreadAlive(t, s, orphan) {
 					t.Error("the ghost is gone, by whom?")
 				}
-				killByHand(t, s, ghost)
+				killByHand(t, s, orphan)
 			})
 		}
 	})
@@ -306,15 +306,15 @@ func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
 // Close does not leave a ghost behind, nor does it wait long for a server that
 // cannot be asked.
 func TestCloseEndsWhatWasAbandoned(t *testing.T) {
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		holdLock(t, s)
-		for _, way := range append(paths(s), path{name: "direct"}, path{name: "unreachable"}) {
+		for _, way := range append(proxyPaths(s), proxyPath{name: "direct"}, proxyPath{name: "unreachable"}) {
 			all.run(t, way.name, func(t *testing.T) {
 				dsn, hang := s.DSN(), func() {}
 				if way.name != "direct" {
-					px := way.front(t, s)
+					px := way.proxyTo(t, s)
 					dsn = s.DSNVia(px.Addr())
 					if way.name == "unreachable" {
 						hang = func() { px.HangNew(true) }
@@ -340,15 +340,15 @@ func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 				for _, c := range conns {
 					running.Go(func() { c.ExecContext(ctx, "DO GET_LOCK('held', 30) "+mark); c.Close() })
 				}
-				labtest.Eventually(t, "they run", func() bool { return len(threads(t, s, mark)) == len(conns) })
+				labtest.Eventually(t, "they run", func() bool { return len(threadsRunning(t, s, mark)) == len(conns) })
 				hang()
 				cancel()
 				running.Wait()
 				start := time.Now()
 				p.Close()
 				took := time.Since(start)
-				left := len(threads(t, s, mark))
-				t.Logf("Close took %s; %d of %d left then", ms(took), left, len(conns))
+				left := len(threadsRunning(t, s, mark))
+				t.Logf("Close took %s; %d of %d left then", roundMS(took), left, len(conns))
 				if took > 8*time.Second {
 					t.Errorf("Close took %s, with a PingTimeout of 1s", took)
 				}
@@ -357,12 +357,12 @@ func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 					if st.KillFailed != int64(len(conns)) {
 						t.Errorf("KillFailed %d, want %d", st.KillFailed, len(conns))
 					}
-					for _, id := range threads(t, s, mark) {
+					for _, id := range threadsRunning(t, s, mark) {
 						killByHand(t, s, id)
 					}
 					return
 				}
-				within(t, 2*time.Second, "the threads are gone", func() bool { return len(threads(t, s, mark)) == 0 })
+				waitWithin(t, 2*time.Second, "the threads are gone", func() bool { return len(threadsRunning(t, s, mark)) == 0 })
 				if st.Killed+st.KillUnneeded != int64(len(conns)) {
 					t.Errorf("Killed %d, want %d", st.Killed, len(conns))
 				}

@@ -42,7 +42,7 @@ func TestServerSeesSetMaxOpenConns(t *testing.T) {
 		}
 		fakedb.GiveBack(held)
 	}
-	if told := log.About(limitAdvice); len(told) != 1 {
+	if told := log.LinesWith(limitAdvice); len(told) != 1 {
 		t.Errorf("told %q", told)
 	}
 }

@@ -30,8 +30,8 @@ func withTable(t *testing.T, s *server.Server, more ...string) {
 	}
 }
 
-// leaves waits until the server has closed the connections of the tests' user.
-func leaves(t *testing.T, s *server.Server) {
+// awaitDisconnect waits until the server has closed the connections of the tests' user.
+func awaitDisconnect(t *testing.T, s *server.Server) {
 	t.Helper()
 	labtest.Eventually(t, "the server has closed the connection", func() bool {
 		list, err := s.Processes()
@@ -113,7 +113,7 @@ func TestGoodbyeBeforeCommit(t *testing.T) {
 			name, params string
 			end          func()
 		}{
-			{"idle", "wait_timeout=1", func() { leaves(t, s) }},
+			{"idle", "wait_timeout=1", func() { awaitDisconnect(t, s) }},
 			{"restart", "", func() {
 				if err := errors.Join(s.Stop(), s.Restart()); err != nil {
 					t.Fatal(err)
@@ -165,14 +165,14 @@ func TestGoodbyeBeforeCommit(t *testing.T) {
 	})
 }
 
-// suspended is a connection of a process that can be stopped: what comes
+// stoppableConn is a connection of a process that can be stopped: what comes
 // meanwhile is there all at once when it goes on.
-type suspended struct {
+type stoppableConn struct {
 	*net.TCPConn
 	gate *atomic.Pointer[chan struct{}]
 }
 
-func (c *suspended) Read(b []byte) (int, error) {
+func (c *stoppableConn) Read(b []byte) (int, error) {
 	if gate := c.gate.Load(); gate != nil {
 		<-*gate
 	}
@@ -191,7 +191,7 @@ func TestGoodbyeReadTogetherWithAnAnswer(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			return &suspended{nc.(*net.TCPConn), &gate}, nil
+			return &stoppableConn{nc.(*net.TCPConn), &gate}, nil
 		}
 	})
 	// inTheMeantime runs f, of which the answer comes together with the goodbye.
@@ -205,7 +205,7 @@ func TestGoodbyeReadTogetherWithAnAnswer(t *testing.T) {
 				list, err := s.Processes()
 				return err == nil && slices.ContainsFunc(list, func(p server.Process) bool { return p.User == server.User })
 			})
-			leaves(t, s)
+			awaitDisconnect(t, s)
 		}()
 		return f()
 	}
@@ -275,8 +275,8 @@ func TestResultLeftOpenOnAConnIsNoLoss(t *testing.T) {
 // 4031 in place of an answer says nothing of the statement, which had run: in a
 // unit that is a lost connection.
 func TestIdleCloseInPlaceOfAStatementsAnswer(t *testing.T) {
-	s, _ := ledger(t, server.MySQL)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MySQL)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "wait_timeout=1&pool_keepalive=0&pool_stall_after=0")
 	runs := 0
 	err := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
@@ -312,7 +312,7 @@ func TestMisconfiguredConnectIsTriedOnce(t *testing.T) {
 				if class := livepool.Classify(err); runs != 1 || class&livepool.Retry != 0 || time.Since(start) > 4*time.Second {
 					t.Errorf("%v (%v) after %d runs and %s, want one", err, class, runs, time.Since(start))
 				}
-				if lines := log.About("cannot be reached"); len(lines) != 0 {
+				if lines := log.LinesWith("cannot be reached"); len(lines) != 0 {
 					t.Errorf("told as an outage: %q", lines)
 				}
 			})
@@ -325,7 +325,7 @@ func TestLossBeforeCommitBelowOpenConnector(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		withTable(t, s)
-		via := front(t, s)
+		via := proxyTo(t, s)
 		p, runs := labtest.Open(t, driversConnector(t, s.DSNVia(via.Addr())), nil), 0
 		err := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
 			if _, err := u.ExecContext(ctx, "INSERT INTO t (v) VALUES (1)"); err != nil {

@@ -189,7 +189,7 @@ func TestMaintainerTorture(t *testing.T) {
 	t.Run("fake", func(t *testing.T) {
 		d := &fakedb.RecordingDB{}
 		p := labtest.Open(t, d, func(c *livepool.Config) {
-			c.Logger = labtest.Quiet
+			c.Logger = labtest.DiscardLogger
 			c.PoolSize, c.MaxOverflow, c.MinIdle, c.KeepAlive = 8, 4, 4, time.Millisecond
 			c.Recycle, c.RecycleJitter, c.LeakAfter = 20*time.Millisecond, 0.5, 5*time.Millisecond
 		})

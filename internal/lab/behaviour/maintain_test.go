@@ -21,7 +21,7 @@ func TestSweepOnRealServers(t *testing.T) {
 			pings int64 // for which the first caller may have to wait
 		}{{"FIN", (*proxy.Proxy).FIN, 2}, {"black hole", (*proxy.Proxy).Stall, 1}} {
 			t.Run(tt.name, func(t *testing.T) {
-				via := front(t, s)
+				via := proxyTo(t, s)
 				p := open(t, s.DSNVia(via.Addr()), "pool_size=20")
 				warmReal(t, p.DB, 20)
 				time.Sleep(600 * time.Millisecond)

@@ -20,17 +20,17 @@ import (
 )
 
 // A deed is what happens to a unit's connection.
-type deed struct {
+type fault struct {
 	name string
 	// now does it between two commands.
-	now func(m *matrix)
+	inject func(m *matrix)
 	// how a command is cut for it, and what finishes the deed when the cut has
 	// struck: nil for nothing. lost says that the reply is not to arrive.
-	how    proxy.Fault
+	cut    proxy.Fault
 	finish func(m *matrix, lost bool)
 }
 
-var deeds = []deed{
+var faults = []fault{
 	{"FIN", func(m *matrix) { m.via.FIN() }, proxy.FIN, nil},
 	{"RST", func(m *matrix) { m.via.RST() }, proxy.RST, nil},
 	{"black hole", func(m *matrix) {
@@ -41,21 +41,21 @@ var deeds = []deed{
 	}},
 	{"SIGKILL, restart", func(m *matrix) { m.crash() }, proxy.Stall, func(m *matrix, lost bool) {
 		m.crash()
-		m.letGo(lost)
+		m.release(lost)
 	}},
 	{"KILL", func(m *matrix) { m.kill() }, proxy.Stall, func(m *matrix, lost bool) {
 		m.kill()
-		m.letGo(lost)
+		m.release(lost)
 	}},
 }
 
 // A moment is when it happens.
-type moment struct {
+type step struct {
 	name string
 	// between is after which step of the unit, -1 for a cut command.
-	between int
-	command string // begin, write, commit
-	after   bool   // forwarded, and the reply lost
+	afterStep int
+	command   string // begin, write, commit
+	after     bool   // forwarded, and the reply lost
 }
 
 const (
@@ -64,7 +64,7 @@ const (
 	betweenStatements
 )
 
-var moments = []moment{
+var steps = []step{
 	{"before BEGIN", beforeBegin, "", false},
 	{"after BEGIN", afterBegin, "", false},
 	{"statement not forwarded", -1, "write", false},
@@ -75,16 +75,16 @@ var moments = []moment{
 }
 
 // A way is how the unit is run.
-type way struct {
+type mode struct {
 	name     string
-	retried  bool // succeeds by itself before COMMIT is sent
-	resolved bool // also after
+	retries  bool // succeeds by itself before COMMIT is sent
+	resolves bool // also after
 	readOnly bool
 	prepared bool
 	run      func(m *matrix, unit int, step func(int)) error
 }
 
-var ways = []way{
+var modes = []mode{
 	{"no option", true, false, false, false, session()},
 	{"Once", true, true, false, false, session(func(unit int) livepool.SessionOption { return livepool.Once(fmt.Sprint("unit ", unit)) })},
 	{"VerifyCommit", true, true, false, false, session(func(int) livepool.SessionOption { return livepool.VerifyCommit() })},
@@ -121,7 +121,7 @@ type matrix struct {
 	s    *server.Server
 	via  *proxy.Proxy
 	pool *livepool.Pool
-	way  *way
+	mode *mode
 	done chan struct{} // closed when what was done later is done
 }
 
@@ -132,10 +132,10 @@ func (m *matrix) body(ctx context.Context, db fakedb.Execer, unit int, step func
 	}
 	step(afterBegin)
 	write := fmt.Sprintf("INSERT INTO ledger (unit) VALUES (%d)", unit)
-	if m.way.readOnly {
+	if m.mode.readOnly {
 		write = "SELECT COUNT(*) FROM ledger"
 	}
-	if m.way.prepared {
+	if m.mode.prepared {
 		s, err := db.(*livepool.Session).PrepareContext(ctx, "INSERT INTO ledger (unit) VALUES (?)")
 		if err != nil {
 			return err
@@ -157,9 +157,9 @@ func (m *matrix) match(command string) proxy.Match {
 	switch {
 	case command == "commit":
 		return proxy.QueryPrefix("COMMIT")
-	case m.way.readOnly:
+	case m.mode.readOnly:
 		return proxy.QueryPrefix("SELECT COUNT")
-	case m.way.prepared:
+	case m.mode.prepared:
 		return proxy.Command(proxy.ComStmtExecute)
 	default:
 		return proxy.QueryPrefix("INSERT INTO ledger")
@@ -187,32 +187,32 @@ func (m *matrix) kill() {
 	}
 }
 
-// letGo ends a stall by which a command was held up for a deed.
-func (m *matrix) letGo(lost bool) {
+// release ends a stall by which a command was held up for a deed.
+func (m *matrix) release(lost bool) {
 	if lost {
 		m.via.FIN()
 	}
 	m.via.Heal()
 }
 
-// play has the deed happen at the moment to one unit, and returns what the unit
+// run has the deed happen at the moment to one unit, and returns what the unit
 // said.
-func (m *matrix) play(d deed, at moment, unit int) error {
+func (m *matrix) run(d fault, at step, unit int) error {
 	m.done = nil
 	struck := false
 	step := func(now int) {
-		if at.between == now && !struck {
+		if at.afterStep == now && !struck {
 			struck = true
-			d.now(m)
+			d.inject(m)
 		}
 	}
 	finished := make(chan struct{})
-	if at.between < 0 {
+	if at.afterStep < 0 {
 		cut := m.via.CutBefore
 		if at.after {
 			cut = m.via.CutAfter
 		}
-		c := cut(m.match(at.command), d.how)
+		c := cut(m.match(at.command), d.cut)
 		go func() {
 			defer close(finished)
 			<-c.Done()
@@ -223,7 +223,7 @@ func (m *matrix) play(d deed, at moment, unit int) error {
 	} else {
 		close(finished)
 	}
-	err := m.way.run(m, unit, step)
+	err := m.mode.run(m, unit, step)
 	<-finished
 	if m.done != nil {
 		<-m.done
@@ -256,7 +256,7 @@ func TestEffectsAreWhatWasReported(t *testing.T) {
 			if err := s.Exec("CREATE TABLE test.ledger (id INT AUTO_INCREMENT PRIMARY KEY, unit INT NOT NULL, KEY (unit))"); err != nil {
 				t.Fatal(err)
 			}
-			via := front(t, s)
+			via := proxyTo(t, s)
 			p := open(t, s.DSNVia(via.Addr()), "pool_stall_after=300ms&pool_ping_timeout=300ms")
 			if err := p.CreateCommitTable(t.Context()); err != nil {
 				t.Fatal(err)
@@ -264,7 +264,7 @@ func TestEffectsAreWhatWasReported(t *testing.T) {
 			var table strings.Builder
 			w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 			fmt.Fprint(w, "moment\tdeed")
-			for _, way := range ways {
+			for _, way := range modes {
 				fmt.Fprintf(w, "\t%s", way.name)
 			}
 			fmt.Fprintln(w)
@@ -273,15 +273,15 @@ func TestEffectsAreWhatWasReported(t *testing.T) {
 				fmt.Fprintf(os.Stdout, "%s: what a unit said, and its rows\n%s\n", s.Version(), table.String())
 			}()
 			unit := 0
-			for _, at := range moments {
-				for _, d := range deeds {
+			for _, at := range steps {
+				for _, d := range faults {
 					fmt.Fprintf(w, "%s\t%s", at.name, d.name)
-					for i := range ways {
+					for i := range modes {
 						unit++
-						m := &matrix{t: t, s: s, via: via, pool: p, way: &ways[i]}
-						err := m.play(d, at, unit)
+						m := &matrix{t: t, s: s, via: via, pool: p, mode: &modes[i]}
+						err := m.run(d, at, unit)
 						rows := m.rows(unit)
-						fmt.Fprintf(w, "\t%s", m.judge(err, rows, at, d))
+						fmt.Fprintf(w, "\t%s", m.check(err, rows, at, d))
 					}
 					fmt.Fprintln(w)
 				}
@@ -290,8 +290,8 @@ func TestEffectsAreWhatWasReported(t *testing.T) {
 	}
 }
 
-// judge holds what the unit said against its rows.
-func (m *matrix) judge(err error, rows int, at moment, d deed) string {
+// check holds what the unit said against its rows.
+func (m *matrix) check(err error, rows int, at step, d fault) string {
 	said, want := "error", []int{0}
 	switch {
 	case err == nil:
@@ -299,19 +299,19 @@ func (m *matrix) judge(err error, rows int, at moment, d deed) string {
 	case errors.Is(err, livepool.ErrCommitUnknown):
 		said, want = "unknown", []int{0, 1}
 	}
-	if m.way.readOnly {
+	if m.mode.readOnly {
 		want = []int{0}
 	}
 	fail := func(why string) {
-		m.t.Errorf("%s, %s, %s: %s: %d rows, said %v", at.name, d.name, m.way.name, why, rows, err)
+		m.t.Errorf("%s, %s, %s: %s: %d rows, said %v", at.name, d.name, m.mode.name, why, rows, err)
 	}
 	if !slices.Contains(want, rows) {
 		fail("the rows are not what was said")
 	}
-	if said == "unknown" && (at.command != "commit" || m.way.resolved) {
+	if said == "unknown" && (at.command != "commit" || m.mode.resolves) {
 		fail("unknown, though it could be known")
 	}
-	if said != "nil" && m.way.retried && (at.command != "commit" || m.way.resolved) {
+	if said != "nil" && m.mode.retries && (at.command != "commit" || m.mode.resolves) {
 		fail("it did not succeed by itself")
 	}
 	return fmt.Sprintf("%s %d", said, rows)

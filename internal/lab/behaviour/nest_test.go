@@ -20,7 +20,7 @@ import (
 // Units inside units: an inner error undoes the inner part only, and a full
 // pool of nested units does not lock itself up.
 func TestNestedUnits(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	refused := errors.New("refused")
 	var hooks []string
 	hook := func(name string) func(context.Context) { return func(context.Context) { hooks = append(hooks, name) } }
@@ -106,7 +106,7 @@ func TestNestedUnits(t *testing.T) {
 
 // A, inside it B (another pool), inside that A again.
 func TestUnitTwoPoolsNested(t *testing.T) {
-	s, a := ledger(t, server.MariaDB)
+	s, a := openLedger(t, server.MariaDB)
 	b := open(t, s.DSN(), "")
 	err := a.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
 		if err := b.WithSession(ctx, func(ctx context.Context, bs *livepool.Session) error {
@@ -123,7 +123,7 @@ func TestUnitTwoPoolsNested(t *testing.T) {
 
 // An inner unit whose own context ends after its function returned nil.
 func TestUnitNestedContextEndsBeforeRelease(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	var innerErr error
 	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
 		ictx, cancel := context.WithCancel(ctx)
@@ -143,7 +143,7 @@ func TestUnitNestedContextEndsBeforeRelease(t *testing.T) {
 
 // The savepoint is gone: the inner unit's error undoes nothing.
 func TestUnitNestedUndoFails(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	var innerErr error
 	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
 		if _, err := outer.ExecContext(ctx, "SAVEPOINT mine"); err != nil {
@@ -167,7 +167,7 @@ func TestUnitNestedUndoFails(t *testing.T) {
 
 // An inner unit's own context ends during its statement: the driver closes the connection.
 func TestUnitInnerTimeoutThenOuterGoesOn(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
 		if err := labtest.Insert(1)(ctx, outer); err != nil {
 			return err
@@ -219,7 +219,7 @@ func TestALockWaitOfAnInnerUnitRunsTheOuterOneAgain(t *testing.T) {
 
 // A statement that commits would commit the key of a unit inside, and half of it.
 func TestInnerOnceRefusesWhatCommits(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	first := true
 	unit := func(ctx context.Context, sess *livepool.Session) error {
 		return p.WithSession(ctx, func(ctx context.Context, sess *livepool.Session) error {
@@ -245,7 +245,7 @@ func TestInnerOnceRefusesWhatCommits(t *testing.T) {
 
 // A goroutine of the function is in the middle of a unit inside when it returns.
 func TestUnitThatReturnsBeforeAnotherInsideItCommitsNothing(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	half, over := make(chan struct{}), make(chan struct{})
 	var innerErr error
 	ended := make(chan struct{})
@@ -310,7 +310,7 @@ func TestInnerOnceAfterAnImplicitCommitIsRefused(t *testing.T) {
 // A key that the unit around it holds is not committed: neither is the work done,
 // nor will it be, and another connection would wait for it.
 func TestInnerOnceWithTheKeyOfTheUnitAroundIt(t *testing.T) {
-	_, p := ledger(t, server.MariaDB)
+	_, p := openLedger(t, server.MariaDB)
 	inner := func(opts ...livepool.SessionOption) labtest.UnitFunc {
 		return func(ctx context.Context, _ *livepool.Session) error {
 			return p.WithSession(ctx, labtest.Insert(1), append(opts, livepool.Once("k"))...)
@@ -347,7 +347,7 @@ func TestInnerOnceWithTheKeyOfTheUnitAroundIt(t *testing.T) {
 // Once a unit inside with a key has ended, the one around it may do what it could
 // do before: the key has its work with it.
 func TestImplicitCommitAfterAnInnerOnce(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
 		if err := p.WithSession(ctx, labtest.Insert(1), livepool.Once("k")); err != nil {
 			return err
@@ -363,7 +363,7 @@ func TestImplicitCommitAfterAnInnerOnce(t *testing.T) {
 // As half of a unit inside another one, so half of one inside that. The outermost
 // handles the error of the middle one, with which both are undone, and goes on.
 func TestInnerUnitThatReturnsBeforeAnotherInsideIt(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	half, over := make(chan struct{}), make(chan struct{})
 	ended := make(chan struct{})
 	var middleErr, innerErr error

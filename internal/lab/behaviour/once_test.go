@@ -65,8 +65,8 @@ func TestOnceSurvivesACrashOfTheClient(t *testing.T) {
 		fmt.Println("unit:", p.WithSession(t.Context(), labtest.Insert(1), livepool.Once("order 1")))
 		return
 	}
-	s, p := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, p := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	cut := via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.Stall)
 	worker := func(dsn string) *exec.Cmd {
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
@@ -110,8 +110,8 @@ func TestMissingCommitTableSaysWhatToDo(t *testing.T) {
 // AfterCommit of a unit whose COMMIT was lost runs when it is known to have
 // happened.
 func TestAfterCommitOfAResolvedCommit(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "")
 	via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
 	var hooks atomic.Int32
@@ -131,8 +131,8 @@ func TestAfterCommitOfAResolvedCommit(t *testing.T) {
 
 // The outcome could be known: one insert of the key would tell.
 func TestUnitOnceWithOneAttempt(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "")
 	via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
 	if err := p.WithSession(t.Context(), labtest.Insert(1), livepool.Once("k"), livepool.MaxAttempts(1)); errors.Is(err, livepool.ErrCommitUnknown) {
@@ -142,8 +142,8 @@ func TestUnitOnceWithOneAttempt(t *testing.T) {
 
 // The context ends while COMMIT waits for an answer that does not come.
 func TestUnitOnceContextEndsInCommit(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "pool_commit_timeout=300ms")
 	ctx, cancel := context.WithCancel(t.Context())
 	cut := via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.Stall)
@@ -158,8 +158,8 @@ func TestUnitOnceContextEndsInCommit(t *testing.T) {
 func TestUnitKeyInsertLost(t *testing.T) {
 	for name, how := range map[string]proxy.Fault{"FIN": proxy.FIN, "RST": proxy.RST, "server side": proxy.KillServerSide} {
 		for _, after := range []bool{false, true} {
-			s, _ := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
-			via := front(t, s)
+			s, _ := openLedger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
+			via := proxyTo(t, s)
 			p := open(t, s.DSNVia(via.Addr()), "pool_size=1&pool_max_overflow=0&readTimeout=1s")
 			m := proxy.QueryPrefix("INSERT INTO `test`.`livepool_commits`")
 			if after {
@@ -180,7 +180,7 @@ func TestUnitKeyInsertLost(t *testing.T) {
 }
 
 func TestUnitEmptyKey(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	e := errors.Join(p.WithSession(t.Context(), labtest.Insert(1), livepool.Once("")), p.WithSession(t.Context(), labtest.Insert(1), livepool.Once("")))
 	if n := count(t, s, "t"); n != 1 && e == nil {
 		t.Errorf("Once(\"\") twice: %d rows and no error", n)
@@ -189,7 +189,7 @@ func TestUnitEmptyKey(t *testing.T) {
 
 // A key that was committed by a DDL: the redelivery is told that all is done.
 func TestUnitOnceWithDDL(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	first := true
 	unit := func(ctx context.Context, sess *livepool.Session) error {
 		if _, err := sess.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS u (v INT)"); err != nil {
@@ -211,7 +211,7 @@ func TestUnitOnceWithDDL(t *testing.T) {
 // What bun writes, with the values in the text: without multiStatements the
 // server takes it for one statement, whatever is in it.
 func TestUnitTextWithSemicolonsInAKeyedUnit(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	if err := s.Exec("CREATE TABLE test.doc (v TEXT)"); err != nil {
 		t.Fatal(err)
 	}

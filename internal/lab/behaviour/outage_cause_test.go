@@ -34,15 +34,15 @@ func TestOutageByTheDriversTimeout(t *testing.T) {
 	wait := labtest.StartUnits(10, p, t.Context(), labtest.Work)
 	time.Sleep(500 * time.Millisecond)
 	away.Store(false)
-	labtest.NoErrors(t, wait())
+	labtest.CheckNoErrors(t, wait())
 }
 
 // A server that refuses, for real: access denied is told at once, and with too
 // many connections the unit waits until there is room.
 func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB, "--max-connections=10")
+	s, _ := openLedger(t, server.MariaDB, "--max-connections=10")
 	t.Run("access denied", func(t *testing.T) {
-		p, k := counted(t, strings.Replace(s.DSN(), ":"+server.Password+"@", ":wrong@", 1), nil)
+		p, k := openCounting(t, strings.Replace(s.DSN(), ":"+server.Password+"@", ":wrong@", 1), nil)
 		start := time.Now()
 		for _, err := range labtest.StartUnits(20, p, t.Context(), labtest.Insert(1))() {
 			if !labtest.IsServerError(err, 1045) {
@@ -63,7 +63,7 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 			}
 			held = append(held, c.Close)
 		}
-		p, _ := counted(t, s.DSN(), nil)
+		p, _ := openCounting(t, s.DSN(), nil)
 		wait := labtest.StartUnits(3, p, t.Context(), labtest.Insert(1))
 		time.Sleep(200 * time.Millisecond)
 		if n := p.Stats().ConnectFailed; n == 0 {
@@ -74,7 +74,7 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 		}
 		plain.Close()
 		start := time.Now()
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		st := p.Stats()
 		t.Logf("in %s after there was room; %d attempts failed, %d retried", time.Since(start), st.ConnectFailed, st.Retried)
 		if st.Outages != 1 || st.Retried != 0 {

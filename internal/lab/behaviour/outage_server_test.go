@@ -19,31 +19,31 @@ import (
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
-// counted opens a pool that counts its attempts to connect, refused ones too.
-func counted(t *testing.T, dsn string, change func(*livepool.Config)) (*livepool.Pool, *knocker) {
+// openCounting opens a pool that counts its attempts to connect, refused ones too.
+func openCounting(t *testing.T, dsn string, change func(*livepool.Config)) (*livepool.Pool, *countingDialer) {
 	t.Helper()
-	k := &knocker{}
+	dialer := &countingDialer{}
 	p := openWith(t, dsn, func(c *livepool.Config) {
-		c.Logger = labtest.Quiet
-		c.MySQL.DialFunc = k.dial
+		c.Logger = labtest.DiscardLogger
+		c.MySQL.DialFunc = dialer.dial
 		if change != nil {
 			change(c)
 		}
 	})
-	return p, k
+	return p, dialer
 }
 
-type knocker struct {
+type countingDialer struct {
 	mu    sync.Mutex
-	times []time.Time
+	dials []time.Time
 	fail  func() error // in place of dialling, if it returns an error
 
 	dialer net.Dialer
 }
 
-func (k *knocker) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func (k *countingDialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	k.mu.Lock()
-	k.times = append(k.times, time.Now())
+	k.dials = append(k.dials, time.Now())
 	fail := k.fail
 	k.mu.Unlock()
 	if fail != nil {
@@ -55,10 +55,10 @@ func (k *knocker) dial(ctx context.Context, network, addr string) (net.Conn, err
 }
 
 // between counts the attempts in a time.
-func (k *knocker) between(from, to time.Time) (n int) {
+func (k *countingDialer) between(from, to time.Time) (n int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, at := range k.times {
+	for _, at := range k.dials {
 		if !at.Before(from) && at.Before(to) {
 			n++
 		}
@@ -66,8 +66,8 @@ func (k *knocker) between(from, to time.Time) (n int) {
 	return n
 }
 
-// eachOnce reports if the table has not one row for each of n units.
-func eachOnce(t *testing.T, s *server.Server, n int) {
+// checkEachOnce reports if the table has not one row for each of n units.
+func checkEachOnce(t *testing.T, s *server.Server, n int) {
 	t.Helper()
 	rows, distinct := count(t, s, "t"), 0
 	if err := s.QueryRow("SELECT COUNT(DISTINCT v) FROM test.t", &distinct); err != nil {
@@ -80,7 +80,7 @@ func eachOnce(t *testing.T, s *server.Server, n int) {
 
 // A unit outlasts a server that is down for a while.
 func TestUnitWaitsForItsServer(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	if err := s.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -113,8 +113,8 @@ func TestOutageKilledServer(t *testing.T) {
 	}{{server.MariaDB, 8}, {server.MariaDB, 2000}, {server.MySQL, 500}} {
 		t.Run(fmt.Sprintf("%s, %d units", tt.kind, tt.units), func(t *testing.T) {
 			t.Parallel()
-			s, _ := ledger(t, tt.kind)
-			p, k := counted(t, s.DSN(), nil)
+			s, _ := openLedger(t, tt.kind)
+			p, k := openCounting(t, s.DSN(), nil)
 			errs := make([]error, tt.units)
 			dead := make(chan struct{})
 			var wg sync.WaitGroup
@@ -155,8 +155,8 @@ func TestOutageKilledServer(t *testing.T) {
 			}
 			ready := time.Now()
 			wg.Wait()
-			labtest.NoErrors(t, errs)
-			eachOnce(t, s, tt.units)
+			labtest.CheckNoErrors(t, errs)
+			checkEachOnce(t, s, tt.units)
 			total := 0
 			if err := s.QueryRow("SELECT SUM(balance) FROM test.account", &total); err != nil || total != tt.units {
 				t.Errorf("the balances are %d together, %v; want %d", total, err, tt.units)
@@ -182,9 +182,9 @@ func TestOutageKilledServer(t *testing.T) {
 // once, and soon after every worker is back at work.
 func TestOutageBackAtWorkAtOnce(t *testing.T) {
 	const workers, outages = 8, 10
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
-	p, k := counted(t, s.DSNVia(via.Addr()), nil)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
+	p, k := openCounting(t, s.DSNVia(via.Addr()), nil)
 	var stop atomic.Bool
 	var mu sync.Mutex
 	done := map[int][]time.Time{} // by worker
@@ -252,28 +252,28 @@ func TestOutageBackAtWorkAtOnce(t *testing.T) {
 // meanwhile, go on at its end, and the attempts under way are few.
 func TestOutagesOfEachSort(t *testing.T) {
 	t.Parallel()
-	s, _ := ledger(t, server.MariaDB)
+	s, _ := openLedger(t, server.MariaDB)
 	for _, tt := range []struct {
 		name       string
-		begin, end func(via *proxy.Proxy, k *knocker) error
+		begin, end func(via *proxy.Proxy, k *countingDialer) error
 	}{
 		{"refused",
-			func(via *proxy.Proxy, _ *knocker) error { via.Refuse(); via.RST(); return nil },
-			func(via *proxy.Proxy, _ *knocker) error { return via.Reopen() }},
+			func(via *proxy.Proxy, _ *countingDialer) error { via.Refuse(); via.RST(); return nil },
+			func(via *proxy.Proxy, _ *countingDialer) error { return via.Reopen() }},
 		{"accepted and reset",
-			func(via *proxy.Proxy, _ *knocker) error { via.SetUpstreams(); via.RST(); return nil },
-			func(via *proxy.Proxy, _ *knocker) error { via.SetUpstream(s.Addr()); return nil }},
+			func(via *proxy.Proxy, _ *countingDialer) error { via.SetUpstreams(); via.RST(); return nil },
+			func(via *proxy.Proxy, _ *countingDialer) error { via.SetUpstream(s.Addr()); return nil }},
 		{"accepted and silent, for new connections only",
-			func(via *proxy.Proxy, _ *knocker) error { via.FIN(); via.HangNew(true); return nil },
-			func(via *proxy.Proxy, _ *knocker) error { via.HangNew(false); return nil }},
+			func(via *proxy.Proxy, _ *countingDialer) error { via.FIN(); via.HangNew(true); return nil },
+			func(via *proxy.Proxy, _ *countingDialer) error { via.HangNew(false); return nil }},
 		{"a black hole",
-			func(via *proxy.Proxy, _ *knocker) error { via.HangNew(true); via.Stall(); return nil },
-			func(via *proxy.Proxy, _ *knocker) error { via.Heal(); return nil }},
+			func(via *proxy.Proxy, _ *countingDialer) error { via.HangNew(true); via.Stall(); return nil },
+			func(via *proxy.Proxy, _ *countingDialer) error { via.Heal(); return nil }},
 		{"SIGSTOP",
-			func(*proxy.Proxy, *knocker) error { return s.Pause() },
-			func(*proxy.Proxy, *knocker) error { return s.Resume() }},
+			func(*proxy.Proxy, *countingDialer) error { return s.Pause() },
+			func(*proxy.Proxy, *countingDialer) error { return s.Resume() }},
 		{"a name that does not resolve",
-			func(via *proxy.Proxy, k *knocker) error {
+			func(via *proxy.Proxy, k *countingDialer) error {
 				k.mu.Lock()
 				defer k.mu.Unlock()
 				k.fail = func() error {
@@ -282,7 +282,7 @@ func TestOutagesOfEachSort(t *testing.T) {
 				via.RST()
 				return nil
 			},
-			func(_ *proxy.Proxy, k *knocker) error {
+			func(_ *proxy.Proxy, k *countingDialer) error {
 				k.mu.Lock()
 				defer k.mu.Unlock()
 				k.fail = nil
@@ -294,8 +294,8 @@ func TestOutagesOfEachSort(t *testing.T) {
 			if err := s.Exec("TRUNCATE test.t"); err != nil {
 				t.Fatal(err)
 			}
-			via := front(t, s)
-			p, k := counted(t, s.DSNVia(via.Addr()), func(c *livepool.Config) {
+			via := proxyTo(t, s)
+			p, k := openCounting(t, s.DSNVia(via.Addr()), func(c *livepool.Config) {
 				c.ConnectTimeout, c.PingTimeout, c.CommitTimeout = 300*time.Millisecond, 200*time.Millisecond, 300*time.Millisecond
 			})
 			warmReal(t, p.DB, 4)
@@ -321,8 +321,8 @@ func TestOutagesOfEachSort(t *testing.T) {
 			back := time.Now()
 			wg.Wait()
 			took := time.Since(back)
-			labtest.NoErrors(t, errs)
-			eachOnce(t, s, units)
+			labtest.CheckNoErrors(t, errs)
+			checkEachOnce(t, s, units)
 			t.Logf("%d attempts in 1.2s, %d connections open at its end; all %d units done %s after it", dials, open, units, took.Round(time.Millisecond))
 			if dials > most || open > 30 {
 				t.Errorf("%d attempts, %d connections", dials, open)
@@ -339,8 +339,8 @@ func TestOutagesOfEachSort(t *testing.T) {
 // outage costs one attempt.
 func TestOutageInTheMiddleOfATransaction(t *testing.T) {
 	const units = 10
-	s, _ := ledger(t, server.MariaDB)
-	p, _ := counted(t, s.DSN(), nil)
+	s, _ := openLedger(t, server.MariaDB)
+	p, _ := openCounting(t, s.DSN(), nil)
 	var inside sync.WaitGroup
 	inside.Add(units)
 	dead := make(chan struct{})
@@ -373,8 +373,8 @@ func TestOutageInTheMiddleOfATransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	labtest.NoErrors(t, errs)
-	eachOnce(t, s, units)
+	labtest.CheckNoErrors(t, errs)
+	checkEachOnce(t, s, units)
 	total := 0
 	if err := s.QueryRow("SELECT SUM(balance) FROM test.account", &total); err != nil || total != units {
 		t.Errorf("the balances are %d together, %v; want %d", total, err, units)
@@ -387,9 +387,9 @@ func TestOutageInTheMiddleOfATransaction(t *testing.T) {
 	}
 }
 
-// cutInTheMiddle returns units all of which are in their transactions when the
+// cutUnits returns units all of which are in their transactions when the
 // network goes away.
-func cutInTheMiddle(t *testing.T, units int, p *livepool.Pool, via *proxy.Proxy) (wait func() []error) {
+func cutUnits(t *testing.T, units int, p *livepool.Pool, via *proxy.Proxy) (wait func() []error) {
 	t.Helper()
 	var inside sync.WaitGroup
 	inside.Add(units)
@@ -414,20 +414,20 @@ func cutInTheMiddle(t *testing.T, units int, p *livepool.Pool, via *proxy.Proxy)
 // Also where all units were in the middle of their transactions, so that nobody
 // was about to connect, they go on at once when the server is back.
 func TestOutageThatMeetsEveryUnitInTheMiddle(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
+	s, _ := openLedger(t, server.MariaDB)
 	var late []time.Duration
 	for _, lasts := range []time.Duration{200, 400, 600, 800, 1100} {
-		via := front(t, s)
-		p, k := counted(t, s.DSNVia(via.Addr()), nil)
+		via := proxyTo(t, s)
+		p, k := openCounting(t, s.DSNVia(via.Addr()), nil)
 		began := time.Now()
-		wait := cutInTheMiddle(t, 8, p, via)
+		wait := cutUnits(t, 8, p, via)
 		time.Sleep(lasts * time.Millisecond)
 		dials := k.between(began, time.Now())
 		if err := via.Reopen(); err != nil {
 			t.Fatal(err)
 		}
 		back := time.Now()
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		late = append(late, time.Since(back))
 		t.Logf("after %d attempts in an outage of %s all 8 units were done %s after its end", dials, lasts*time.Millisecond, late[len(late)-1].Round(time.Millisecond))
 	}
@@ -440,10 +440,10 @@ func TestOutageThatMeetsEveryUnitInTheMiddle(t *testing.T) {
 // Close does not wait for the server, but as long as it looks after what the
 // units left behind, which is PingTimeout.
 func TestOutageCloseAfterUnitsWereCut(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
-	p, _ := counted(t, s.DSNVia(via.Addr()), nil)
-	wait := cutInTheMiddle(t, 8, p, via)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
+	p, _ := openCounting(t, s.DSNVia(via.Addr()), nil)
+	wait := cutUnits(t, 8, p, via)
 	time.Sleep(300 * time.Millisecond)
 	start := time.Now()
 	if err := p.Close(); err != nil {
@@ -464,7 +464,7 @@ func TestOutageCloseAfterUnitsWereCut(t *testing.T) {
 // Where no server has ever been, units wait as well: a worker may be started
 // before its database.
 func TestOutageFromTheStart(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
+	s, _ := openLedger(t, server.MariaDB)
 	l, err := loopback.Listen()
 	if err != nil {
 		t.Fatal(err)
@@ -474,7 +474,7 @@ func TestOutageFromTheStart(t *testing.T) {
 	addr := l.Addr().String()
 	at.Store(&addr)
 	p := openWith(t, s.DSNVia(addr), func(c *livepool.Config) {
-		c.Logger = labtest.Quiet
+		c.Logger = labtest.DiscardLogger
 		c.MySQL.DialFunc = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, *at.Load())
 		}
@@ -483,7 +483,7 @@ func TestOutageFromTheStart(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	real := s.Addr()
 	at.Store(&real)
-	labtest.NoErrors(t, wait())
+	labtest.CheckNoErrors(t, wait())
 	if n := count(t, s, "t"); n != 50 {
 		t.Errorf("%d rows, want 50", n)
 	}

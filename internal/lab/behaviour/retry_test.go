@@ -91,9 +91,9 @@ func TestDeadlockedUnitsAreBothApplied(t *testing.T) {
 func TestCommitRefusedByADemotedServer(t *testing.T) {
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
-			old, _ := ledger(t, kind)
-			fresh, _ := ledger(t, kind)
-			via := front(t, old)
+			old, _ := openLedger(t, kind)
+			fresh, _ := openLedger(t, kind)
+			via := proxyTo(t, old)
 			p := open(t, old.AppDSN(via.Addr()), "")
 			attempts := 0
 			err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -124,9 +124,9 @@ func TestUnitDemotedBeforeTheUnit(t *testing.T) {
 	t.Parallel()
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
-			old, _ := ledger(t, kind)
-			fresh, _ := ledger(t, kind)
-			via := front(t, old)
+			old, _ := openLedger(t, kind)
+			fresh, _ := openLedger(t, kind)
+			via := proxyTo(t, old)
 			p := open(t, old.AppDSN(via.Addr()), "")
 			warmReal(t, p.DB, 2)
 			if err := old.SetReadOnly(true); err != nil {
@@ -145,8 +145,8 @@ func TestUnitDemotedBeforeTheUnit(t *testing.T) {
 
 // Read from one place in a ReadOnly unit, write to another in a unit of its own, whose COMMIT is lost.
 func TestUnitReadOnlyRerunsAnotherUnitsUnknown(t *testing.T) {
-	s, replica := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, replica := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	primary := open(t, s.DSNVia(via.Addr()), "")
 	via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
 	err := replica.WithSession(t.Context(), func(ctx context.Context, r *livepool.Session) error {
@@ -162,8 +162,8 @@ func TestUnitReadOnlyRerunsAnotherUnitsUnknown(t *testing.T) {
 
 // The same under Once: the outer unit is rerun although its own COMMIT was never sent.
 func TestUnitOnceRerunsAnotherUnitsUnknown(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, p := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	other := open(t, s.DSNVia(via.Addr()), "")
 	via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
 	err := p.WithSession(t.Context(), func(ctx context.Context, r *livepool.Session) error {
@@ -176,8 +176,8 @@ func TestUnitOnceRerunsAnotherUnitsUnknown(t *testing.T) {
 
 // A pool's own statement, in fn, in the middle of a unit that is Once, whose answer is lost.
 func TestUnitPoolStatementInsideTheUnit(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "")
 	via.CutAfter(proxy.QueryPrefix("INSERT INTO t"), proxy.FIN)
 	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
@@ -194,7 +194,7 @@ func TestUnitPoolStatementInsideTheUnit(t *testing.T) {
 
 // NOWAIT on MariaDB: the function says no, for good.
 func TestUnitNowaitIsRetried(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	tx, _ := openPlain(t, s.DSN()).Begin()
 	defer tx.Rollback()
 	if _, err := tx.Exec("UPDATE account SET balance=1 WHERE id=9"); err != nil {
@@ -215,7 +215,7 @@ func TestUnitNowaitIsRetried(t *testing.T) {
 }
 
 func TestRetryOfAnIdempotentFunction(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	tries := 0
 	err := p.Retry(t.Context(), func(ctx context.Context) error {
 		tries++

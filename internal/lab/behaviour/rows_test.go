@@ -14,9 +14,9 @@ import (
 
 // The deadlock may come while rows are read, which few programs check for.
 func TestSwallowedDeadlockOfAResult(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	for _, prepared := range []bool{false, true} {
-		deadlocks(t, s, func(block func()) {
+		causeDeadlock(t, s, func(block func()) {
 			tx, err := p.Begin()
 			if err != nil {
 				t.Fatal(err)
@@ -55,7 +55,7 @@ func TestSwallowedDeadlockOfAResult(t *testing.T) {
 // A statement sent into the middle of a result would read the result's rest as
 // its answer.
 func TestOpenResultRefusesTheNextStatement(t *testing.T) {
-	_, p := ledger(t, server.MariaDB)
+	_, p := openLedger(t, server.MariaDB)
 	tx, err := p.Begin()
 	if err != nil {
 		t.Fatal(err)

@@ -126,7 +126,7 @@ func TestIdleDeathsNeverReachTheCaller(t *testing.T) {
 		}
 		for _, death := range idleDeaths {
 			t.Run(death.name, func(t *testing.T) {
-				via := front(t, s)
+				via := proxyTo(t, s)
 				params := "pool_ping_timeout=300ms&pool_keepalive=0"
 				if death.name == "wait_timeout" {
 					params += "&wait_timeout=2"
@@ -192,7 +192,7 @@ func TestBlackHoleCostsOnePingTimeout(t *testing.T) {
 	// shows in how long he took. The sweep's pings begin when the first is late.
 	const patience = 4 * time.Second
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
-		via := front(t, s)
+		via := proxyTo(t, s)
 		p := open(t, s.DSNVia(via.Addr()), fmt.Sprintf("pool_size=20&pool_ping_timeout=%s", patience))
 		warmReal(t, p.DB, 20)
 		time.Sleep(600 * time.Millisecond)
@@ -246,7 +246,7 @@ func TestPoolOfOneSurvivesASilentServer(t *testing.T) {
 		}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			via := front(t, s)
+			via := proxyTo(t, s)
 			db := tt.open(s.DSNVia(via.Addr()))
 			db.SetMaxOpenConns(1)
 			via.HangNew(true)
@@ -292,7 +292,7 @@ func TestRoundTripsOfAHotLoop(t *testing.T) {
 			min, max int
 		}{{"idle", 0, 5}, {"always", 1000, 1000}, {"off", 0, 0}} {
 			t.Run(tt.mode, func(t *testing.T) {
-				via := front(t, s)
+				via := proxyTo(t, s)
 				p := open(t, s.DSNVia(via.Addr()), "pool_ping_timeout=20s&pool_pre_ping="+tt.mode)
 				connectionID(t, p)
 				via.ResetCounts()
@@ -319,7 +319,7 @@ func TestRoundTripsOfOpening(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		const conns = 3
 		opening := func(open func(dsn string) *sql.DB) proxy.Counts {
-			via := front(t, s)
+			via := proxyTo(t, s)
 			warmReal(t, open(s.DSNVia(via.Addr())), conns)
 			return via.Counts()
 		}
@@ -341,7 +341,7 @@ func TestRoundTripsOfOpening(t *testing.T) {
 // A hundred connections born together die one by one.
 func TestRealConnectionsDieOneByOne(t *testing.T) {
 	s := servertest.Run(t, server.MariaDB)
-	via := front(t, s)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "pool_size=100&pool_recycle=4s&pool_recycle_jitter=0.5")
 	warmReal(t, p.DB, 100)
 	labtest.Eventually(t, "the first hundred are gone", func() bool {
@@ -414,7 +414,7 @@ func TestLostStatementsOnTheWire(t *testing.T) {
 			{"QUERY not delivered, idempotent", idempotent, false, func(p *proxy.Proxy) { p.CutBefore(proxy.QueryPrefix("INSERT"), proxy.FIN) }, nil, 1},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
-				via := front(t, s)
+				via := proxyTo(t, s)
 				p := open(t, s.DSNVia(via.Addr()), "")
 				connectionID(t, p)
 				tt.cut(via)
@@ -440,7 +440,7 @@ func TestLostBeginOnTheWire(t *testing.T) {
 	if err := s.Exec("CREATE TABLE test.t (v INT)"); err != nil {
 		t.Fatal(err)
 	}
-	via := front(t, s)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "")
 	connectionID(t, p)
 	via.CutAfter(proxy.QueryPrefix("START TRANSACTION"), proxy.FIN)
@@ -473,7 +473,7 @@ func TestWritesLeaveADemotedServer(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			via := front(t, old)
+			via := proxyTo(t, old)
 			p := open(t, old.AppDSN(via.Addr()), "") // an ordinary user: read_only binds no other
 			write := func() error {
 				_, err := p.ExecContext(t.Context(), "INSERT INTO t VALUES (?)", 1)
@@ -509,7 +509,7 @@ func TestWriteAfterFailoverWithoutRecycle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	via := front(t, old)
+	via := proxyTo(t, old)
 	p := open(t, old.AppDSN(via.Addr()), "")
 	warmReal(t, p.DB, 5)
 	if err := old.SetReadOnly(true); err != nil {

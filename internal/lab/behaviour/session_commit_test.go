@@ -16,7 +16,7 @@ import (
 )
 
 func TestSessionRefusesToHaveItsTransactionEnded(t *testing.T) {
-	_, p := ledger(t, server.MariaDB)
+	_, p := openLedger(t, server.MariaDB)
 	for _, query := range []string{"COMMIT", "rollback", "BEGIN", "START TRANSACTION", "SET autocommit = 1"} {
 		if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			_, err := s.ExecContext(ctx, query)
@@ -29,7 +29,7 @@ func TestSessionRefusesToHaveItsTransactionEnded(t *testing.T) {
 
 // A unit that has committed implicitly is not run again, and says so.
 func TestImplicitCommitIsNotRepeated(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	attempts := 0
 	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
 		attempts++
@@ -61,7 +61,7 @@ func TestUnitHiddenCommits(t *testing.T) {
 		"SET STATEMENT":     "SET STATEMENT max_statement_time=10 FOR CREATE TABLE zz (a INT)",
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, _ := ledger(t, server.MariaDB)
+			s, _ := openLedger(t, server.MariaDB)
 			if err := s.Exec("CREATE PROCEDURE test.put() BEGIN INSERT INTO test.t (v) VALUES (1); COMMIT; END"); err != nil {
 				t.Fatal(err)
 			}
@@ -96,7 +96,7 @@ func TestUnitHiddenCommits(t *testing.T) {
 
 // SET PASSWORD commits what was open: a unit lost after it is not run again.
 func TestUnitSetPasswordCommits(t *testing.T) {
-	s, p := ledger(t, server.MySQL)
+	s, p := openLedger(t, server.MySQL)
 	if err := s.Exec("CREATE USER someone"); err != nil {
 		t.Fatal(err)
 	}
@@ -122,8 +122,8 @@ func TestUnitSetPasswordCommits(t *testing.T) {
 
 // A library that got the *sql.Tx commits it itself, loses the reply, and reports it in its own words.
 func TestUnitTxCommitLostAppliedTwice(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "")
 	via.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.FIN)
 	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
@@ -146,7 +146,7 @@ func TestUnitTxCommitLostAppliedTwice(t *testing.T) {
 
 // It commits, successfully, and the next thing fails with something retryable.
 func TestUnitTxCommittedThenRetryable(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	tries := 0
 	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
 		tries++
@@ -169,7 +169,7 @@ func TestUnitTxCommittedThenRetryable(t *testing.T) {
 
 // A library with the usual deferred Rollback.
 func TestUnitLibraryRollsBack(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
 		tx, err := sess.Tx(ctx)
 		if err != nil {

@@ -24,7 +24,7 @@ import (
 
 func TestHowAUnitEnds(t *testing.T) {
 	refused := errors.New("refused by the job")
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	for i, tt := range []struct {
 		name  string
 		after func() error // what fn does after its insert
@@ -69,7 +69,7 @@ func TestHowAUnitEnds(t *testing.T) {
 }
 
 func TestSessionOptions(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	t.Run("ReadOnly", func(t *testing.T) {
 		attempts := 0
 		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
@@ -143,7 +143,7 @@ func TestSessionOptions(t *testing.T) {
 }
 
 func TestSessionOutlivedByItsUsers(t *testing.T) {
-	_, p := ledger(t, server.MariaDB)
+	_, p := openLedger(t, server.MariaDB)
 	var kept *livepool.Session
 	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 		kept = s
@@ -167,7 +167,7 @@ func TestSessionOutlivedByItsUsers(t *testing.T) {
 // The runner gives the job up: whatever the function still does, nothing of it
 // is committed.
 func TestEndedContextEndsTheSession(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	for name, statement := range map[string]func(ctx context.Context, s *livepool.Session) error{
 		"under the function's context": labtest.Insert(2),
 		"under another context":        func(_ context.Context, s *livepool.Session) error { return labtest.Insert(2)(context.Background(), s) },
@@ -209,7 +209,7 @@ func TestEndedContextEndsTheSession(t *testing.T) {
 
 // A statement under context.WithoutCancel of the function's own context.
 func TestUnitWithoutCancelOutlivesTheSession(t *testing.T) {
-	_, p := ledger(t, server.MariaDB)
+	_, p := openLedger(t, server.MariaDB)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	start := time.Now()
@@ -223,7 +223,7 @@ func TestUnitWithoutCancelOutlivesTheSession(t *testing.T) {
 }
 
 func TestUnitQueryRowAfterTheEnd(t *testing.T) {
-	_, p := ledger(t, server.MariaDB)
+	_, p := openLedger(t, server.MariaDB)
 	ctx, cancel := context.WithCancel(t.Context())
 	p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
 		labtest.Insert(1)(ctx, s)
@@ -265,7 +265,7 @@ func TestAUnitWhoseContextEndedIsNotApplied(t *testing.T) {
 
 // Several goroutines may share a session; they take turns.
 func TestSessionIsSafeForConcurrentUse(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	if err := p.WithSession(t.Context(), func(ctx context.Context, sess *livepool.Session) error {
 		var wg sync.WaitGroup
 		for i := range 20 {
@@ -331,7 +331,7 @@ func TestRoundTripsOfAUnit(t *testing.T) {
 		if err := s.Exec("CREATE TABLE test.t (v INT)"); err != nil {
 			t.Fatal(err)
 		}
-		via := front(t, s)
+		via := proxyTo(t, s)
 		p, plain := open(t, s.DSNVia(via.Addr()), ""), openPlain(t, s.DSNVia(via.Addr()))
 		if err := p.CreateCommitTable(t.Context()); err != nil {
 			t.Fatal(err)

@@ -19,8 +19,8 @@ import (
 
 // A look does not wait behind the units that wait for a place.
 func TestALookDoesNotQueueBehindUnits(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "pool_size=1&pool_max_overflow=0&pool_timeout=60s")
 	release := make(chan struct{})
 	waiting := make(chan error)
@@ -67,7 +67,7 @@ func TestLostCommitOfAUserWhoMayOnlyInsert(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		via := front(t, s)
+		via := proxyTo(t, s)
 		my, err := mysql.ParseDSN(s.DSNVia(via.Addr()))
 		if err != nil {
 			t.Fatal(err)
@@ -96,7 +96,7 @@ func TestLongUnitsOnRealServers(t *testing.T) {
 		if err := open(t, s.DSN(), "").CreateCommitTable(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		via := front(t, s)
+		via := proxyTo(t, s)
 		p := open(t, s.DSNVia(via.Addr()), "pool_size=0&pool_max_elapsed=500ms")
 		long := func(before, after time.Duration) labtest.UnitFunc {
 			return func(ctx context.Context, u *livepool.Session) error {

@@ -22,7 +22,7 @@ func TestMinIdleIsRestoredOnRealServers(t *testing.T) {
 				continue // they are kept alive
 			}
 			t.Run(death.name, func(t *testing.T) {
-				via := front(t, s)
+				via := proxyTo(t, s)
 				p := open(t, s.DSNVia(via.Addr()), "pool_size=5&pool_min_idle=5&pool_keepalive=500ms&pool_ping_timeout=500ms&pool_connect_timeout=2s")
 				full := func() bool { s := p.Stats(); return s.Idle >= 5 && s.OpenConnections >= 5 }
 				labtest.Eventually(t, "five are ready", full)

@@ -25,7 +25,7 @@ type splitter struct {
 	wg       sync.WaitGroup
 }
 
-func split(t testing.TB, s *server.Server) *splitter {
+func openSplitter(t testing.TB, s *server.Server) *splitter {
 	t.Helper()
 	l, err := loopback.Listen()
 	if err != nil {
@@ -108,24 +108,24 @@ func (sp *splitter) serve(client net.Conn, id uint32) {
 
 func TestStatementBehindASplitterIsLeftInPeace(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
+	onEachServer(t, func(t *testing.T, s *server.Server) {
 		for _, q := range []string{"CREATE USER split@'127.0.0.1' IDENTIFIED BY ''", "GRANT ALL ON test.* TO split@'127.0.0.1'"} {
 			if err := s.Exec(q); err != nil {
 				t.Fatal(err)
 			}
 		}
-		dsn := "split@tcp(" + split(t, s).Addr().String() + ")/test"
-		var all crowd
+		dsn := "split@tcp(" + openSplitter(t, s).Addr().String() + ")/test"
+		var all parallel
 		defer all.wg.Wait()
 		last := 9
-		for on, run := range onOneConn {
+		for on, run := range queryers {
 			last++
 			row := last
 			all.run(t, on, func(t *testing.T) {
 				p := open(t, dsn, "pool_stall_after=500ms")
 				release := holdRow(t, s, row)
 				defer time.AfterFunc(4*time.Second, release).Stop()
-				err := run(t.Context(), p, func(db asker) error {
+				err := run(t.Context(), p, func(db queryer) error {
 					_, err := db.ExecContext(context.Background(), "UPDATE account SET balance = balance + 1 WHERE id = ?", row)
 					return err
 				})

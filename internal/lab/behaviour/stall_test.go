@@ -29,29 +29,29 @@ func TestHonestSlowStatementsAreLeftInPeace(t *testing.T) {
 	slow := []struct {
 		name string
 		on   string
-		run  func(ctx context.Context, s *server.Server, db asker, row int) error
+		run  func(ctx context.Context, s *server.Server, db queryer, row int) error
 	}{
-		{"text", "a conn", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
-			return sleeps(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(8)"))
+		{"text", "a conn", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
+			return runSleep(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(8)"))
 		}},
-		{"prepared", "a conn", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
-			return sleeps(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(?)", 8))
+		{"prepared", "a conn", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
+			return runSleep(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(?)", 8))
 		}},
-		{"session", "a session", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
-			return sleeps(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(8)"))
+		{"session", "a session", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
+			return runSleep(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(8)"))
 		}},
-		{"tx", "a tx", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
-			return sleeps(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(8)"))
+		{"tx", "a tx", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
+			return runSleep(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(8)"))
 		}},
-		{"many short ones", "a tx", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
+		{"many short ones", "a tx", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
 			for range 10 {
-				if err := sleeps(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(0.6)")); err != nil {
+				if err := runSleep(ctx, db.QueryRowContext(ctx, "SELECT SLEEP(0.6)")); err != nil {
 					return err
 				}
 			}
 			return nil
 		}},
-		{"waiting for a row lock", "a conn", func(ctx context.Context, _ *server.Server, db asker, row int) error {
+		{"waiting for a row lock", "a conn", func(ctx context.Context, _ *server.Server, db queryer, row int) error {
 			res, err := db.ExecContext(ctx, fmt.Sprintf("UPDATE account SET balance = balance + 1 WHERE id = %d", row))
 			if err != nil {
 				return err
@@ -61,20 +61,20 @@ func TestHonestSlowStatementsAreLeftInPeace(t *testing.T) {
 			}
 			return nil
 		}},
-		{"streamed slowly", "a conn", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
+		{"streamed slowly", "a conn", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
 			return stream(ctx, db, "SELECT id, SLEEP(0.3), REPEAT('x', 20000) FROM account ORDER BY id LIMIT 20", 20)
 		}},
-		{"streamed slowly in a tx, prepared", "a tx", func(ctx context.Context, _ *server.Server, db asker, _ int) error {
+		{"streamed slowly in a tx, prepared", "a tx", func(ctx context.Context, _ *server.Server, db queryer, _ int) error {
 			return stream(ctx, db, "SELECT id, SLEEP(0.3), REPEAT('x', 20000) FROM account ORDER BY id LIMIT ?", 20, 20)
 		}},
 	}
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		var row atomic.Int32
 		dsns := map[string]string{"direct": s.DSN(), "unix socket": s.SocketDSN()}
-		for _, way := range paths(s) {
-			dsns[way.name] = s.DSNVia(way.front(t, s).Addr())
+		for _, way := range proxyPaths(s) {
+			dsns[way.name] = s.DSNVia(way.proxyTo(t, s).Addr())
 		}
 		for name, dsn := range dsns {
 			all.run(t, name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestHonestSlowStatementsAreLeftInPeace(t *testing.T) {
 						defer timer.Stop()
 					}
 					wg.Go(func() {
-						err := onOneConn[tt.on](t.Context(), p, func(db asker) error {
+						err := queryers[tt.on](t.Context(), p, func(db queryer) error {
 							before := connectionID(t, db)
 							if err := tt.run(t.Context(), s, db, row); err != nil {
 								return err
@@ -120,7 +120,7 @@ func TestHonestSlowStatementsAreLeftInPeace(t *testing.T) {
 }
 
 // stream reads a result of three columns and counts its rows.
-func stream(ctx context.Context, db asker, query string, want int, args ...any) error {
+func stream(ctx context.Context, db queryer, query string, want int, args ...any) error {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
@@ -148,18 +148,18 @@ func stream(ctx context.Context, db asker, query string, want int, args ...any) 
 // His statements are left in peace all the same.
 func TestHonestStatementWithoutItsBeacon(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
-		for on, run := range onOneConn {
+		for on, run := range queryers {
 			all.run(t, on, func(t *testing.T) {
-				px := front(t, s)
+				px := proxyTo(t, s)
 				p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=500ms")
-				err := run(t.Context(), p, func(db asker) error {
+				err := run(t.Context(), p, func(db queryer) error {
 					if _, err := db.ExecContext(t.Context(), "DO RELEASE_ALL_LOCKS()"); err != nil {
 						return err
 					}
-					return sleeps(t.Context(), db.QueryRowContext(t.Context(), "SELECT SLEEP(3)"))
+					return runSleep(t.Context(), db.QueryRowContext(t.Context(), "SELECT SLEEP(3)"))
 				})
 				if err != nil {
 					t.Error(err)
@@ -176,7 +176,7 @@ func TestHonestStatementWithoutItsBeacon(t *testing.T) {
 // has nothing to do for.
 func TestSlowlyUploadedStatementIsLeftInPeace(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
+	onEachServer(t, func(t *testing.T, s *server.Server) {
 		p := openWith(t, s.DSN(), func(cfg *livepool.Config) {
 			cfg.StallAfter = 500 * time.Millisecond
 			cfg.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -184,7 +184,7 @@ func TestSlowlyUploadedStatementIsLeftInPeace(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				return &narrow{Conn: nc, queue: make(chan []byte, 1<<16)}, nil
+				return &slowUploadConn{Conn: nc, queue: make(chan []byte, 1<<16)}, nil
 			}
 		})
 		c, err := p.Conn(t.Context())
@@ -194,23 +194,23 @@ func TestSlowlyUploadedStatementIsLeftInPeace(t *testing.T) {
 		defer c.Close()
 		start := time.Now()
 		_, err = c.ExecContext(t.Context(), "DO LENGTH('"+strings.Repeat("x", 1<<20)+"')")
-		t.Logf("1 MB took %s: %v", ms(time.Since(start)), err)
+		t.Logf("1 MB took %s: %v", roundMS(time.Since(start)), err)
 		if st := p.Stats(); err != nil || st.Stalled != 0 {
 			t.Errorf("error %v, Stalled %d", err, st.Stalled)
 		}
 	})
 }
 
-// narrow is a connection over a slow line: it takes all that is written at once,
+// slowUploadConn is a connection over a slow line: it takes all that is written at once,
 // as the kernel's buffers do, and delivers it at 256 KB/s.
-type narrow struct {
+type slowUploadConn struct {
 	net.Conn
 	once  sync.Once
 	queue chan []byte
 	done  sync.Once
 }
 
-func (n *narrow) Write(b []byte) (int, error) {
+func (n *slowUploadConn) Write(b []byte) (int, error) {
 	n.once.Do(func() {
 		go func() {
 			for b := range n.queue {
@@ -230,7 +230,7 @@ func (n *narrow) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (n *narrow) Close() error {
+func (n *slowUploadConn) Close() error {
 	n.done.Do(func() { close(n.queue) })
 	return n.Conn.Close()
 }
@@ -239,12 +239,12 @@ func (n *narrow) Close() error {
 // way.
 func TestLateReplyIsTaken(t *testing.T) {
 	t.Parallel()
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
-		for _, way := range paths(s) {
+		for _, way := range proxyPaths(s) {
 			all.run(t, way.name, func(t *testing.T) {
-				px := way.front(t, s)
+				px := way.proxyTo(t, s)
 				p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=8s")
 				c, err := p.Conn(t.Context())
 				if err != nil {
@@ -395,20 +395,20 @@ func TestStallIsNoticed(t *testing.T) {
 			return err
 		}, true},
 	}
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
-		for _, way := range paths(s) {
+		for _, way := range proxyPaths(s) {
 			for _, tt := range waits {
 				all.run(t, way.name+", "+tt.name, func(t *testing.T) {
-					px := way.front(t, s)
+					px := way.proxyTo(t, s)
 					p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=500ms&pool_ping_timeout=20s")
 					c, err := p.Conn(t.Context())
 					if err != nil {
 						t.Fatal(err)
 					}
 					defer c.Close()
-					ghost := connectionID(t, c)
+					orphan := connectionID(t, c)
 					var start time.Time
 					err = tt.run(t.Context(), c, p, func() {
 						start = time.Now()
@@ -422,7 +422,7 @@ func TestStallIsNoticed(t *testing.T) {
 					if start.IsZero() {
 						t.Fatal("failed before the stall")
 					}
-					t.Logf("after %s: %v", ms(took), err)
+					t.Logf("after %s: %v", roundMS(took), err)
 					if took > quick {
 						t.Errorf("it took %s", took)
 					}
@@ -434,8 +434,8 @@ func TestStallIsNoticed(t *testing.T) {
 						t.Errorf("%q does not tell that the connection is lost", err)
 					}
 					c.Close()
-					t.Logf("the ghost was gone %s later", ms(within(t, quick, "the ghost is gone", func() bool { return !isThere(t, s, ghost) })))
-					if st := awaitFates(t, p, 1); st.Stalled != 1 || st.Killed != 1 {
+					t.Logf("the ghost was gone %s later", roundMS(waitWithin(t, quick, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan) })))
+					if st := awaitOrphans(t, p, 1); st.Stalled != 1 || st.Killed != 1 {
 						t.Errorf("Stalled %d, Killed %d, want one of each", st.Stalled, st.Killed)
 					}
 				})
@@ -460,21 +460,21 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 		}, 1},
 		{"COMMIT is held up", func(px *proxy.Proxy) { px.CutBefore(proxy.QueryPrefix("COMMIT"), proxy.Stall) }, nil, 0},
 	}
-	haunted(t, func(t *testing.T, s *server.Server) {
-		var all crowd
+	onEachServer(t, func(t *testing.T, s *server.Server) {
+		var all parallel
 		defer all.wg.Wait()
 		var unit atomic.Int32
-		for _, way := range paths(s) {
+		for _, way := range proxyPaths(s) {
 			for _, hole := range holes {
 				for _, verify := range []bool{true, false} {
 					all.run(t, fmt.Sprintf("%s, %s, verify=%v", way.name, hole.name, verify), func(t *testing.T) {
 						v := int(unit.Add(1))
-						px := way.front(t, s)
+						px := way.proxyTo(t, s)
 						p := open(t, s.DSNVia(px.Addr()), "pool_stall_after=500ms")
 						if hole.dig != nil {
 							hole.dig(px)
 						}
-						var ghost int64
+						var orphan int64
 						attempts := 0
 						var opts []livepool.SessionOption
 						if verify {
@@ -487,7 +487,7 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 								return err
 							}
 							if attempts == 1 {
-								ghost = connectionID(t, u)
+								orphan = connectionID(t, u)
 								if hole.last != nil {
 									hole.last(px)
 								}
@@ -495,7 +495,7 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 							return nil
 						}, opts...)
 						took := time.Since(start)
-						t.Logf("%d run(s) of the function, after %s: %v", attempts, ms(took), err)
+						t.Logf("%d run(s) of the function, after %s: %v", attempts, roundMS(took), err)
 						if took > 15*time.Second {
 							t.Errorf("it took %s", took)
 						}
@@ -512,7 +512,7 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 								t.Errorf("%q does not tell of the stall", err)
 							}
 						}
-						within(t, 5*time.Second, "the ghost is gone", func() bool { return !isThere(t, s, ghost) })
+						waitWithin(t, 5*time.Second, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan) })
 						px.Heal() // what was held up arrives, if there is anyone to take it
 						time.Sleep(100 * time.Millisecond)
 						if n := count(t, s, fmt.Sprintf("t WHERE v = %d", v)); n != want {

@@ -19,11 +19,11 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// swallowing runs a unit that inserts 1, swallows what f says, inserts 2 and
+// runSwallowing runs a unit that inserts 1, swallows what f says, inserts 2 and
 // returns nil. It returns that error, the unit's, and how many of the two are there.
 //
 //lint:ignore ST1008 in the order in which they come about
-func swallowing(t *testing.T, s *server.Server, p *livepool.Pool, f labtest.UnitFunc) (swallowed, unit error, rows int) {
+func runSwallowing(t *testing.T, s *server.Server, p *livepool.Pool, f labtest.UnitFunc) (swallowed, unit error, rows int) {
 	t.Helper()
 	if err := s.Exec("DELETE FROM test.t WHERE v < 10"); err != nil {
 		t.Fatal(err)
@@ -39,9 +39,9 @@ func swallowing(t *testing.T, s *server.Server, p *livepool.Pool, f labtest.Unit
 	return swallowed, unit, count(t, s, "t WHERE v < 10")
 }
 
-// isWhole fails the test unless the unit was applied as a whole, or, if it could
+// checkAtomic fails the test unless the unit was applied as a whole, or, if it could
 // not be, not at all.
-func isWhole(t *testing.T, handled bool, swallowed, unit error, rows int) {
+func checkAtomic(t *testing.T, handled bool, swallowed, unit error, rows int) {
 	t.Helper()
 	if handled && (unit != nil || rows != 2) {
 		t.Errorf("after %v the unit said %v, and %d rows are there; want nil and 2", swallowed, unit, rows)
@@ -157,7 +157,7 @@ func TestSwallowedErrors(t *testing.T) {
 			{"CALL nosuch()", false, []uint16{1305}},
 		} {
 			for kind, f := range map[string]labtest.UnitFunc{"text": text(tt.query), "prepared": prepared(tt.query)} {
-				swallowed, unit, rows := swallowing(t, s, p, f)
+				swallowed, unit, rows := runSwallowing(t, s, p, f)
 				known := false
 				for _, n := range tt.numbers {
 					known = known || labtest.IsServerError(swallowed, n)
@@ -168,7 +168,7 @@ func TestSwallowedErrors(t *testing.T) {
 				if !known {
 					t.Errorf("%s, %s: %v, want one of %d", tt.query, kind, swallowed, tt.numbers)
 				}
-				isWhole(t, tt.handled, swallowed, unit, rows)
+				checkAtomic(t, tt.handled, swallowed, unit, rows)
 			}
 		}
 		for name, tt := range map[string]struct {
@@ -211,27 +211,27 @@ func TestSwallowedErrors(t *testing.T) {
 				if tt.params != "" || name == "no access" {
 					pool = open(t, dsn, tt.params)
 				}
-				swallowed, unit, rows := swallowing(t, s, pool, tt.f)
+				swallowed, unit, rows := runSwallowing(t, s, pool, tt.f)
 				if swallowed == nil {
 					t.Fatal("nothing was swallowed")
 				}
 				t.Logf("%v; unit: %v", swallowed, unit)
-				isWhole(t, tt.handled, swallowed, unit, rows)
+				checkAtomic(t, tt.handled, swallowed, unit, rows)
 			})
 		}
 		t.Run("a limit by the hour", func(t *testing.T) {
 			limited := open(t, fmt.Sprintf("limited:limited@tcp(%s)/test?interpolateParams=true", s.Addr()), "pool_keepalive=0")
-			swallowed, unit, rows := swallowing(t, s, limited, func(ctx context.Context, u *livepool.Session) error {
+			swallowed, unit, rows := runSwallowing(t, s, limited, func(ctx context.Context, u *livepool.Session) error {
 				return errors.Join(text("UPDATE u SET e = 1")(ctx, u), text("UPDATE u SET e = 2")(ctx, u))
 			})
 			if !labtest.IsServerError(swallowed, 1226) {
 				t.Fatalf("got %v, want 1226", swallowed)
 			}
-			isWhole(t, false, swallowed.(interface{ Unwrap() []error }).Unwrap()[0], unit, rows)
+			checkAtomic(t, false, swallowed.(interface{ Unwrap() []error }).Unwrap()[0], unit, rows)
 		})
 		t.Run("no more prepared statements", func(t *testing.T) {
 			defer s.SetGlobal("max_prepared_stmt_count", 16382)
-			swallowed, unit, rows := swallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
+			swallowed, unit, rows := runSwallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
 				if err := s.SetGlobal("max_prepared_stmt_count", 0); err != nil {
 					t.Fatal(err)
 				}
@@ -241,7 +241,7 @@ func TestSwallowedErrors(t *testing.T) {
 			if !labtest.IsServerError(swallowed, 1461) {
 				t.Fatalf("got %v, want 1461", swallowed)
 			}
-			isWhole(t, false, swallowed, unit, rows)
+			checkAtomic(t, false, swallowed, unit, rows)
 		})
 	})
 }
@@ -272,27 +272,27 @@ func TestSwallowedErrorOfALoad(t *testing.T) {
 		wired, driversOwn := open(t, s.DSN(), ""), labtest.Open(t, driversConnector(t, s.DSN()), nil)
 		for name, p := range map[string]*livepool.Pool{"livepool's dialer": wired, "OpenConnector": driversOwn} {
 			for source, want := range map[string]error{"Reader::failing": errReader, "Reader::nosuch": nil, "/nonexistent": nil} {
-				swallowed, unit, rows := swallowing(t, s, p, text("LOAD DATA LOCAL INFILE '"+source+"' INTO TABLE t (v)"))
+				swallowed, unit, rows := runSwallowing(t, s, p, text("LOAD DATA LOCAL INFILE '"+source+"' INTO TABLE t (v)"))
 				if swallowed == nil || want != nil && !errors.Is(swallowed, want) {
 					t.Errorf("%s, %s: %v, want %v", name, source, swallowed, want)
 				}
-				isWhole(t, false, swallowed, unit, rows)
+				checkAtomic(t, false, swallowed, unit, rows)
 			}
-			swallowed, unit, rows := swallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
+			swallowed, unit, rows := runSwallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
 				err := errors.Join(text("SAVEPOINT a")(ctx, u), text("LOAD DATA LOCAL INFILE 'Reader::failing' INTO TABLE t (v)")(ctx, u))
 				return errors.Join(err, text("ROLLBACK TO SAVEPOINT a")(ctx, u))
 			})
-			isWhole(t, true, swallowed, unit, rows)
-			if swallowed, unit, rows = swallowing(t, s, p, text("LOAD DATA LOCAL INFILE 'Reader::whole' INTO TABLE t (v)")); swallowed != nil {
+			checkAtomic(t, true, swallowed, unit, rows)
+			if swallowed, unit, rows = runSwallowing(t, s, p, text("LOAD DATA LOCAL INFILE 'Reader::whole' INTO TABLE t (v)")); swallowed != nil {
 				t.Error(swallowed)
 			}
-			isWhole(t, true, swallowed, unit, rows)
+			checkAtomic(t, true, swallowed, unit, rows)
 		}
 		small := openWith(t, s.DSN(), func(c *livepool.Config) { c.MySQL.MaxAllowedPacket = 1000 })
-		swallowed, unit, rows := swallowing(t, s, small, text("INSERT INTO t (v) VALUES (3) -- "+strings.Repeat("x", 2000)))
+		swallowed, unit, rows := runSwallowing(t, s, small, text("INSERT INTO t (v) VALUES (3) -- "+strings.Repeat("x", 2000)))
 		if !errors.Is(swallowed, mysql.ErrPktTooLarge) {
 			t.Errorf("got %v, want the driver's refusal", swallowed)
 		}
-		isWhole(t, false, swallowed, unit, rows)
+		checkAtomic(t, false, swallowed, unit, rows)
 	}, "--local-infile=1")
 }

@@ -59,8 +59,8 @@ func registerRows(t *testing.T, name string, r *rowStream) (query string, sent *
 	return "LOAD DATA LOCAL INFILE 'Reader::" + name + "' INTO TABLE t (v)", sent
 }
 
-// resetInTheMiddle ends the connection, and waits until that is known here.
-func resetInTheMiddle(px *proxy.Proxy) func() {
+// resetMidway ends the connection, and waits until that is known here.
+func resetMidway(px *proxy.Proxy) func() {
 	return func() {
 		time.Sleep(100 * time.Millisecond)
 		px.RST()
@@ -80,8 +80,8 @@ func TestLoadOfMoreThanAPacketIsNotSentAgain(t *testing.T) {
 			"by the driver":       func(dsn string) *livepool.Pool { return labtest.Open(t, driversConnector(t, dsn), nil) },
 		} {
 			t.Run(name, func(t *testing.T) {
-				px := front(t, s)
-				query, sent := registerRows(t, t.Name(), &rowStream{half: resetInTheMiddle(px)})
+				px := proxyTo(t, s)
+				query, sent := registerRows(t, t.Name(), &rowStream{half: resetMidway(px)})
 				p := open(s.DSNVia(px.Addr()))
 				if err := p.Ping(); err != nil {
 					t.Fatal(err)
@@ -93,7 +93,7 @@ func TestLoadOfMoreThanAPacketIsNotSentAgain(t *testing.T) {
 						t.Errorf("%.20s: sent %d times, %d rows, %v; want once, none, a loss", query, *sent, n, err)
 					}
 					mysql.DeregisterReaderHandler(t.Name())
-					_, sent = registerRows(t, t.Name(), &rowStream{half: resetInTheMiddle(px)})
+					_, sent = registerRows(t, t.Name(), &rowStream{half: resetMidway(px)})
 				}
 			})
 		}
@@ -105,7 +105,7 @@ func TestLoadOfMoreThanAPacketMayHaveRun(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		withTable(t, s)
-		px := front(t, s)
+		px := proxyTo(t, s)
 		query, sent := registerRows(t, t.Name(), &rowStream{end: func() { px.DropToClient(true) }})
 		p := open(t, s.DSNVia(px.Addr()), "pool_size=1")
 		if err := p.Ping(); err != nil {
@@ -121,13 +121,13 @@ func TestLoadOfMoreThanAPacketMayHaveRun(t *testing.T) {
 	}, "--local-infile=1", "--max-allowed-packet=1M")
 }
 
-// cutAtPiece is a connection that ends where the second piece of a packet begins.
-type cutAtPiece struct {
+// cutAtChunk is a connection that ends where the second piece of a packet begins.
+type cutAtChunk struct {
 	*net.TCPConn
 	begun *int
 }
 
-func (c *cutAtPiece) Write(b []byte) (int, error) {
+func (c *cutAtChunk) Write(b []byte) (int, error) {
 	if len(b) > 1<<20 {
 		if b[3] > 0 {
 			return 0, syscall.ECONNRESET
@@ -149,7 +149,7 @@ func TestTooLargeIsNeverErrBadConn(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			return &cutAtPiece{nc.(*net.TCPConn), &begun}, nil
+			return &cutAtChunk{nc.(*net.TCPConn), &begun}, nil
 		}
 	})
 	_, err := p.Exec("INSERT INTO t (v) VALUES (LENGTH('" + strings.Repeat("x", 20<<20) + "'))")
@@ -167,7 +167,7 @@ func TestLongDataOfMoreThanAPacketIsLostLikeAnyStatement(t *testing.T) {
 		if err := s.Exec("CREATE TABLE test.blobs (a LONGBLOB, b LONGBLOB)"); err != nil {
 			t.Fatal(err)
 		}
-		px := front(t, s)
+		px := proxyTo(t, s)
 		p := open(t, s.DSNVia(px.Addr()), "maxAllowedPacket=1000000&pool_size=1&pool_stall_after=500ms")
 		big := strings.Repeat("x", 700_000)
 		const insert = "INSERT INTO blobs VALUES (?, ?)"
@@ -199,7 +199,7 @@ func TestLongDataOfMoreThanAPacketIsLostLikeAnyStatement(t *testing.T) {
 				t.Errorf("%v: %v after %d runs, %d rows; want it applied by the second, %d rows", how, err, runs, n, rows)
 			}
 		}
-		if st := awaitFates(t, p, int64(1+len(faults))); int(st.Stalled) != len(faults)-1 {
+		if st := awaitOrphans(t, p, int64(1+len(faults))); int(st.Stalled) != len(faults)-1 {
 			t.Errorf("Stalled %d, want %d", st.Stalled, len(faults)-1)
 		}
 	}, "--max-allowed-packet=1M")
@@ -209,8 +209,8 @@ func TestLongDataOfMoreThanAPacketIsLostLikeAnyStatement(t *testing.T) {
 // ended on the server, and the unit run again.
 func TestSilenceOverALargeStatementLeavesNoTransaction(t *testing.T) {
 	t.Parallel()
-	s, _ := ledger(t, server.MariaDB, "--max-allowed-packet=1M")
-	px := front(t, s)
+	s, _ := openLedger(t, server.MariaDB, "--max-allowed-packet=1M")
+	px := proxyTo(t, s)
 	p := open(t, s.DSNVia(px.Addr()), "pool_size=1&pool_stall_after=500ms&pool_max_elapsed=2m")
 	query := "INSERT INTO t (v) VALUES (LENGTH('" + strings.Repeat("x", 1<<20) + "'))"
 	runs := 0
@@ -226,7 +226,7 @@ func TestSilenceOverALargeStatementLeavesNoTransaction(t *testing.T) {
 		_, err := u.ExecContext(ctx, query)
 		return err
 	})
-	labtest.Eventually(t, "the first transaction is gone", func() bool { return !isThere(t, s, left) })
+	labtest.Eventually(t, "the first transaction is gone", func() bool { return !isThreadAlive(t, s, left) })
 	if n := count(t, s, "t"); !labtest.IsServerError(err, 1153) || runs != 2 || n != 0 {
 		t.Errorf("%v after %d runs, %d rows; want 1153 after 2, none", err, runs, n)
 	}
@@ -238,7 +238,7 @@ func TestMaxAllowedPacketIsTheSessions(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		withTable(t, s)
-		px := front(t, s)
+		px := proxyTo(t, s)
 		query := "INSERT INTO t (v) VALUES (LENGTH('" + strings.Repeat("x", 3<<20) + "'))"
 		for _, limits := range [][2]int{{16 << 20, 1 << 20}, {1 << 20, 16 << 20}} {
 			if err := s.SetGlobal("max_allowed_packet", limits[0]); err != nil {
@@ -271,7 +271,7 @@ func TestPacketThatFitsIntoTheBufferMayHaveRun(t *testing.T) {
 	t.Parallel()
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		withTable(t, s)
-		px := front(t, s)
+		px := proxyTo(t, s)
 		p := open(t, s.DSNVia(px.Addr()), "pool_size=1")
 		if err := p.Ping(); err != nil {
 			t.Fatal(err)

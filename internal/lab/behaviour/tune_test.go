@@ -27,7 +27,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 		dies   bool
 		via    *proxy.Proxy
 		pool   *livepool.Pool
-		log    *labtest.Log
+		log    *labtest.CapturedLog
 		before []int64
 		stats  livepool.Stats
 	}
@@ -53,7 +53,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 		for _, tt := range trials {
 			tt.before, tt.stats = idsOf(t, tt.pool, 4), tt.pool.Stats()
 		}
-		if stoodStill(10*time.Second) < 500*time.Millisecond { // nobody calls
+		if longestStop(10*time.Second) < 500*time.Millisecond { // nobody calls
 			break
 		}
 	}
@@ -70,7 +70,7 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 						s.Deaths, s.Opened, s.KeptAlive, tt.stats.Deaths, tt.stats.Opened, tt.stats.KeptAlive)
 				}
 			}
-			warnings := tt.log.About("wait_timeout")
+			warnings := tt.log.LinesWith("wait_timeout")
 			if len(warnings) != min(len(tt.warns), 1) {
 				t.Fatalf("%d warnings: %s", len(warnings), warnings)
 			}
@@ -97,9 +97,9 @@ func TestKeepAliveUnderAShortWaitTimeout(t *testing.T) {
 	}
 }
 
-// stoodStill lets time pass and returns the longest of it in which the machine
+// longestStop lets time pass and returns the longest of it in which the machine
 // did not get to run this: then it did not get to ping in time either.
-func stoodStill(d time.Duration) (longest time.Duration) {
+func longestStop(d time.Duration) (longest time.Duration) {
 	for start, last := time.Now(), time.Now(); time.Since(start) < d; last = time.Now() {
 		time.Sleep(10 * time.Millisecond)
 		longest = max(longest, time.Since(last))

@@ -17,9 +17,9 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// deadlocks has a transaction meet a deadlock at its victim statement: another
+// causeDeadlock has a transaction meet a deadlock at its victim statement: another
 // one, which has more to lose, waits for the row that the victim holds.
-func deadlocks(t *testing.T, s *server.Server, victim func(block func())) {
+func causeDeadlock(t *testing.T, s *server.Server, victim func(block func())) {
 	t.Helper()
 	other := openPlain(t, s.DSN())
 	tx, err := other.Begin()
@@ -58,10 +58,10 @@ func deadlocks(t *testing.T, s *server.Server, victim func(block func())) {
 // transaction, so that on a plain sql.Tx what follows is committed by itself,
 // and survives the rollback.
 func TestSwallowedDeadlock(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
+	s, p := openLedger(t, server.MariaDB)
 	swallow := func(t *testing.T, begin func() (*sql.Tx, error)) error {
 		var result error
-		deadlocks(t, s, func(block func()) {
+		causeDeadlock(t, s, func(block func()) {
 			tx, err := begin()
 			if err != nil {
 				t.Fatal(err)
@@ -130,7 +130,7 @@ func TestLockWait(t *testing.T) {
 	}
 
 	t.Run("a plain transaction stays usable", func(t *testing.T) {
-		s, p := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
+		s, p := openLedger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
 		locked(t, s, func() {
 			tx, err := p.Begin()
 			if err != nil {
@@ -153,7 +153,7 @@ func TestLockWait(t *testing.T) {
 		}
 	})
 	t.Run("but not where the server ends the transaction", func(t *testing.T) {
-		s, p := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1", "--innodb-rollback-on-timeout=ON")
+		s, p := openLedger(t, server.MariaDB, "--innodb-lock-wait-timeout=1", "--innodb-rollback-on-timeout=ON")
 		locked(t, s, func() {
 			tx, err := p.Begin()
 			if err != nil {
@@ -173,7 +173,7 @@ func TestLockWait(t *testing.T) {
 		}
 	})
 	t.Run("a session that swallows it is not half committed", func(t *testing.T) {
-		s, p := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
+		s, p := openLedger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
 		locked(t, s, func() {
 			err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 				if err := labtest.Insert(1)(ctx, s); err != nil {
@@ -191,7 +191,7 @@ func TestLockWait(t *testing.T) {
 		}
 	})
 	t.Run("a session may roll back to a savepoint", func(t *testing.T) {
-		s, p := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
+		s, p := openLedger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
 		locked(t, s, func() {
 			if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 				if err := labtest.Insert(1)(ctx, s); err != nil {
@@ -214,7 +214,7 @@ func TestLockWait(t *testing.T) {
 		}
 	})
 	t.Run("a session may ask not to wait", func(t *testing.T) {
-		s, p := ledger(t, server.MariaDB)
+		s, p := openLedger(t, server.MariaDB)
 		locked(t, s, func() {
 			if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 				if err := s.QueryRowContext(ctx, "SELECT balance FROM account WHERE id = 9 FOR UPDATE NOWAIT").Scan(new(int)); !isLockWait(err) {
@@ -230,7 +230,7 @@ func TestLockWait(t *testing.T) {
 		}
 	})
 	t.Run("a unit is run again when the lock is free", func(t *testing.T) {
-		s, p := ledger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
+		s, p := openLedger(t, server.MariaDB, "--innodb-lock-wait-timeout=1")
 		done := make(chan error, 1)
 		locked(t, s, func() {
 			go func() {
@@ -256,7 +256,7 @@ func TestLockWait(t *testing.T) {
 // MariaDB answers NOWAIT with a lock wait timeout, which, if the server is set so,
 // ends the transaction: what follows must not be committed by itself.
 func TestNowaitThatEndsTheTransactionIsNotHalfApplied(t *testing.T) {
-	s, p := ledger(t, server.MariaDB, "--innodb-rollback-on-timeout=ON")
+	s, p := openLedger(t, server.MariaDB, "--innodb-rollback-on-timeout=ON")
 	plain := openPlain(t, s.DSN())
 	blocker, err := plain.Begin()
 	if err != nil {
@@ -311,10 +311,10 @@ func TestASwallowedRefusalIsNotCommittedInParts(t *testing.T) {
 // COMMIT and ROLLBACK, which take no context, are bounded; the driver bounds
 // neither.
 func TestCommitAndRollbackAreBounded(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
+	s, _ := openLedger(t, server.MariaDB)
 	for name, end := range map[string]func(*sql.Tx) error{"COMMIT": (*sql.Tx).Commit, "ROLLBACK": (*sql.Tx).Rollback} {
 		t.Run(name, func(t *testing.T) {
-			via := front(t, s)
+			via := proxyTo(t, s)
 			p := open(t, s.DSNVia(via.Addr()), "pool_commit_timeout=300ms")
 			tx, err := p.Begin()
 			if err != nil {
@@ -338,8 +338,8 @@ func TestCommitAndRollbackAreBounded(t *testing.T) {
 
 // COMMIT runs to its end when the caller's context ends meanwhile.
 func TestCommitIsNotTornByACancel(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -361,8 +361,8 @@ func TestCommitIsNotTornByACancel(t *testing.T) {
 // The answer is lost on the way and the server, having been idle after it for
 // wait_timeout, says 4031, which is what the client then reads in its place.
 func TestIdleCloseInPlaceOfALostAnswer(t *testing.T) {
-	s, _ := ledger(t, server.MySQL)
-	via := front(t, s)
+	s, _ := openLedger(t, server.MySQL)
+	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "wait_timeout=1&pool_keepalive=0&pool_stall_after=0")
 	lose := func() { // what the server says next
 		via.DropToClient(true)

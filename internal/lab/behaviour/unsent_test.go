@@ -38,8 +38,8 @@ var requests = map[string]func(context.Context, *livepool.Session) error{
 	},
 }
 
-// tooLate has a statement asked for under a context of its own that has ended.
-func tooLate(way labtest.UnitFunc) labtest.UnitFunc {
+// underEndedContext has a statement asked for under a context of its own that has ended.
+func underEndedContext(way labtest.UnitFunc) labtest.UnitFunc {
 	return func(ctx context.Context, u *livepool.Session) error {
 		ctx, cancel := context.WithCancel(ctx)
 		cancel()
@@ -47,8 +47,8 @@ func tooLate(way labtest.UnitFunc) labtest.UnitFunc {
 	}
 }
 
-// overAResult has a statement asked for while a result is open.
-func overAResult(way labtest.UnitFunc) labtest.UnitFunc {
+// underOpenResult has a statement asked for while a result is open.
+func underOpenResult(way labtest.UnitFunc) labtest.UnitFunc {
 	return func(ctx context.Context, u *livepool.Session) error {
 		rows, err := u.QueryContext(ctx, "SELECT v FROM t")
 		if err != nil {
@@ -65,21 +65,21 @@ func TestSwallowedStatementThatWasNotSent(t *testing.T) {
 		withTable(t, s)
 		p := open(t, s.DSN(), "")
 		for name, way := range requests {
-			for why, unsent := range map[string]labtest.UnitFunc{"its context had ended": tooLate(way), "a result was open": overAResult(way)} {
-				swallowed, unit, rows := swallowing(t, s, p, unsent)
+			for why, unsent := range map[string]labtest.UnitFunc{"its context had ended": underEndedContext(way), "a result was open": underOpenResult(way)} {
+				swallowed, unit, rows := runSwallowing(t, s, p, unsent)
 				if swallowed == nil {
 					t.Errorf("%s, %s: sent", name, why)
 				}
 				if !errors.Is(unit, livepool.ErrPoisoned) || rows != 0 {
 					t.Errorf("%s, %s: after %v the unit said %v, and %d rows are there", name, why, swallowed, unit, rows)
 				}
-				_, unit, rows = swallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
+				_, unit, rows = runSwallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
 					return p.WithSession(ctx, unsent) // may be given up
 				})
 				if unit != nil || rows != 2 {
 					t.Errorf("%s, %s, in a unit of its own: %v, %d rows, want nil and 2", name, why, unit, rows)
 				}
-				_, unit, rows = swallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
+				_, unit, rows = runSwallowing(t, s, p, func(ctx context.Context, u *livepool.Session) error {
 					return errors.Join(text("SAVEPOINT mine")(ctx, u), unsent(ctx, u), text("ROLLBACK TO mine")(ctx, u))
 				})
 				if unit != nil || rows != 2 {
@@ -92,8 +92,8 @@ func TestSwallowedStatementThatWasNotSent(t *testing.T) {
 
 // An inner unit whose context had ended was not begun: nothing is missing.
 func TestInnerUnitWhoseContextHadEndedMayBeGivenUp(t *testing.T) {
-	s, p := ledger(t, server.MariaDB)
-	_, unit, rows := swallowing(t, s, p, func(ctx context.Context, _ *livepool.Session) error {
+	s, p := openLedger(t, server.MariaDB)
+	_, unit, rows := runSwallowing(t, s, p, func(ctx context.Context, _ *livepool.Session) error {
 		ctx, cancel := context.WithCancel(ctx)
 		cancel()
 		return p.WithSession(ctx, labtest.Insert(3))

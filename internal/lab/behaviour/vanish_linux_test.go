@@ -104,7 +104,7 @@ type outcome struct {
 	at   time.Time
 }
 
-func onTheSide(outcomes chan<- outcome, name string, run func() error) {
+func runAside(outcomes chan<- outcome, name string, run func() error) {
 	go func() {
 		err := run()
 		outcomes <- outcome{name, err, time.Now()}
@@ -165,7 +165,7 @@ func TestStatementOfAVanishedPeerFailsWithinSeconds(t *testing.T) {
 		}
 		outcomes := make(chan outcome, len(running)+1)
 		for _, r := range running {
-			onTheSide(outcomes, r.name, func() error { return r.run(r.query) })
+			runAside(outcomes, r.name, func() error { return r.run(r.query) })
 		}
 		for _, r := range running {
 			awaitRunning(t, s, r.query)
@@ -173,7 +173,7 @@ func TestStatementOfAVanishedPeerFailsWithinSeconds(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // for the last acknowledgements, which the kernel delays
 		vanished := time.Now()
 		netns.LoopbackDown(t)
-		onTheSide(outcomes, "a statement sent too late to be acknowledged", func() error {
+		runAside(outcomes, "a statement sent too late to be acknowledged", func() error {
 			_, err := taken.ExecContext(t.Context(), "DO SLEEP(120)")
 			return err
 		})
@@ -215,7 +215,7 @@ func TestStatementOutlivesAShortBlackHole(t *testing.T) {
 		reader := func(name string, row int) (start func()) {
 			c, id := takeConn(t, p)
 			return func() {
-				onTheSide(outcomes, name, func() error {
+				runAside(outcomes, name, func() error {
 					var text string
 					if err := c.QueryRowContext(t.Context(), query(row)).Scan(&text); err != nil {
 						return err

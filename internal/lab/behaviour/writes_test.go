@@ -15,14 +15,14 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// outwaited has 16 units on 8 connections begin while the server refuses, and says
+// testOutageWait has 16 units on 8 connections begin while the server refuses, and says
 // what is right: every unit is applied once, the server is not stormed, and the
 // operator is told twice.
-func outwaited(t *testing.T, kind server.Kind, lasts time.Duration, begin func(s *server.Server) (end func()), args ...string) {
+func testOutageWait(t *testing.T, kind server.Kind, lasts time.Duration, begin func(s *server.Server) (end func()), args ...string) {
 	t.Helper()
-	s, _ := ledger(t, kind, args...)
-	var log labtest.Log
-	p, k := counted(t, s.AppDSN(s.Addr()), func(c *livepool.Config) {
+	s, _ := openLedger(t, kind, args...)
+	var log labtest.CapturedLog
+	p, k := openCounting(t, s.AppDSN(s.Addr()), func(c *livepool.Config) {
 		c.PoolSize, c.MaxOverflow, c.Logger = 8, 0, slog.New(&log)
 	})
 	began := time.Now()
@@ -33,18 +33,18 @@ func outwaited(t *testing.T, kind server.Kind, lasts time.Duration, begin func(s
 	time.Sleep(time.Until(began.Add(lasts)))
 	end()
 	over := time.Now()
-	labtest.NoErrors(t, wait())
-	labtest.NoErrors(t, more())
+	labtest.CheckNoErrors(t, wait())
+	labtest.CheckNoErrors(t, more())
 	took := time.Since(over)
 	if n := count(t, s, "t"); n != 16 {
 		t.Errorf("%d rows of 16 units", n)
 	}
 	dials := k.between(began, time.Now())
-	t.Logf("%s: %d connections in an outage of %s; the last unit done %s after it; told: %q", kind, dials, lasts, took.Round(time.Millisecond), log.About(""))
+	t.Logf("%s: %d connections in an outage of %s; the last unit done %s after it; told: %q", kind, dials, lasts, took.Round(time.Millisecond), log.LinesWith(""))
 	if dials > 60 {
 		t.Errorf("%d connections", dials)
 	}
-	if n := len(log.About("")); n > 6 || len(log.About("takes")) < 2 {
+	if n := len(log.LinesWith("")); n > 6 || len(log.LinesWith("takes")) < 2 {
 		t.Errorf("%d lines in the log", n)
 	}
 	if took > 5*time.Second {
@@ -56,7 +56,7 @@ func TestOutageOfWrites(t *testing.T) {
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
-			outwaited(t, kind, 8*time.Second, func(s *server.Server) func() {
+			testOutageWait(t, kind, 8*time.Second, func(s *server.Server) func() {
 				if err := s.SetReadOnly(true); err != nil {
 					t.Fatal(err)
 				}
@@ -74,7 +74,7 @@ func TestOutageOfRoom(t *testing.T) {
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
-			outwaited(t, kind, 12*time.Second, func(s *server.Server) func() {
+			testOutageWait(t, kind, 12*time.Second, func(s *server.Server) func() {
 				plain := openPlain(t, s.AppDSN(s.Addr()))
 				var held []func() error
 				for {
@@ -104,7 +104,7 @@ func TestReadsGoOnWithoutWrites(t *testing.T) {
 		if err := s.Exec("CREATE TABLE test.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT)"); err != nil {
 			t.Fatal(err)
 		}
-		p, _ := counted(t, s.AppDSN(s.Addr()), nil)
+		p, _ := openCounting(t, s.AppDSN(s.Addr()), nil)
 		if err := s.SetReadOnly(true); err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +135,7 @@ func TestReadsGoOnWithoutWrites(t *testing.T) {
 		if err := s.SetReadOnly(false); err != nil {
 			t.Fatal(err)
 		}
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		if n := count(t, s, "t WHERE v = 1"); n != 4 {
 			t.Errorf("%d rows of 4 units", n)
 		}
@@ -144,9 +144,9 @@ func TestReadsGoOnWithoutWrites(t *testing.T) {
 
 // A function under Retry waits for its server as a unit does, and for writes.
 func TestRetryWaitsForTheServer(t *testing.T) {
-	s, _ := ledger(t, server.MariaDB)
-	via := front(t, s)
-	p, _ := counted(t, s.AppDSN(via.Addr()), func(c *livepool.Config) { c.OutageWait = 0 })
+	s, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, s)
+	p, _ := openCounting(t, s.AppDSN(via.Addr()), func(c *livepool.Config) { c.OutageWait = 0 })
 	write := func(ctx context.Context) error {
 		_, err := p.ExecContext(ctx, "INSERT INTO t (v) VALUES (1)")
 		return err

@@ -14,9 +14,9 @@ import (
 	"github.com/livepool/livepool"
 )
 
-// Load has workers run statements one after the other for so long, with a pause
+// RunLoad has workers run statements one after the other for so long, with a pause
 // after each, and counts those that succeeded within the time.
-func Load(db *sql.DB, workers int, lasts, pause time.Duration) (done int64) {
+func RunLoad(db *sql.DB, workers int, lasts, pause time.Duration) (done int64) {
 	var n atomic.Int64
 	var wg sync.WaitGroup
 	end := time.Now().Add(lasts)
@@ -34,8 +34,8 @@ func Load(db *sql.DB, workers int, lasts, pause time.Duration) (done int64) {
 	return n.Load()
 }
 
-// Returns fails the test if f takes longer.
-func Returns(t *testing.T, what string, limit time.Duration, f func()) {
+// ReturnsWithin fails the test if f takes longer.
+func ReturnsWithin(t *testing.T, what string, limit time.Duration, f func()) {
 	t.Helper()
 	start := time.Now()
 	done := make(chan struct{})
@@ -49,7 +49,7 @@ func Returns(t *testing.T, what string, limit time.Duration, f func()) {
 }
 
 // Open opens a pool on a connector with the defaults as changed by change.
-func Open(t *testing.T, c driver.Connector, change func(*livepool.Config)) *livepool.Pool {
+func Open(t testing.TB, c driver.Connector, change func(*livepool.Config)) *livepool.Pool {
 	t.Helper()
 	cfg := livepool.NewConfig()
 	if change != nil {
@@ -116,8 +116,8 @@ func StartUnits(n int, p *livepool.Pool, ctx context.Context, fn UnitFunc, opts 
 	return func() []error { wg.Wait(); return errs }
 }
 
-// NoErrors fails the test if there are errors: it tells how many there are, and the first.
-func NoErrors(t *testing.T, errs []error) {
+// CheckNoErrors fails the test if there are errors: it tells how many there are, and the first.
+func CheckNoErrors(t *testing.T, errs []error) {
 	t.Helper()
 	var first error
 	n := 0

@@ -8,24 +8,24 @@ import (
 	"sync"
 )
 
-// Log is a slog.Handler that keeps what the pool says, from Info on.
-type Log struct {
+// CapturedLog is a slog.Handler that keeps what the pool says, from Info on.
+type CapturedLog struct {
 	mu      sync.Mutex
 	records []slog.Record
 }
 
-func (l *Log) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
-func (l *Log) WithAttrs([]slog.Attr) slog.Handler               { return l }
-func (l *Log) WithGroup(string) slog.Handler                    { return l }
-func (l *Log) Handle(_ context.Context, r slog.Record) error {
+func (l *CapturedLog) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+func (l *CapturedLog) WithAttrs([]slog.Attr) slog.Handler               { return l }
+func (l *CapturedLog) WithGroup(string) slog.Handler                    { return l }
+func (l *CapturedLog) Handle(_ context.Context, r slog.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.records = append(l.records, r)
 	return nil
 }
 
-// About returns the records whose message contains s, as text.
-func (l *Log) About(s string) (found []string) {
+// LinesWith returns the records whose message contains s, as text.
+func (l *CapturedLog) LinesWith(s string) (found []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range l.records {
@@ -38,8 +38,8 @@ func (l *Log) About(s string) (found []string) {
 	return found
 }
 
-// Quiet is a logger whose words nobody reads.
-var Quiet = slog.New(slog.DiscardHandler)
+// DiscardLogger logs nothing.
+var DiscardLogger = slog.New(slog.DiscardHandler)
 
 // Buffer is a bytes.Buffer that several may use at a time.
 type Buffer struct {

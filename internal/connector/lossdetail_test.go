@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // Statements that are the cause of their connection's end.
 
@@ -28,7 +28,7 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakedb.DB{}
-			p := openFake(t, f, func(c *livepool.Config) { c.MaxAttempts = 6 })
+			p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.MaxAttempts = 6 })
 			runs := 0
 			f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
 				if query == tt.fatal(runs) || query == "DO 9" {

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // Results that are being read inside a transaction.
 
@@ -7,14 +7,41 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
+
+// A result that is closed early may meet its error then: the caller is told, and
+// what that error has ended is over.
+func TestFailureOfRowsClose(t *testing.T) {
+	b := &commitDB{failClose: fakedb.ServerError(1213, "Deadlock found")}
+	p := b.pool(t)
+	tx, err := p.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	rows, err := tx.Query("SELECT v FROM t FOR UPDATE")
+	if err != nil || !rows.Next() {
+		t.Fatalf("no rows: %v", err)
+	}
+	if err := rows.Close(); !labtest.IsServerError(err, 1213) {
+		t.Errorf("Close: %v, want the deadlock", err)
+	}
+	if _, err := tx.Exec("INSERT"); !errors.Is(err, livepool.ErrPoisoned) {
+		t.Errorf("the next statement: %v, want ErrPoisoned", err)
+	}
+	if err := tx.Commit(); !errors.Is(err, livepool.ErrPoisoned) || b.rows != 0 {
+		t.Errorf("Commit: %v, %d rows", err, b.rows)
+	}
+}
 
 // Several results that are open at a time, for a driver that can, and several
 // statements are each its own.
 func TestResultsAndStatementsThatAreOpenTogether(t *testing.T) {
 	d := &fakedb.RecordingDB{}
-	p := openRecording(t, d, nil)
+	p := labtest.OpenRecording(t, d, nil)
 	tx, err := p.Begin()
 	if err != nil {
 		t.Fatal(err)

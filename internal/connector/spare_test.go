@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // What MinIdle keeps ready, and what IdleTimeout leaves of it.
 
@@ -15,7 +15,35 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
+
+// A session whose connection is found dead takes one that is ready in its place,
+// and does not wait for a dial.
+func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{OnConnect: func(_ context.Context, n int64) error {
+			if n > 2 {
+				time.Sleep(time.Second)
+			}
+			return nil
+		}}
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.MinIdle = 2 })
+		synctest.Wait()
+		used := fakedb.ServedBy(t, p) // one of the two that are ready, and now database/sql's
+		time.Sleep(time.Second)
+		f.Conns()[used-1].Dead.Store(true)
+		start := time.Now()
+		if err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error {
+			if id := fakedb.ServedBy(t, s); id == used || time.Since(start) != 0 {
+				t.Errorf("served by connection %d after %s, want another than %d at once", id, time.Since(start), used)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}
 
 // IdleTimeout closes what nobody has used for so long (database/sql looks once
 // a second), whatever pings there were meanwhile, but for MinIdle.
@@ -23,7 +51,7 @@ func TestIdleTimeoutLeavesMinIdle(t *testing.T) {
 	for _, minIdle := range []int{0, 3} {
 		synctest.Test(t, func(t *testing.T) {
 			d := &fakedb.RecordingDB{}
-			p := openRecording(t, d, func(c *livepool.Config) {
+			p := labtest.OpenRecording(t, d, func(c *livepool.Config) {
 				c.MinIdle, c.IdleTimeout, c.Recycle = minIdle, 10*time.Minute, 0
 			})
 			synctest.Wait()
@@ -33,15 +61,15 @@ func TestIdleTimeoutLeavesMinIdle(t *testing.T) {
 			if n := d.OpenConns(); n != 10 {
 				t.Errorf("MinIdle=%d: %d open at IdleTimeout, want all 10", minIdle, n)
 			}
-			tellsTruth(t, d, p)
+			labtest.CheckStats(t, d, p)
 			time.Sleep(2 * time.Second)
-			tellsTruth(t, d, p)
+			labtest.CheckStats(t, d, p)
 			for range 24 {
 				if n := d.OpenConns(); n != minIdle {
 					t.Fatalf("MinIdle=%d: %d open after IdleTimeout", minIdle, n)
 				}
 				time.Sleep(5 * time.Minute)
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 			}
 			if n := d.Connects.Load(); n != 10 {
 				t.Errorf("MinIdle=%d: %d dials, want the first 10: what is there is kept", minIdle, n)
@@ -72,12 +100,12 @@ func TestMinIdleIsOpenedAheadOfDemand(t *testing.T) {
 				const dial = 100 * time.Millisecond
 				d.OnConnect = func(context.Context, int64) error { time.Sleep(dial); return nil }
 				start := time.Now()
-				p := openRecording(t, d, func(c *livepool.Config) { c.MinIdle = 5; tt.change(c) })
+				p := labtest.OpenRecording(t, d, func(c *livepool.Config) { c.MinIdle = 5; tt.change(c) })
 				if took := time.Since(start); took != 0 {
 					t.Errorf("Open took %s", took)
 				}
 				time.Sleep(2 * dial) // four at a time
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				if s := p.Stats(); s.Idle != 5 || s.OpenConnections != 5 {
 					t.Fatalf("%d idle, %d open, want 5", s.Idle, s.OpenConnections)
 				}
@@ -87,19 +115,19 @@ func TestMinIdleIsOpenedAheadOfDemand(t *testing.T) {
 					t.Errorf("callers waited for %s while five were ready", took)
 				}
 				time.Sleep(tt.within + 2*dial)
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				if s := p.Stats(); s.Idle != 5 || s.InUse != 5 {
 					t.Errorf("after five were taken: %d idle, %d in use, want 5 and 5", s.Idle, s.InUse)
 				}
 				more, _ := fakedb.Take(t, p.DB, 3)
 				time.Sleep(tt.within + 2*dial)
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				if s := p.Stats(); s.Idle != 2 || s.InUse != 8 {
 					t.Errorf("at eight in use: %d idle, %d in use, want 2 and 8, which is PoolSize", s.Idle, s.InUse)
 				}
 				fakedb.GiveBack(append(held, more...))
 				time.Sleep(tt.within)
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				if n := d.Connects.Load(); n != 10 || d.OpenConns() != 10 {
 					t.Errorf("%d dials, %d open, want 10: nothing was in want of more", n, d.OpenConns())
 				}
@@ -127,7 +155,7 @@ func TestMinIdleIsRestoredAfterAMassDeath(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &fakedb.RecordingDB{}
 				d.OnPing = tt.onPing
-				p := openRecording(t, d, func(c *livepool.Config) { c.MinIdle, c.KeepAlive = 5, 500*time.Millisecond })
+				p := labtest.OpenRecording(t, d, func(c *livepool.Config) { c.MinIdle, c.KeepAlive = 5, 500*time.Millisecond })
 				synctest.Wait()
 				if tt.used {
 					fakedb.Warm(t, p.DB, 5)
@@ -155,7 +183,7 @@ func TestMinIdleIsRestoredAfterAMassDeath(t *testing.T) {
 				if d.OpenConns() != 5 || d.Connects.Load() != 10 {
 					t.Errorf("%d fresh connections, %d open, %d dials, want 5, 5 and 10", fresh, d.OpenConns(), d.Connects.Load())
 				}
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				held, _ := fakedb.Take(t, p.DB, 5)
 				if n := d.Connects.Load(); n != 10 {
 					t.Errorf("callers dialled %d", n-10)
@@ -191,20 +219,20 @@ func TestMinIdleBacksOff(t *testing.T) {
 					}
 					return tt.err
 				}
-				p := openRecording(t, d, func(c *livepool.Config) { c.MinIdle = 5 })
+				p := labtest.OpenRecording(t, d, func(c *livepool.Config) { c.MinIdle = 5 })
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				n := d.Connects.Load()
 				if n > tt.most || n < 30 {
 					t.Errorf("%d dials in a minute, want at most %d", n, tt.most)
 				}
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				up.Store(true)
 				time.Sleep(2 * time.Second)
 				if n := d.OpenConns(); n != 5 {
 					t.Errorf("%d open two seconds after it was up, want 5", n)
 				}
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				d.CheckClosed(t, p)
 			})
 		})
@@ -222,7 +250,7 @@ func TestMinIdleKeepsTheLimit(t *testing.T) {
 		play func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool)
 	}{
 		{"callers dial at the same time as the maintainer", 2, func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
-			held := concurrently(t, p, limit)
+			held := labtest.TakeConcurrently(t, p, limit)
 			fakedb.GiveBack(held)
 		}},
 		{"what is ready is being pinged", 0, func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
@@ -234,7 +262,7 @@ func TestMinIdleKeepsTheLimit(t *testing.T) {
 			for pings := d.Pings.Load(); d.Pings.Load() < pings+2; {
 				time.Sleep(time.Millisecond)
 			}
-			fakedb.GiveBack(append(held, concurrently(t, p, 2)...))
+			fakedb.GiveBack(append(held, labtest.TakeConcurrently(t, p, 2)...))
 		}},
 		{"random", 0, func(t *testing.T, d *fakedb.RecordingDB, p *livepool.Pool) {
 			var wg sync.WaitGroup
@@ -257,12 +285,12 @@ func TestMinIdleKeepsTheLimit(t *testing.T) {
 				d := &fakedb.RecordingDB{}
 				d.OnConnect = func(context.Context, int64) error { time.Sleep(50 * time.Millisecond); return nil }
 				d.OnPing = func(context.Context, *fakedb.Conn) error { time.Sleep(300 * time.Millisecond); return nil }
-				p := openRecording(t, d, func(c *livepool.Config) {
+				p := labtest.OpenRecording(t, d, func(c *livepool.Config) {
 					c.PoolSize, c.MaxOverflow, c.MinIdle, c.Recycle, c.IdleTimeout = limit, 0, 2, 0, time.Minute
 				})
 				tt.play(t, d, p)
 				time.Sleep(5 * time.Minute)
-				tellsTruth(t, d, p)
+				labtest.CheckStats(t, d, p)
 				if n := d.Peak.Load(); n > int64(limit+tt.more) {
 					t.Errorf("%d connections were open or being opened at a time, the limit is %d", n, limit+tt.more)
 				}
@@ -280,12 +308,12 @@ func TestRecycleAndMinIdleDoNotOpenTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &fakedb.RecordingDB{}
 		d.OnConnect = func(context.Context, int64) error { time.Sleep(100 * time.Millisecond); return nil }
-		p := openRecording(t, d, func(c *livepool.Config) { c.MinIdle, c.Recycle = 6, 0 })
+		p := labtest.OpenRecording(t, d, func(c *livepool.Config) { c.MinIdle, c.Recycle = 6, 0 })
 		time.Sleep(time.Second)
 		fakedb.Warm(t, p.DB, 6) // they are database/sql's now
 		p.Recycle()
 		time.Sleep(5 * time.Second)
-		tellsTruth(t, d, p)
+		labtest.CheckStats(t, d, p)
 		if n := d.Connects.Load(); n != 12 || d.OpenConns() != 6 {
 			t.Errorf("%d dials, %d open, want six replaced by six", n, d.OpenConns())
 		}

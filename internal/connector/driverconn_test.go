@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 import (
 	"context"
@@ -13,12 +13,12 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// metres is what only the statement of a driver can convert.
-type metres struct{ n int }
+// convertible is what only the statement of a driver can convert.
+type convertible struct{ n int }
 
-// shape is a driver whose connections and statements have some of the optional
+// optionalDriver is a driver whose connections and statements have some of the optional
 // interfaces, and which keeps what it was called with.
-type shape struct {
+type optionalDriver struct {
 	exec, query string // "", "old" or "ctx"
 	checker     bool   // the connection has a NamedValueChecker, which takes ints only
 	stmt        string // "", "converter" or "checker"
@@ -27,11 +27,11 @@ type shape struct {
 	calls []string
 }
 
-func (s *shape) String() string {
+func (s *optionalDriver) String() string {
 	return fmt.Sprintf("exec=%q query=%q checker=%v stmt=%q skips=%v", s.exec, s.query, s.checker, s.stmt, s.skips)
 }
 
-func (s *shape) called(what string, args any) error {
+func (s *optionalDriver) called(what string, args any) error {
 	s.calls = append(s.calls, fmt.Sprintf("%s %v", what, args))
 	if s.skips {
 		return driver.ErrSkip
@@ -39,10 +39,10 @@ func (s *shape) called(what string, args any) error {
 	return nil
 }
 
-func (s *shape) Driver() driver.Driver { return nil }
+func (s *optionalDriver) Driver() driver.Driver { return nil }
 
 // Connect puts a connection together. Which methods it has is its type's.
-func (s *shape) Connect(context.Context) (driver.Conn, error) {
+func (s *optionalDriver) Connect(context.Context) (driver.Conn, error) {
 	type (
 		c = driver.Conn
 		n = driver.NamedValueChecker
@@ -151,10 +151,12 @@ func (s *shape) Connect(context.Context) (driver.Conn, error) {
 	return made, nil
 }
 
-type shapeConn struct{ s *shape }
+type shapeConn struct{ s *optionalDriver }
 
-func (c shapeConn) Close() error              { return nil }
+func (c shapeConn) Close() error { return nil }
+
 func (c shapeConn) Begin() (driver.Tx, error) { return nil, errors.New("no transactions") }
+
 func (c shapeConn) Prepare(query string) (driver.Stmt, error) {
 	c.s.calls = append(c.s.calls, "Prepare "+query)
 	switch c.s.stmt {
@@ -172,7 +174,7 @@ func (c shapeConn) Prepare(query string) (driver.Stmt, error) {
 	return shapeStmt(c), nil
 }
 
-type shapeChecker struct{ s *shape }
+type shapeChecker struct{ s *optionalDriver }
 
 func (c shapeChecker) CheckNamedValue(nv *driver.NamedValue) error {
 	switch v := nv.Value.(type) {
@@ -185,57 +187,60 @@ func (c shapeChecker) CheckNamedValue(nv *driver.NamedValue) error {
 	return fmt.Errorf("the connection takes no %T", nv.Value)
 }
 
-type shapeExec struct{ s *shape }
+type shapeExec struct{ s *optionalDriver }
 
 func (c shapeExec) Exec(_ string, args []driver.Value) (driver.Result, error) {
 	return driver.RowsAffected(1), c.s.called("Exec", args)
 }
 
-type shapeExecCtx struct{ s *shape }
+type shapeExecCtx struct{ s *optionalDriver }
 
 func (c shapeExecCtx) ExecContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Result, error) {
 	return driver.RowsAffected(1), c.s.called("ExecContext", args)
 }
 
-type shapeQuery struct{ s *shape }
+type shapeQuery struct{ s *optionalDriver }
 
 func (c shapeQuery) Query(_ string, args []driver.Value) (driver.Rows, error) {
 	return &fakedb.OneRow{}, c.s.called("Query", args)
 }
 
-type shapeQueryCtx struct{ s *shape }
+type shapeQueryCtx struct{ s *optionalDriver }
 
 func (c shapeQueryCtx) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
 	return &fakedb.OneRow{}, c.s.called("QueryContext", args)
 }
 
-type shapeStmt struct{ s *shape }
+type shapeStmt struct{ s *optionalDriver }
 
-func (c shapeStmt) Close() error  { return nil }
+func (c shapeStmt) Close() error { return nil }
+
 func (c shapeStmt) NumInput() int { return -1 }
+
 func (c shapeStmt) Exec(args []driver.Value) (driver.Result, error) {
 	c.s.calls = append(c.s.calls, fmt.Sprint("Stmt.Exec ", args))
 	return driver.RowsAffected(1), nil
 }
+
 func (c shapeStmt) Query(args []driver.Value) (driver.Rows, error) {
 	c.s.calls = append(c.s.calls, fmt.Sprint("Stmt.Query ", args))
 	return &fakedb.OneRow{}, nil
 }
 
-type shapeConverter struct{ s *shape }
+type shapeConverter struct{ s *optionalDriver }
 
 func (c shapeConverter) ColumnConverter(int) driver.ValueConverter { return metreConverter{} }
 
 type metreConverter struct{}
 
 func (metreConverter) ConvertValue(v any) (driver.Value, error) {
-	if m, ok := v.(metres); ok {
+	if m, ok := v.(convertible); ok {
 		return int64(m.n), nil
 	}
 	return driver.DefaultParameterConverter.ConvertValue(v)
 }
 
-type shapeStmtChecker struct{ s *shape }
+type shapeStmtChecker struct{ s *optionalDriver }
 
 func (c shapeStmtChecker) CheckNamedValue(nv *driver.NamedValue) (err error) {
 	nv.Value, err = metreConverter{}.ConvertValue(nv.Value)
@@ -261,7 +266,7 @@ func TestDriversOfAllShapesAreCalledAsByDatabaseSQL(t *testing.T) {
 		},
 	}
 	arguments := map[string][]any{
-		"none": nil, "an int": {7}, "a string": {"a"}, "what only the statement converts": {1, metres{3}},
+		"none": nil, "an int": {7}, "a string": {"a"}, "what only the statement converts": {1, convertible{3}},
 		"what nobody converts": {make(chan int)}, "named": {sql.Named("a", 1)}, "named, of no type": {sql.Named("a", make(chan int))},
 	}
 	compared := 0
@@ -272,7 +277,7 @@ func TestDriversOfAllShapesAreCalledAsByDatabaseSQL(t *testing.T) {
 					for use, run := range uses {
 						for what, args := range arguments {
 							outcome := func(open func(driver.Connector) *sql.DB) string {
-								s := &shape{exec: exec, query: query, stmt: stmt, checker: flags[0], skips: flags[1]}
+								s := &optionalDriver{exec: exec, query: query, stmt: stmt, checker: flags[0], skips: flags[1]}
 								db := open(s)
 								defer db.Close()
 								err := run(db, args...)
@@ -281,7 +286,7 @@ func TestDriversOfAllShapesAreCalledAsByDatabaseSQL(t *testing.T) {
 							plain := outcome(sql.OpenDB)
 							live := outcome(func(c driver.Connector) *sql.DB { return labtest.Open(t, c, nil).DB })
 							if compared++; live != plain {
-								t.Errorf("%s, %s, %v: livepool: %s; plain: %s", use, what, &shape{exec: exec, query: query, stmt: stmt, checker: flags[0], skips: flags[1]}, live, plain)
+								t.Errorf("%s, %s, %v: livepool: %s; plain: %s", use, what, &optionalDriver{exec: exec, query: query, stmt: stmt, checker: flags[0], skips: flags[1]}, live, plain)
 							}
 						}
 					}

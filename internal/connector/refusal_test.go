@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // Connections whose server answers and refuses.
 
@@ -15,6 +15,25 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
+// A unit that was refused by a server that is read-only by now does not meet it
+// again by each of the connections that are left of it.
+func TestRefusedUnitMeetsNoOtherOldConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{}
+		p := labtest.OpenFake(t, f, nil)
+		fakedb.Warm(t, p.DB, 5)
+		f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
+			if c.ID <= 5 {
+				return fakedb.ServerError(1290, readOnlyText)
+			}
+			return nil
+		}
+		if err := p.WithSession(t.Context(), labtest.Insert(1), livepool.MaxAttempts(2)); err != nil {
+			t.Errorf("got %v, want success at the second attempt", err)
+		}
+	})
+}
+
 // The same of a connection with an XA branch that somebody has left open, and of
 // one that a proxy refuses since the password was changed.
 func TestUselessConnectionIsReplaced(t *testing.T) {
@@ -22,7 +41,7 @@ func TestUselessConnectionIsReplaced(t *testing.T) {
 		t.Run(fmt.Sprint(number), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fakedb.DB{}
-				p := openFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
+				p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
 				fakedb.Warm(t, p.DB, 1)
 				time.Sleep(time.Minute)
 				refuses := func(c *fakedb.Conn) error {
@@ -50,7 +69,7 @@ func TestProcedureThatMeetsARefusalOfAllWorkIsSentOnce(t *testing.T) {
 	for _, number := range []uint16{1399, 1045, 1820, 1862, 3118} {
 		synctest.Test(t, func(t *testing.T) {
 			f := &fakedb.DB{}
-			p := openFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
+			p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PrePing = livepool.PrePingOff })
 			fakedb.Warm(t, p.DB, 1)
 			time.Sleep(time.Minute)
 			calls := 0

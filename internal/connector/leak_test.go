@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // Connections that are held for longer than LeakAfter.
 
@@ -28,9 +28,9 @@ func TestLeaksAreReported(t *testing.T) {
 		for _, ready := range []string{"dialled", "idle", "ready", "waited for"} {
 			t.Run(tt.name+", "+ready, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					var log labtest.Log
+					var log labtest.CapturedLog
 					d := &fakedb.RecordingDB{}
-					p := openRecording(t, d, func(c *livepool.Config) {
+					p := labtest.OpenRecording(t, d, func(c *livepool.Config) {
 						c.LeakAfter, c.Logger, c.KeepAlive = 10*time.Second, slog.New(&log), 0
 						c.PoolSize, c.MaxOverflow = 1, 0
 						if ready == "ready" {
@@ -46,7 +46,7 @@ func TestLeaksAreReported(t *testing.T) {
 						held, _ := fakedb.Take(t, p.DB, 1)
 						time.AfterFunc(time.Second, func() { held[0].Close() })
 					}
-					reports := func() []string { synctest.Wait(); return log.About("LeakAfter") }
+					reports := func() []string { synctest.Wait(); return log.LinesWith("LeakAfter") }
 
 					release := tt.take(t, p)
 					time.Sleep(10*time.Second - time.Nanosecond)

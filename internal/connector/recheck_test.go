@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // A slow server is no dead server: what a silence does, and what it does not.
 
@@ -16,10 +16,10 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// frozen lets nothing on a fake database be answered from one time to another.
-type frozen struct{ until atomic.Pointer[time.Time] }
+// freezable lets nothing on a fake database be answered from one time to another.
+type freezable struct{ until atomic.Pointer[time.Time] }
 
-func (f *frozen) wait(ctx context.Context) error {
+func (f *freezable) wait(ctx context.Context) error {
 	until := f.until.Load()
 	if until == nil {
 		return nil
@@ -32,14 +32,14 @@ func (f *frozen) wait(ctx context.Context) error {
 	}
 }
 
-func (f *frozen) freeze(d time.Duration) { until := time.Now().Add(d); f.until.Store(&until) }
+func (f *freezable) freeze(d time.Duration) { until := time.Now().Add(d); f.until.Store(&until) }
 
 // and when the server goes on it meets no storm.
 func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 	for _, still := range []time.Duration{1400 * time.Millisecond, 3 * time.Second, 9 * time.Second} {
 		t.Run(still.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var server frozen
+				var server freezable
 				d := &fakedb.RecordingDB{}
 				d.OnPing = func(ctx context.Context, c *fakedb.Conn) error {
 					err := server.wait(ctx)
@@ -53,7 +53,7 @@ func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 				}
 				d.OnExec = func(ctx context.Context, _ *fakedb.Conn, _ string) error { return server.wait(ctx) }
 				const idle, callers = 500, 10
-				p := openRecording(t, d, func(c *livepool.Config) { c.PoolSize, c.KeepAlive = idle, 0 })
+				p := labtest.OpenRecording(t, d, func(c *livepool.Config) { c.PoolSize, c.KeepAlive = idle, 0 })
 				fakedb.Warm(t, p.DB, idle)
 				time.Sleep(10 * time.Second)
 				server.freeze(still)
@@ -70,8 +70,8 @@ func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 				wg.Wait()
 				time.Sleep(30 * time.Second)
 				closed := 0
-				for _, l := range d.Lives()[:idle] {
-					if !l.Died.IsZero() {
+				for _, l := range d.Records()[:idle] {
+					if !l.ClosedAt.IsZero() {
 						closed++
 					}
 				}
@@ -103,14 +103,14 @@ func TestASlowServerIsNoDeadServer(t *testing.T) {
 			}
 		}
 		const workers = 20
-		run := func(db *sql.DB) int64 { return labtest.Load(db, workers, 30*time.Second, 700*time.Millisecond) }
+		run := func(db *sql.DB) int64 { return labtest.RunLoad(db, workers, 30*time.Second, 700*time.Millisecond) }
 		bare, live := &fakedb.DB{}, &fakedb.RecordingDB{}
 		slow(bare)
 		slow(&live.DB)
 		plain := sql.OpenDB(bare)
 		defer plain.Close()
 		plain.SetMaxIdleConns(workers)
-		p := openRecording(t, live, func(c *livepool.Config) { c.PoolSize = workers })
+		p := labtest.OpenRecording(t, live, func(c *livepool.Config) { c.PoolSize = workers })
 		want, got := run(plain), run(p.DB)
 		s := p.Stats()
 		t.Logf("%d statements, plain %d; %d connections, %d pings by callers, %d in the background, %d deaths",

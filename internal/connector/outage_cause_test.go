@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // What is an outage, and what is none.
 
@@ -50,14 +50,14 @@ func TestOutageInTheWordsOfADialer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(why)
-				p := openFake(t, &a.DB, nil)
+				a := newOutageDB()
+				a.setFailure(why)
+				p := labtest.OpenFake(t, &a.DB, nil)
 				wait := labtest.StartUnits(50, p, t.Context(), labtest.Work)
 				time.Sleep(20 * time.Second)
-				times, most := a.knocked()
-				a.goes(nil)
-				labtest.NoErrors(t, wait())
+				times, most := a.takeDials()
+				a.setFailure(nil)
+				labtest.CheckNoErrors(t, wait())
 				if len(times) > 1000 || most > 5 {
 					t.Errorf("%d attempts in 20s, %d at a time", len(times), most)
 				}
@@ -71,16 +71,16 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 	denied := func(context.Context) error { return fakedb.ServerError(1045, "Access denied for user 'app'@'%'") }
 	t.Run("from the start", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			a := newAbsent()
-			a.goes(denied)
-			p := openFake(t, &a.DB, nil)
+			a := newOutageDB()
+			a.setFailure(denied)
+			p := labtest.OpenFake(t, &a.DB, nil)
 			start := time.Now()
 			for _, err := range labtest.StartUnits(100, p, t.Context(), labtest.Work)() {
 				if !labtest.IsServerError(err, 1045) {
 					t.Fatalf("%v, want error 1045", err)
 				}
 			}
-			times, _ := a.knocked()
+			times, _ := a.takeDials()
 			if took := time.Since(start); took > 10*time.Millisecond || len(times) != 100 {
 				t.Errorf("100 units were refused after %s and %d attempts, want one each, at once", took, len(times))
 			}
@@ -91,12 +91,12 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 	})
 	t.Run("after an outage", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			a := newAbsent()
-			a.goes(refused)
-			p := openFake(t, &a.DB, nil)
+			a := newOutageDB()
+			a.setFailure(dialRefused)
+			p := labtest.OpenFake(t, &a.DB, nil)
 			wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 			time.Sleep(time.Second)
-			a.goes(denied)
+			a.setFailure(denied)
 			start := time.Now()
 			for _, err := range wait() {
 				if !labtest.IsServerError(err, 1045) {
@@ -120,26 +120,26 @@ func TestOutageTooManyConnections(t *testing.T) {
 		fakedb.ServerError(1226, "User 'app' has exceeded the 'max_user_connections' resource (current value: 3)"),
 	} {
 		full := func(context.Context) error { return refusal }
-		for name, before := range map[string]func(context.Context) error{"from the start": nil, "after an outage": refused} {
+		for name, before := range map[string]func(context.Context) error{"from the start": nil, "after an outage": dialRefused} {
 			t.Run(fmt.Sprint(name, ", ", refusal), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					var log labtest.Log
-					p := openFake(t, &a.DB, func(c *livepool.Config) { c.Logger = slog.New(&log) })
-					a.goes(full)
+					a := newOutageDB()
+					var log labtest.CapturedLog
+					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { c.Logger = slog.New(&log) })
+					a.setFailure(full)
 					if before != nil {
-						a.goes(before)
+						a.setFailure(before)
 					}
 					wait := labtest.StartUnits(16, p, t.Context(), labtest.Work, livepool.MaxAttempts(1))
 					plain := make(chan error, 1)
 					time.Sleep(5 * time.Second)
-					a.goes(full)
+					a.setFailure(full)
 					go func() { _, err := p.ExecContext(t.Context(), "DO 1"); plain <- err }()
 					time.Sleep(7 * time.Second)
-					times, most := a.knocked()
-					a.goes(nil)
+					times, most := a.takeDials()
+					a.setFailure(nil)
 					back := time.Now()
-					labtest.NoErrors(t, wait())
+					labtest.CheckNoErrors(t, wait())
 					if err := <-plain; err != nil {
 						t.Error(err)
 					}
@@ -150,8 +150,8 @@ func TestOutageTooManyConnections(t *testing.T) {
 						t.Errorf("%d attempts, %d at a time", len(times), most)
 					}
 					synctest.Wait()
-					if st := p.Stats(); st.Outages != 1 || st.Retried != 0 || len(log.About("")) != 2 {
-						t.Errorf("%d outages, %d retried, and told was %q", st.Outages, st.Retried, log.About(""))
+					if st := p.Stats(); st.Outages != 1 || st.Retried != 0 || len(log.LinesWith("")) != 2 {
+						t.Errorf("%d outages, %d retried, and told was %q", st.Outages, st.Retried, log.LinesWith(""))
 					}
 				})
 			})
@@ -163,10 +163,10 @@ func TestOutageTooManyConnections(t *testing.T) {
 // for one.
 func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		p := openFake(t, &a.DB, nil)
+		a := newOutageDB()
+		p := labtest.OpenFake(t, &a.DB, nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
-		a.goes(func(context.Context) error { return fakedb.ServerError(1040, "Too many connections") })
+		a.setFailure(func(context.Context) error { return fakedb.ServerError(1040, "Too many connections") })
 		wait := labtest.StartUnits(8, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			defer time.Sleep(10 * time.Millisecond)
 			return labtest.Work(ctx, s)
@@ -182,7 +182,7 @@ func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 		time.Sleep(time.Second)
 		start := time.Now()
 		fakedb.GiveBack(held)
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		wg.Wait()
 		if took := time.Since(start); took > 100*time.Millisecond {
 			t.Errorf("16 callers took %s with two connections", took)
@@ -197,9 +197,9 @@ func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 // statements with little of it fail, and units that begin meanwhile wait.
 func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
-		p := openFake(t, &a.DB, func(c *livepool.Config) { patient(c); c.ConnectTimeout = time.Second })
+		a := newOutageDB()
+		a.setFailure(dialSilent)
+		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = time.Second })
 		early := labtest.StartUnits(5, p, t.Context(), labtest.Work)
 		time.Sleep(3 * time.Second)
 		var waits []func() []error
@@ -212,10 +212,10 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 			waits = append(waits, labtest.StartUnits(1, p, t.Context(), labtest.Work))
 			time.Sleep(10 * time.Millisecond)
 		}
-		a.goes(nil)
-		labtest.NoErrors(t, early())
+		a.setFailure(nil)
+		labtest.CheckNoErrors(t, early())
 		for _, wait := range waits {
-			labtest.NoErrors(t, wait())
+			labtest.CheckNoErrors(t, wait())
 		}
 	})
 }
@@ -223,9 +223,9 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 // A caller without patience says nothing of the server.
 func TestOutageIsNotACallersPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
-		p := openFake(t, &a.DB, nil)
+		a := newOutageDB()
+		a.setFailure(dialSilent)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, context.DeadlineExceeded) {
@@ -241,13 +241,13 @@ func TestOutageIsNotACallersPatience(t *testing.T) {
 // news: it says nothing of the server as it is now.
 func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
-		p := openFake(t, &a.DB, patient)
+		a := newOutageDB()
+		a.setFailure(dialSilent)
+		p := labtest.OpenFake(t, &a.DB, waitLong)
 		wait := labtest.StartUnits(5, p, t.Context(), labtest.Work)
 		time.Sleep(20 * time.Second)
-		a.goes(nil) // for new ones: those under way stay silent until ConnectTimeout
-		labtest.NoErrors(t, wait())
+		a.setFailure(nil) // for new ones: those under way stay silent until ConnectTimeout
+		labtest.CheckNoErrors(t, wait())
 		before := p.Stats()
 		time.Sleep(20 * time.Second)
 		if after := p.Stats(); after.Outages != before.Outages {
@@ -260,14 +260,14 @@ func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 // succeeded, and fails late, tells nothing.
 func TestOutageIsNotFoundByALateFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(silent)
-		p := openFake(t, &a.DB, nil)
+		a := newOutageDB()
+		a.setFailure(dialSilent)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
 		time.Sleep(4 * time.Second)
-		a.goes(nil)
+		a.setFailure(nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
-		labtest.NoErrors(t, wait())
+		labtest.CheckNoErrors(t, wait())
 		fakedb.GiveBack(held)
 		if n := p.Stats(); n.Outages != 0 || n.ConnectFailed == 0 {
 			t.Errorf("%d outages, %d failures", n.Outages, n.ConnectFailed)

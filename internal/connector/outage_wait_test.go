@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // How long units wait for a server that cannot be reached: every wait has an end.
 
@@ -48,9 +48,9 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 		for _, limit := range limits {
 			t.Run(tt.name+", "+limit.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(refused)
-					p := openFake(t, &a.DB, func(c *livepool.Config) {
+					a := newOutageDB()
+					a.setFailure(dialRefused)
+					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) {
 						limit.set(c)
 						c.PoolTimeout, c.MaxElapsed = tt.poolTimeout, tt.maxElapsed
 					})
@@ -97,9 +97,9 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 	for _, limit := range limits {
 		t.Run(limit.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAbsent()
-				a.goes(silent)
-				p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
+				a := newOutageDB()
+				a.setFailure(dialSilent)
+				p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
 				start := time.Now()
 				for _, err := range labtest.StartUnits(50, p, t.Context(), labtest.Work)() {
 					if !errors.Is(err, livepool.ErrPoolTimeout) {
@@ -117,9 +117,9 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 // A statement's own context bounds its wait, if it is the unit's first.
 func TestOutageBoundByTheFirstStatementsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
-		a.goes(refused)
-		p := openFake(t, &a.DB, nil)
+		a := newOutageDB()
+		a.setFailure(dialRefused)
+		p := labtest.OpenFake(t, &a.DB, nil)
 		start := time.Now()
 		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -139,16 +139,16 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 		for _, limit := range limits {
 			t.Run(fmt.Sprintf("PoolTimeout %s, %s", patience, limit.name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(refused)
-					p := openFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
+					a := newOutageDB()
+					a.setFailure(dialRefused)
+					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = patience })
 					for range 10 {
 						if err := p.WithSession(t.Context(), labtest.Work); !errors.Is(err, livepool.ErrPoolTimeout) {
 							t.Fatalf("%v, want ErrPoolTimeout", err)
 						}
 						time.Sleep(100 * time.Millisecond)
 					}
-					a.goes(nil)
+					a.setFailure(nil)
 					back := time.Now()
 					for p.WithSession(t.Context(), labtest.Work) != nil {
 						if time.Since(back) > time.Minute {
@@ -169,10 +169,10 @@ func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
 // a turn to open one too.
 func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAbsent()
+		a := newOutageDB()
 		a.handshake = time.Second
-		a.goes(refused)
-		p := openFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
+		a.setFailure(dialRefused)
+		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
 		start := time.Now()
 		wait := labtest.StartUnits(60, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
 			if err := labtest.Work(ctx, s); err != nil {
@@ -182,7 +182,7 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 			return nil
 		})
 		time.Sleep(time.Second)
-		a.goes(nil)
+		a.setFailure(nil)
 		let := 0
 		for _, err := range wait() {
 			switch {
@@ -203,12 +203,12 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 // would not end).
 func TestOutageCloseEndsTheWait(t *testing.T) {
 	for _, limit := range limits {
-		for name, why := range map[string]func(context.Context) error{"refused": refused, "silent": silent} {
+		for name, why := range map[string]func(context.Context) error{"refused": dialRefused, "silent": dialSilent} {
 			t.Run(limit.name+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					a := newAbsent()
-					a.goes(why)
-					p := openFake(t, &a.DB, limit.set)
+					a := newOutageDB()
+					a.setFailure(why)
+					p := labtest.OpenFake(t, &a.DB, limit.set)
 					wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
 					time.Sleep(10 * time.Second)
 					start := time.Now()
@@ -224,9 +224,9 @@ func TestOutageCloseEndsTheWait(t *testing.T) {
 					if took := time.Since(start); closed > 100*time.Millisecond || took > 500*time.Millisecond {
 						t.Errorf("Close took %s, and the last unit returned %s after its beginning", closed, took)
 					}
-					a.knocked()
+					a.takeDials()
 					time.Sleep(time.Minute)
-					if times, _ := a.knocked(); len(times) > 0 {
+					if times, _ := a.takeDials(); len(times) > 0 {
 						t.Errorf("%d attempts after Close", len(times))
 					}
 				})

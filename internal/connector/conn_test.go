@@ -1,7 +1,4 @@
-package livepool_test
-
-// Losses and refusals that look like something else: what the server has said
-// unasked, what the driver says in its place, and what a refusal leaves behind.
+package connector_test
 
 import (
 	"context"
@@ -73,7 +70,7 @@ func TestValidatorOnlyDiscardsOnReturn(t *testing.T) {
 // What the driver says of a COMMIT that it has not sent.
 func TestCommitThatWasNotSentIsNotUnknown(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	tries := 0
 	f.OnCommit = func(*fakedb.Conn) error {
 		if tries++; tries == 1 {
@@ -91,7 +88,7 @@ func TestCommitThatWasNotSentIsNotUnknown(t *testing.T) {
 // after it is not the one to blame.
 func TestTheFirstImplicitCommitIsNamed(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 		for i := range 3 {
 			if _, err := s.ExecContext(ctx, fmt.Sprintf("CREATE TABLE t%d (id INT)", i)); err != nil {

@@ -1,30 +1,27 @@
-package livepool_test
+package connector_test
+
+// Arguments and their conversion, as database/sql has it.
 
 import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"reflect"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// variant is a fake with connections of another kind, made of its own.
-type variant struct {
+// wrappedFake is a fake with connections of another kind, made of its own.
+type wrappedFake struct {
 	*fakedb.DB
 	of func(*fakedb.Conn) driver.Conn
 }
 
-func (v variant) Connect(ctx context.Context) (driver.Conn, error) {
+func (v wrappedFake) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := v.DB.Connect(ctx)
 	if err != nil {
 		return nil, err
@@ -32,35 +29,44 @@ func (v variant) Connect(ctx context.Context) (driver.Conn, error) {
 	return v.of(c.(*fakedb.Conn)), nil
 }
 
-// converting is a connection of a driver of the old school, whose statements
+// columnConverterConn is a connection of a driver of the old school, whose statements
 // convert their arguments by a ColumnConverter.
-type converting struct {
+type columnConverterConn struct {
 	inputs  int
 	convert func(v any) (driver.Value, error)
 	got     []driver.Value
 }
 
-func (c *converting) Connect(context.Context) (driver.Conn, error) { return c, nil }
-func (c *converting) Driver() driver.Driver                        { return nil }
-func (c *converting) Prepare(string) (driver.Stmt, error)          { return c, nil }
-func (c *converting) Begin() (driver.Tx, error)                    { return nil, errors.New("no transactions") }
-func (c *converting) Close() error                                 { return nil }
-func (c *converting) NumInput() int                                { return c.inputs }
-func (c *converting) ColumnConverter(int) driver.ValueConverter    { return c }
-func (c *converting) ConvertValue(v any) (driver.Value, error)     { return c.convert(v) }
-func (c *converting) Query(args []driver.Value) (driver.Rows, error) {
+func (c *columnConverterConn) Connect(context.Context) (driver.Conn, error) { return c, nil }
+
+func (c *columnConverterConn) Driver() driver.Driver { return nil }
+
+func (c *columnConverterConn) Prepare(string) (driver.Stmt, error) { return c, nil }
+
+func (c *columnConverterConn) Begin() (driver.Tx, error) { return nil, errors.New("no transactions") }
+
+func (c *columnConverterConn) Close() error { return nil }
+
+func (c *columnConverterConn) NumInput() int { return c.inputs }
+
+func (c *columnConverterConn) ColumnConverter(int) driver.ValueConverter { return c }
+
+func (c *columnConverterConn) ConvertValue(v any) (driver.Value, error) { return c.convert(v) }
+
+func (c *columnConverterConn) Query(args []driver.Value) (driver.Rows, error) {
 	c.got = args
 	return &fakedb.OneRow{}, nil
 }
-func (c *converting) Exec(args []driver.Value) (driver.Result, error) {
+
+func (c *columnConverterConn) Exec(args []driver.Value) (driver.Result, error) {
 	c.got = args
 	return driver.ResultNoRows, nil
 }
 
-// celsius is a driver.Valuer, on the pointer too, which may be nil.
-type celsius float64
+// valuer is a driver.Valuer, on the pointer too, which may be nil.
+type valuer float64
 
-func (c celsius) Value() (driver.Value, error) {
+func (c valuer) Value() (driver.Value, error) {
 	if c < -273 {
 		return nil, errors.New("below absolute zero")
 	}
@@ -82,10 +88,10 @@ func TestColumnConverterOfTheDriver(t *testing.T) {
 		{"no arguments", -1, describe, nil},
 		{"too many", 1, describe, []any{1, 2}},
 		{"too few", 2, describe, []any{1}},
-		{"a Valuer", 1, describe, []any{celsius(20)}},
-		{"a pointer to a Valuer", 1, describe, []any{new(celsius)}},
-		{"a nil pointer to a Valuer", -1, describe, []any{(*celsius)(nil)}},
-		{"a Valuer that fails", 1, describe, []any{celsius(-300)}},
+		{"a Valuer", 1, describe, []any{valuer(20)}},
+		{"a pointer to a Valuer", 1, describe, []any{new(valuer)}},
+		{"a nil pointer to a Valuer", -1, describe, []any{(*valuer)(nil)}},
+		{"a Valuer that fails", 1, describe, []any{valuer(-300)}},
 		{"nil", 1, describe, []any{nil}},
 		{"a value of no type of driver.Value", 1, describe, []any{struct{ a int }{7}}},
 		{"a conversion that fails", 1, func(any) (driver.Value, error) { return nil, errors.New("no such column") }, []any{1}},
@@ -94,7 +100,7 @@ func TestColumnConverterOfTheDriver(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			outcome := func(open func(driver.Connector) *sql.DB) (outcomes [3]string) {
-				c := &converting{inputs: tt.inputs, convert: tt.convert}
+				c := &columnConverterConn{inputs: tt.inputs, convert: tt.convert}
 				db := open(c)
 				defer db.Close()
 				for i, use := range []func() error{
@@ -127,16 +133,16 @@ func TestColumnConverterOfTheDriver(t *testing.T) {
 	}
 }
 
-// recorder is a connection that takes queries and keeps their arguments. It
+// argRecorder is a connection that takes queries and keeps their arguments. It
 // leaves out an argument that is a hint.
-type recorder struct {
+type argRecorder struct {
 	*fakedb.Conn
 	got []driver.NamedValue
 }
 
 type hint struct{}
 
-func (r *recorder) CheckNamedValue(nv *driver.NamedValue) error {
+func (r *argRecorder) CheckNamedValue(nv *driver.NamedValue) error {
 	switch nv.Value.(type) {
 	case hint:
 		return driver.ErrRemoveArgument
@@ -146,12 +152,12 @@ func (r *recorder) CheckNamedValue(nv *driver.NamedValue) error {
 	return r.Conn.CheckNamedValue(nv)
 }
 
-func (r *recorder) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+func (r *argRecorder) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	r.got = args
 	return r.Conn.ExecContext(ctx, query, args)
 }
 
-func (r *recorder) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
+func (r *argRecorder) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
 	r.got = args
 	return &fakedb.OneRow{}, nil
 }
@@ -202,8 +208,8 @@ func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
 	}{
 		{"none", nil},
 		{"converted by the driver and by default", []any{uint64(1 << 63), int32(7)}},
-		{"a Valuer", []any{celsius(20)}},
-		{"a nil pointer to a Valuer", []any{(*celsius)(nil)}},
+		{"a Valuer", []any{valuer(20)}},
+		{"a nil pointer to a Valuer", []any{(*valuer)(nil)}},
 		{"named", []any{sql.Named("a", uint64(1)), 2}},
 		{"one that the driver leaves out", []any{int32(1), hint{}}},
 		{"one before the others that the driver leaves out", []any{hint{}, int32(1)}},
@@ -213,9 +219,9 @@ func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
 		for name, use := range uses {
 			t.Run(name+", "+tt.name, func(t *testing.T) {
 				outcome := func(open func(driver.Connector) *sql.DB) string {
-					var last *recorder
-					db := open(variant{&fakedb.DB{}, func(c *fakedb.Conn) driver.Conn {
-						last = &recorder{Conn: c}
+					var last *argRecorder
+					db := open(wrappedFake{&fakedb.DB{}, func(c *fakedb.Conn) driver.Conn {
+						last = &argRecorder{Conn: c}
 						return last
 					}})
 					defer db.Close()
@@ -230,65 +236,6 @@ func TestArgumentsOfTheFirstStatementOnAWaitersConnection(t *testing.T) {
 					t.Errorf("livepool: %s; plain: %s", live, plain)
 				}
 			})
-		}
-	}
-}
-
-// A DSN that was put together wrong, or whose password was not escaped, is read
-// in odd ways. However it is read, no error and no log shows the password.
-func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
-	const secret = "s3cret"
-	for _, dsn := range []string{
-		"app:s3cret(127.0.0.1:1)/shop",
-		"app:s3cret tcp(127.0.0.1:1)/shop",
-		"app:s3cret:tcp(127.0.0.1:1)/shop",
-		"app:a@s3cret:tcp(127.0.0.1:1)/shop",
-		"app:x(s3cret)/y@tcp(127.0.0.1:1)",
-		"app:p/x?s3cret=1@tcp(h)",
-		"app:p/s3cret?x=1",
-		"app:p/x?pool_s3cret",
-		"app:p/x?pool_s3cret@tcp(h:1)",
-		"app:p/x?pool_size=s3cret&q@tcp(h:1)",
-		"app:p/x?loc=s3cret&q@tcp(h:1)",
-		"app:a@tcp/x?pool_size=s3cret@tcp(h:1)",
-		"app:a@tcp/x?loc=s3cret&q@tcp(h:1)",
-		"app:s3cret@tcp(127.0.0.1:1)/shop",
-		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_sise=1",
-		"app:s3cret@tcp(127.0.0.1:1)/shop?loc=nowhere",
-		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_connect_timeout=1ns",
-	} {
-		cfg, err := livepool.ParseDSN(dsn)
-		if err != nil {
-			if strings.Contains(err.Error(), secret) {
-				t.Errorf("%s: %v", dsn, err)
-			}
-			continue
-		}
-		var log labtest.Buffer
-		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		p, err := livepool.OpenConfig(cfg)
-		if err == nil {
-			err = p.Ping()
-			p.Close()
-		}
-		if err == nil {
-			t.Errorf("%s: a ping succeeded", dsn)
-		} else if strings.Contains(err.Error(), secret) {
-			t.Errorf("%s: %v", dsn, err)
-		}
-		if strings.Contains(log.String(), secret) {
-			t.Errorf("%s: the log has %s", dsn, log.String())
-		}
-	}
-}
-
-// A pool in what is to be serialised, as an argument of a job, is a mistake
-// that is told at once, at whatever depth it lies.
-func TestPoolInsideAnotherValueRefusesJSON(t *testing.T) {
-	p := openFake(t, &fakedb.DB{}, nil)
-	for _, v := range []any{p, []any{p}, map[string]any{"pool": p}, struct{ Pool *livepool.Pool }{p}} {
-		if b, err := json.Marshal(v); err == nil || !strings.Contains(err.Error(), "pass the id") {
-			t.Errorf("json of %s: %s, %v", reflect.TypeOf(v), b, err)
 		}
 	}
 }

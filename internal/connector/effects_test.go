@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // What a statement leaves on its connection.
 
@@ -6,12 +6,13 @@ import (
 	"testing"
 
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // Statements of another driver are not judged by MySQL's grammar.
 func TestOtherDriversStatementsCostNoConnection(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	for _, q := range []string{"PRAGMA foreign_keys = ON", "SET search_path = a", "BEGIN", "CALL p()"} {
 		if _, err := p.Exec(q); err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 // cluster is a fake of some nodes behind a balancer that has each in turn and
@@ -77,7 +78,7 @@ func TestNodeThatTakesNoWorkIsNotTrusted(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			f := newCluster(3)
-			p := openFake(t, &f.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
+			p := labtest.OpenFake(t, &f.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
 			fakedb.Warm(t, p.DB, 9)
 			f.out.Store(0)
 			for range 30 {
@@ -101,7 +102,7 @@ func TestNodeThatTakesNoWorkIsNotTrusted(t *testing.T) {
 
 func TestIdleConnectionsToANodeThatTakesNoWorkAreLeft(t *testing.T) {
 	f := newCluster(3)
-	p := openFake(t, &f.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
+	p := labtest.OpenFake(t, &f.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = 9, 0 })
 	fakedb.Warm(t, p.DB, 9)
 	f.out.Store(0)
 	if _, err := p.ExecContext(t.Context(), insertOne); err != nil { // by the last one that came back
@@ -131,7 +132,7 @@ func TestIdleConnectionsToANodeThatTakesNoWorkAreLeft(t *testing.T) {
 func TestUnitsWaitForAClusterWithoutQuorum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCluster(1)
-		p := openFake(t, &f.DB, nil)
+		p := labtest.OpenFake(t, &f.DB, nil)
 		fakedb.ServedBy(t, p.DB)
 		f.out.Store(0)
 		done := make(chan error)
@@ -168,7 +169,7 @@ func TestUnitsWaitForAClusterWithoutQuorum(t *testing.T) {
 func TestClusterWithoutQuorumIsToldAsSuch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCluster(1)
-		p := openFake(t, &f.DB, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
+		p := labtest.OpenFake(t, &f.DB, func(c *livepool.Config) { c.Logger = slog.New(slog.DiscardHandler) })
 		fakedb.ServedBy(t, p.DB)
 		f.out.Store(0)
 		_, err := p.Exec(insertOne)
@@ -186,7 +187,7 @@ func TestClusterWithoutQuorumIsToldAsSuch(t *testing.T) {
 // Nobody else pays: as long as no node has refused, a ping is a ping.
 func TestPingsAskForWorkOnlyOnceANodeHasRefusedIt(t *testing.T) {
 	f := newCluster(3)
-	p := openFake(t, &f.DB, func(c *livepool.Config) { c.PrePing = livepool.PrePingAlways })
+	p := labtest.OpenFake(t, &f.DB, func(c *livepool.Config) { c.PrePing = livepool.PrePingAlways })
 	for range 10 {
 		fakedb.ServedBy(t, p.DB)
 	}
@@ -200,7 +201,7 @@ func TestPingsAskForWorkOnlyOnceANodeHasRefusedIt(t *testing.T) {
 func TestLostCommitInAClusterIsSettledByACommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCluster(1)
-		p := openFake(t, &f.DB, nil)
+		p := labtest.OpenFake(t, &f.DB, nil)
 		f.out.Store(0)
 		p.ExecContext(t.Context(), insertOne)
 		f.out.Store(-1)
@@ -234,11 +235,11 @@ func TestLostCommitInAClusterIsSettledByACommit(t *testing.T) {
 func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCluster(1)
-		p := openFake(t, &f.DB, nil)
+		p := labtest.OpenFake(t, &f.DB, nil)
 		defer p.Close()
 		fakedb.ServedBy(t, p.DB)
 		f.out.Store(0)
-		f.OnConnect = func(ctx context.Context, _ int64) error { waitUnder(ctx, 4*time.Second); return ctx.Err() }
+		f.OnConnect = func(ctx context.Context, _ int64) error { waitFor(ctx, 4*time.Second); return ctx.Err() }
 		start := time.Now()
 		_, err := p.ExecContext(t.Context(), insertOne)
 		if took := time.Since(start); took > 10*time.Second {
@@ -247,8 +248,8 @@ func TestUnreadyNodesAreTriedWithinConnectTimeout(t *testing.T) {
 	})
 }
 
-// waitUnder waits for d, or until the context ends.
-func waitUnder(ctx context.Context, d time.Duration) {
+// waitFor waits for d, or until the context ends.
+func waitFor(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
@@ -258,7 +259,7 @@ func waitUnder(ctx context.Context, d time.Duration) {
 func TestEachStatementDialsOnceWhileNoNodeWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCluster(1)
-		p := openFake(t, &f.DB, func(c *livepool.Config) { c.OutageWait = 0 })
+		p := labtest.OpenFake(t, &f.DB, func(c *livepool.Config) { c.OutageWait = 0 })
 		fakedb.ServedBy(t, p.DB)
 		f.out.Store(0)
 		_, err := p.ExecContext(t.Context(), insertOne)

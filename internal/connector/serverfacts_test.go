@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 import (
 	"context"
@@ -19,7 +19,7 @@ func TestLockWaitOnAServerThatDoesNotSay(t *testing.T) {
 		}
 		return nil
 	}}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	tx, err := p.Begin()
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 // Dialers and network connections that mind neither contexts nor deadlines.
 
@@ -20,23 +20,23 @@ func TestDialerThatMindsNoContext(t *testing.T) {
 	}
 	hang := make(chan struct{})
 	defer close(hang)
-	cfg.Logger = labtest.Quiet
+	cfg.Logger = labtest.DiscardLogger
 	cfg.MySQL.DialFunc = func(context.Context, string, string) (net.Conn, error) { <-hang; return nil, net.ErrClosed }
 	p, err := livepool.OpenConfig(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	labtest.Returns(t, "Exec under a context", 10*time.Second, func() {
+	labtest.ReturnsWithin(t, "Exec under a context", 10*time.Second, func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		if _, err := p.ExecContext(ctx, "DO 1"); err != context.DeadlineExceeded {
 			t.Errorf("%v", err)
 		}
 	})
-	labtest.Returns(t, "Exec", 10*time.Second, func() {
+	labtest.ReturnsWithin(t, "Exec", 10*time.Second, func() {
 		if _, err := p.ExecContext(context.Background(), "DO 1"); err == nil {
 			t.Error("it succeeded")
 		}
 	})
-	labtest.Returns(t, "Close", 10*time.Second, func() { p.Close() })
+	labtest.ReturnsWithin(t, "Close", 10*time.Second, func() { p.Close() })
 }

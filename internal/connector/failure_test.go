@@ -1,4 +1,6 @@
-package livepool_test
+package connector_test
+
+// What is sent again after a failure, what is closed, and what the caller is told.
 
 import (
 	"context"
@@ -12,6 +14,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
 const readOnlyText = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
@@ -48,7 +51,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := &fakedb.DB{}
-			p := openFake(t, f, nil)
+			p := labtest.OpenFake(t, f, nil)
 			fakedb.Warm(t, p.DB, 1)
 			f.Execs.Store(0)
 			f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
@@ -78,7 +81,7 @@ func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
 		fakedb.ServerError(4031, "disconnected"), fakedb.ServerError(1290, readOnlyText),
 	} {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		tx, err := p.BeginTx(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -109,7 +112,7 @@ func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
 		return nil
 	}
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	fakedb.Warm(t, p.DB, 1)
 	f.OnPrepare = lostOnce
 	s, err := p.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
@@ -119,7 +122,7 @@ func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
 	s.Close()
 
 	f = &fakedb.DB{}
-	p = openFake(t, f, nil)
+	p = labtest.OpenFake(t, f, nil)
 	fakedb.Warm(t, p.DB, 1)
 	f.OnBegin = lostOnce
 	tx, err := p.BeginTx(t.Context(), nil)
@@ -134,7 +137,7 @@ func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
 // When every try fails the caller is told why, not just "bad connection".
 func TestLastErrorTellsTheStory(t *testing.T) {
 	f := &fakedb.DB{OnBegin: func(c *fakedb.Conn) error { return mysql.ErrInvalidConn }}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	_, err := p.BeginTx(t.Context(), nil)
 	if !errors.Is(err, mysql.ErrInvalidConn) || !errors.Is(err, driver.ErrBadConn) {
 		t.Errorf("got %v, want both causes within reach", err)
@@ -154,7 +157,7 @@ func TestLastErrorTellsTheStory(t *testing.T) {
 func TestRefusalByEveryServerIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, nil)
+		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 3)
 		f.OnExec = func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1290, readOnlyText) }
 		insert := func() {
@@ -194,7 +197,7 @@ func TestClassifyOverride(t *testing.T) {
 		}
 		return nil
 	}}
-	p := openFake(t, f, func(c *livepool.Config) {
+	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 		c.Classify = func(err error) (livepool.Class, bool) {
 			return livepool.ConnDead, errors.Is(err, odd)
 		}
@@ -209,7 +212,7 @@ func TestClassifyOverride(t *testing.T) {
 func TestPreparedStatementSurvivesReplacement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
-		p := openFake(t, f, func(c *livepool.Config) { c.Recycle = time.Minute })
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.Recycle = time.Minute })
 		s, err := p.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
 		if err != nil {
 			t.Fatal(err)
@@ -226,4 +229,198 @@ func TestPreparedStatementSurvivesReplacement(t *testing.T) {
 			t.Errorf("%d connections closed by age, want them replaced every minute", n)
 		}
 	})
+}
+
+// Nor is it after a refusal: its file cannot be read again.
+func TestRefusedLoadIsNotSentAgain(t *testing.T) {
+	f := &fakedb.DB{}
+	p := labtest.OpenFake(t, f, nil)
+	fakedb.Warm(t, p.DB, 1)
+	f.Execs.Store(0)
+	f.OnExec = func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1290, readOnlyText) }
+	_, err := p.Exec("LOAD DATA LOCAL INFILE 'Reader::rows' INTO TABLE t")
+	if n := f.Execs.Load(); !labtest.IsServerError(err, 1290) || n != 1 {
+		t.Errorf("got %v after %d tries, want the server's own 1290 at the first", err, n)
+	}
+}
+
+// A connection whose server has refused a statement, or is going away, does not
+// go back to the pool, though the driver has nothing against it.
+func TestConnectionGivenUpByItsServerIsClosedOnReturn(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		refusal error
+	}{
+		{"the server shuts down", fakedb.ServerError(1053, "Server shutdown in progress")},
+		{"the server takes no writes", fakedb.ServerError(1290, readOnlyText)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := &fakedb.DB{}
+			p := labtest.OpenFake(t, f, nil)
+			fakedb.Warm(t, p.DB, 1)
+			f.OnExec = func(context.Context, *fakedb.Conn, string) error { return tt.refusal }
+			c, err := p.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// database/sql is not told: it would close the connection itself.
+			c.Raw(func(dc any) error {
+				if _, err := dc.(driver.ExecerContext).ExecContext(t.Context(), "INSERT INTO t VALUES (1)", nil); err == nil {
+					t.Error("the statement succeeded")
+				}
+				return nil
+			})
+			c.Close()
+			if !f.Conns()[0].Closed.Load() {
+				t.Error("the connection went back to the pool")
+			}
+		})
+	}
+}
+
+// A driver may call its own closing of the connection, when the context ends, a
+// loss.
+func TestLossAfterTheCallersCancelIsNoDeath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{}
+		p := labtest.OpenFake(t, f, nil)
+		fakedb.Warm(t, p.DB, 1)
+		f.OnExec = func(ctx context.Context, c *fakedb.Conn, _ string) error {
+			<-ctx.Done()
+			c.Valid.Store(false)
+			return mysql.ErrInvalidConn
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := p.ExecContext(ctx, "DO 1"); !errors.Is(err, mysql.ErrInvalidConn) {
+			t.Errorf("got %v, want what the driver says", err)
+		}
+		if s := p.Stats(); s.Deaths != 0 || s.OpenConnections != 0 {
+			t.Errorf("%d deaths, %d connections open, want 0 and 0", s.Deaths, s.OpenConnections)
+		}
+	})
+}
+
+// A server closes a connection that was idle for wait_timeout and says 4031. In
+// place of an answer that was lost on the way that comes a second after the
+// request at the earliest, and tells nothing of it.
+func TestIdleCloseThatMayComeAfterTheRequest(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		after   time.Duration
+		unknown bool
+	}{
+		{"at once: the request was not read", 900 * time.Millisecond, false},
+		{"late: it may have been", 1100 * time.Millisecond, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var lost, sent int
+				answer := func() error {
+					sent++
+					if lost++; lost > 1 {
+						return nil
+					}
+					time.Sleep(tt.after)
+					return fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity")
+				}
+				f := &fakedb.DB{OnCommit: func(*fakedb.Conn) error { return answer() }}
+				p := labtest.OpenFake(t, f, nil)
+				defer p.Close()
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, "INSERT INTO t VALUES (1)")
+					return err
+				})
+				if got := errors.Is(err, livepool.ErrCommitUnknown); got != tt.unknown || (err == nil) == tt.unknown {
+					t.Errorf("COMMIT: %v", err)
+				}
+				lost, sent = 0, 0
+				f.OnExec = func(context.Context, *fakedb.Conn, string) error { return answer() }
+				if _, err := p.ExecContext(t.Context(), "INSERT INTO t VALUES (2)"); (err != nil) != tt.unknown || (sent == 1) != tt.unknown {
+					t.Errorf("a statement: sent %d times, %v", sent, err)
+				}
+			})
+		})
+	}
+}
+
+// What has no effect, or may have it twice, is sent again whatever the server
+// said in place of an answer; and nobody is told that it has not run.
+func TestWhatAServerSaysUnasked(t *testing.T) {
+	said := map[string]error{
+		"4031, late": fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity"),
+		"1053":       fakedb.ServerError(1053, "Server shutdown in progress"),
+		"1927":       fakedb.ServerError(1927, "Connection was killed"),
+		"2013":       fakedb.ServerError(2013, "Lost connection to server during query"),
+	}
+	for name, err := range said {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				answer := func() error {
+					if n++; n > 1 {
+						return nil
+					}
+					time.Sleep(1100 * time.Millisecond)
+					return err
+				}
+				f := &fakedb.DB{
+					OnBegin:   func(*fakedb.Conn) error { return answer() },
+					OnPrepare: func(*fakedb.Conn) error { return answer() },
+				}
+				p := labtest.OpenFake(t, f, nil)
+				defer p.Close()
+				tx, err := p.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Fatalf("BEGIN: %v", err)
+				}
+				tx.Rollback()
+				n = 0
+				st, err := p.PrepareContext(t.Context(), "SELECT 1")
+				if err != nil {
+					t.Fatalf("PREPARE: %v", err)
+				}
+				st.Close()
+				n = 0
+				f.OnExec = func(context.Context, *fakedb.Conn, string) error { return answer() }
+				if _, err := p.ExecContext(livepool.Idempotent(t.Context()), "UPDATE t SET a = 1"); err != nil {
+					t.Errorf("an idempotent statement: %v", err)
+				}
+				n = 0
+				_, err = p.ExecContext(t.Context(), "UPDATE t SET a = a + 1")
+				if class := livepool.Classify(err); err == nil || class&livepool.NotRun != 0 {
+					t.Errorf("a statement: %v, which says %s", err, class)
+				}
+				n, f.OnExec, f.OnCommit = 0, nil, func(*fakedb.Conn) error { return answer() }
+				f.OnBegin = nil
+				err = p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, "INSERT INTO t VALUES (1)")
+					return err
+				})
+				if class := livepool.Classify(err); !errors.Is(err, livepool.ErrCommitUnknown) || class&livepool.NotRun != 0 {
+					t.Errorf("a unit: %v, which says %s", err, class)
+				}
+			})
+		})
+	}
+}
+
+// What was refused may have been a later part of it: of a procedure, of several
+// statements in one, of a file whose reader is at its end.
+func TestRefusalOfAPartIsNotSentAgain(t *testing.T) {
+	for _, q := range []string{"CALL p()", "INSERT INTO t VALUES (1); INSERT INTO t VALUES (2)", "LOAD DATA LOCAL INFILE 'Reader::x' INTO TABLE t"} {
+		for _, number := range []uint16{1290, 1637, 1040, 1203} {
+			f := &fakedb.DB{}
+			sent := 0
+			f.OnExec = func(_ context.Context, c *fakedb.Conn, q string) error {
+				sent++
+				return fakedb.ServerError(number, "read-only; Too many active concurrent transactions")
+			}
+			p := labtest.OpenFake(t, f, nil)
+			_, err := p.ExecContext(t.Context(), q)
+			if sent != 1 {
+				t.Errorf("%d: %q was sent %d times: %v", number, q, sent, err)
+			}
+		}
+	}
 }
