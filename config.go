@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/setting"
 	"github.com/livepool/livepool/internal/usercode"
 )
 
@@ -34,24 +34,10 @@ const (
 )
 
 // String returns the DSN's word for b.
-func (b Beacon) String() string { return nameOf(beaconNames, b, "Beacon") }
+func (b Beacon) String() string { return setting.NameOf(beaconNames, b, "Beacon") }
 
 // The words a DSN may use; the first that names a value is how it prints.
-var beaconNames = []word[Beacon]{{"off", BeaconOff}, {"auto", BeaconAuto}, {"on", BeaconOn}}
-
-type word[T comparable] struct {
-	name  string
-	value T
-}
-
-func nameOf[T ~int](words []word[T], value T, kind string) string {
-	for _, w := range words {
-		if w.value == value {
-			return w.name
-		}
-	}
-	return kind + "(" + strconv.Itoa(int(value)) + ")"
-}
+var beaconNames = []setting.Word[Beacon]{{Name: "off", Value: BeaconOff}, {Name: "auto", Value: BeaconAuto}, {Name: "on", Value: BeaconOn}}
 
 // Config holds the settings of a Pool. NewConfig and ParseDSN fill in the
 // defaults, so a zero in a Config means zero. A Config is copied when a pool is
@@ -232,8 +218,8 @@ func defaultBackOff() backoff.BackOff {
 // pair that contradict each other.
 func (c *Config) validate() error {
 	for _, p := range params {
-		if !p.ok(c) {
-			return fmt.Errorf("livepool: %s (%s) is %s: takes %s", p.field, p.dsn, p.show(c), p.takes)
+		if !p.OK(c) {
+			return fmt.Errorf("livepool: %s (%s) is %s: takes %s", p.Field, p.DSN, p.Show(c), p.Takes)
 		}
 	}
 	if err := c.misplacedParams(); err != nil {
@@ -314,7 +300,7 @@ func (c Config) String() string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		b.WriteString(p.dsn + "=" + p.show(&c))
+		b.WriteString(p.DSN + "=" + p.Show(&c))
 	}
 	return b.String()
 }

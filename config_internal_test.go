@@ -159,11 +159,11 @@ func FuzzParseDSN(f *testing.F) {
 		// Written down again, they are read as the same settings.
 		written := "/"
 		for i, p := range params {
-			value := p.show(cfg)
-			if p.dsn == "pool_commit_table" {
+			value := p.Show(cfg)
+			if p.DSN == "pool_commit_table" {
 				value = cfg.CommitTable
 			}
-			written += string("?&"[min(i, 1)]) + p.dsn + "=" + value
+			written += string("?&"[min(i, 1)]) + p.DSN + "=" + value
 		}
 		read, err := ParseDSN(written)
 		if err != nil {

@@ -4,6 +4,8 @@
 
 package livepool
 
+import "github.com/livepool/livepool/internal/setting"
+
 // PrePing says when a connection is pinged at checkout.
 type PrePing int
 
@@ -23,11 +25,11 @@ const (
 )
 
 // String returns the DSN's word for p.
-func (p PrePing) String() string { return nameOf(prePingNames, p, "PrePing") }
+func (p PrePing) String() string { return setting.NameOf(prePingNames, p, "PrePing") }
 
 // The words a DSN may use; the first that names a value is how it prints.
-var prePingNames = []word[PrePing]{
-	{"idle", PrePingIdle}, {"true", PrePingIdle}, {"1", PrePingIdle}, {"on", PrePingIdle},
-	{"always", PrePingAlways},
-	{"off", PrePingOff}, {"false", PrePingOff}, {"0", PrePingOff},
+var prePingNames = []setting.Word[PrePing]{
+	{Name: "idle", Value: PrePingIdle}, {Name: "true", Value: PrePingIdle}, {Name: "1", Value: PrePingIdle}, {Name: "on", Value: PrePingIdle},
+	{Name: "always", Value: PrePingAlways},
+	{Name: "off", Value: PrePingOff}, {Name: "false", Value: PrePingOff}, {Name: "0", Value: PrePingOff},
 }

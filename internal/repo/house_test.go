@@ -14,7 +14,7 @@ import (
 // stories are the packages of the library, from the lowest up. One imports only what is
 // in a story below its own.
 var stories = [][]string{
-	{"clock", "fifo", "mysqlerr", "sqltext", "usercode"},
+	{"clock", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
 	{"committable", "wire"},
 	{"connector"},
 	{"the root"},
@@ -23,7 +23,7 @@ var stories = [][]string{
 const (
 	module     = "github.com/livepool/livepool"
 	mostAtRoot = 40   // entries of the root, so that a stranger sees them at once
-	mostOfRoot = 2700 // lines of its code: what a user sees, and the unit of work
+	mostOfRoot = 2650 // lines of its code: what a user sees, and the unit of work
 )
 
 // importsOf are the packages of ours that the files of a directory import, tests left
