@@ -65,7 +65,7 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 // while it waits, twice in a row, the unit is run again.
 func TestUnitWhoseKeyMeetsTwoLossesIsRunAgain(t *testing.T) {
 	f := &fakedb.DB{}
-	p := openFake(t, f, nil)
+	p := labtest.OpenFake(t, f, nil)
 	inserts := 0
 	f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
 		if strings.HasPrefix(query, "INSERT INTO livepool_commits") {
