@@ -71,7 +71,7 @@ func TestLeaksAreReported(t *testing.T) {
 					}
 					release()
 					taker := "leak" + strings.TrimPrefix(tt.name, "sql.")
-					for _, want := range []string{"held=10", "livepool_test." + taker, "leak_test.go:"} {
+					for _, want := range []string{"held=10", "connector_test." + taker, "leak_test.go:"} {
 						if !strings.Contains(r[0], want) {
 							t.Errorf("the report lacks %q: %s", want, r[0])
 						}

@@ -14,9 +14,11 @@ type CapturedLog struct {
 	records []slog.Record
 }
 
-func (l *CapturedLog) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
-func (l *CapturedLog) WithAttrs([]slog.Attr) slog.Handler               { return l }
-func (l *CapturedLog) WithGroup(string) slog.Handler                    { return l }
+func (l *CapturedLog) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo
+}
+func (l *CapturedLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l *CapturedLog) WithGroup(string) slog.Handler      { return l }
 func (l *CapturedLog) Handle(_ context.Context, r slog.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
