@@ -217,7 +217,7 @@ func ExampleJob() {
 	// 200
 }
 
-// A function that bears to be run twice needs no transaction.
+// A function that may run twice needs no transaction.
 func ExamplePool_Retry() {
 	db := exampleDB()
 	defer db.Close()
@@ -228,7 +228,7 @@ func ExamplePool_Retry() {
 	// Output: <nil>
 }
 
-// A single statement that bears it, too.
+// A single statement that may run twice.
 func ExampleIdempotent() {
 	db := exampleDB()
 	defer db.Close()

@@ -299,7 +299,7 @@ func TestPoolTimeoutTellsExhaustedFromDown(t *testing.T) {
 					t.Errorf("got %v, want the database's trouble in it", err)
 				}
 				if errors.Is(err, livepool.ErrPoolTimeout) && !strings.Contains(err.Error(), "cannot be reached") {
-					t.Errorf("%q blames the pool", err)
+					t.Errorf("%q says that it is the pool", err)
 				}
 			})
 		}

@@ -30,7 +30,7 @@ var (
 	dialSilent  = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 )
 
-// outageDB is a fake server that can be away. It counts who knocks.
+// outageDB is a fake server that can be away. It counts the dials.
 type outageDB struct {
 	fakedb.DB
 	handshake time.Duration // how long one takes when the server is there
@@ -79,7 +79,7 @@ func (a *outageDB) setFailure(why func(ctx context.Context) error) {
 	a.fail = why
 }
 
-// takeDials returns when somebody knocked since the last call, and the most that
+// takeDials returns when somebody dialed since the last call, and the most that
 // did at a time.
 func (a *outageDB) takeDials() (times []time.Time, most int) {
 	a.mu.Lock()

@@ -34,7 +34,8 @@ func (f *freezable) wait(ctx context.Context) error {
 
 func (f *freezable) freeze(d time.Duration) { until := time.Now().Add(d); f.until.Store(&until) }
 
-// and when the server goes on it meets no storm.
+// A server that stands still for a while and goes on has lost none of the idle
+// connections, and no callers storm it with new ones.
 func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 	for _, still := range []time.Duration{1400 * time.Millisecond, 3 * time.Second, 9 * time.Second} {
 		t.Run(still.String(), func(t *testing.T) {
@@ -86,7 +87,8 @@ func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 	}
 }
 
-// connection is given up for it; nor is half of the work pings.
+// Each answer takes longer than PingTimeout. The pool learns that: no connection is
+// given up for it, and the pings cost little of the work.
 func TestASlowServerIsNoDeadServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := func(f *fakedb.DB) {

@@ -27,7 +27,7 @@ func TestCallerMeetsAPing(t *testing.T) {
 	}{
 		{"patient", time.Hour, 200 * time.Millisecond, nil, 1},
 		{"without a deadline", 0, 200 * time.Millisecond, nil, 1},
-		{"impatient", 50 * time.Millisecond, 50 * time.Millisecond, context.DeadlineExceeded, 0},
+		{"gives up early", 50 * time.Millisecond, 50 * time.Millisecond, context.DeadlineExceeded, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -29,7 +29,7 @@ func (v wrappedFake) Connect(ctx context.Context) (driver.Conn, error) {
 	return v.of(c.(*fakedb.Conn)), nil
 }
 
-// columnConverterConn is a connection of a driver of the old school, whose statements
+// columnConverterConn is a connection of an old driver, whose statements
 // convert their arguments by a ColumnConverter.
 type columnConverterConn struct {
 	inputs  int

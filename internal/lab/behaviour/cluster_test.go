@@ -18,19 +18,19 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// A group is servers that have the same rows, behind a plain TCP balancer.
+// group is servers that have the same rows, behind a plain TCP balancer.
 type group struct {
 	title   string
 	servers []*server.Server
-	// before is where new connections lead until the blow, the server that it
+	// before is where new connections lead until the fault, the server that it
 	// will hit first; after is where they lead from then on.
 	before, after func() []string
 	faults        []groupFault
-	// settle waits until each server has what the others have.
+	// awaitSync waits until each server has what the others have.
 	awaitSync func() error
 }
 
-// A blow is what befalls a group, and what makes it whole again.
+// groupFault is what happens to a group, and what makes it whole again.
 type groupFault struct {
 	name           string
 	inject, repair func() error
@@ -100,7 +100,7 @@ func groupModes() (all []mode) {
 	return all
 }
 
-// A scene is one blow that hits a unit of each way at the same moment of each.
+// groupRun is one fault that hits a unit of each mode at the same step of each.
 type groupRun struct {
 	t    *testing.T
 	g    *group
@@ -108,8 +108,8 @@ type groupRun struct {
 	pool *livepool.Pool
 	step step
 
-	reached chan struct{} // a unit has come to the moment, or to its end
-	resume  chan struct{} // closed after the blow
+	reached chan struct{} // a unit has come to the step, or to its end
+	resume  chan struct{} // closed after the fault
 }
 
 // run returns what the units said, which are numbered from first.

@@ -206,7 +206,7 @@ func TestSeveralStatementsInOneAreNotSentAgain(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := tt.open(t)
-			warmReal(t, p.DB, 2) // connections that have worked are not believed a refusal
+			warmReal(t, p.DB, 2) // a refusal on a connection that has worked is not trusted
 			_, err := p.Exec(fmt.Sprintf("INSERT INTO t VALUES (%d); SET SESSION TRANSACTION READ ONLY; INSERT INTO t VALUES (100)", i))
 			if !labtest.IsServerError(err, 1792) {
 				t.Errorf("got %v, want the server's own 1792", err)

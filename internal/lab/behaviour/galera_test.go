@@ -38,14 +38,14 @@ func TestGalera(t *testing.T) {
 	t.Run("conflicting units on several nodes are all applied once", c.conflicts)
 	t.Run("the loss of a node", func(t *testing.T) {
 		for i, b := range []struct {
-			name       string
-			blow, mend func(int) error
+			name           string
+			inject, repair func(int) error
 		}{
 			{"isolated", func(i int) error { return c.Isolate(t.Context(), i) }, func(i int) error { return c.Heal(t.Context(), i) }},
 			{"killed", c.KillNode, func(i int) error { return c.StartNode(t.Context(), i) }},
 		} {
 			t.Run(b.name, func(t *testing.T) {
-				c.loss(t, func() error { return b.blow(i) }, func() error { return b.mend(i) })
+				c.loss(t, func() error { return b.inject(i) }, func() error { return b.repair(i) })
 			})
 		}
 	})

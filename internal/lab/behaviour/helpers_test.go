@@ -167,7 +167,7 @@ func warmReal(t testing.TB, db *sql.DB, n int) {
 }
 
 // transactions counts those that are open on a server and meet the condition.
-// InnoDB tells what it told before to whoever asks again within 0.1s, however
+// InnoDB repeats its last answer to those who ask again within 0.1s, however
 // often: each look is of its own.
 func transactions(s *server.Server, where string) (n int, err error) {
 	time.Sleep(120 * time.Millisecond)

@@ -1,7 +1,7 @@
 package behaviour_test
 
 // Losses and refusals that look like something else: what the server has said
-// unasked, what the driver says in its place, and what a refusal leaves behind.
+// unsolicited, what the driver says in its place, and what a refusal leaves behind.
 
 import (
 	"context"
@@ -39,7 +39,7 @@ func awaitDisconnect(t *testing.T, s *server.Server) {
 	})
 }
 
-// rejectReadOnly has the driver say of any refusal that nothing was sent. A part
+// The driver's rejectReadOnly has it say of any refusal that nothing was sent. A part
 // of what was refused may have run all the same.
 func TestRejectReadOnlyAppliesNothingTwice(t *testing.T) {
 	t.Parallel()
@@ -179,7 +179,7 @@ func (c *stoppableConn) Read(b []byte) (int, error) {
 	return c.TCPConn.Read(b)
 }
 
-// The answer and the server's goodbye are read at once. The driver has no room
+// The answer and the server's last message are read at once. The driver has no room
 // for the next request then ("busy buffer"), and sends nothing.
 func TestGoodbyeReadTogetherWithAnAnswer(t *testing.T) {
 	s := servertest.Run(t, server.MySQL)
@@ -194,7 +194,7 @@ func TestGoodbyeReadTogetherWithAnAnswer(t *testing.T) {
 			return &stoppableConn{nc.(*net.TCPConn), &gate}, nil
 		}
 	})
-	// inTheMeantime runs f, of which the answer comes together with the goodbye.
+	// inTheMeantime runs f, of which the answer comes together with the last message.
 	inTheMeantime := func(f func() error) error {
 		closed := make(chan struct{})
 		gate.Store(&closed)

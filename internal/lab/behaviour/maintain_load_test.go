@@ -1,6 +1,6 @@
 package behaviour_test
 
-// What the maintainer costs, and that it bears everything at once.
+// What the maintainer costs, and that it stands everything at once.
 
 import (
 	"context"

@@ -19,12 +19,12 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// A deed is what happens to a unit's connection.
+// fault is what happens to a unit's connection.
 type fault struct {
 	name string
-	// now does it between two commands.
+	// inject does it between two commands.
 	inject func(m *matrix)
-	// how a command is cut for it, and what finishes the deed when the cut has
+	// how a command is cut for it, and what finishes the fault when the cut has
 	// struck: nil for nothing. lost says that the reply is not to arrive.
 	cut    proxy.Fault
 	finish func(m *matrix, lost bool)
@@ -187,7 +187,7 @@ func (m *matrix) kill() {
 	}
 }
 
-// release ends a stall by which a command was held up for a deed.
+// release ends a stall by which a command was held up for a fault.
 func (m *matrix) release(lost bool) {
 	if lost {
 		m.via.FIN()
@@ -195,7 +195,7 @@ func (m *matrix) release(lost bool) {
 	m.via.Heal()
 }
 
-// run has the deed happen at the moment to one unit, and returns what the unit
+// run has the fault happen at the step to one unit, and returns what the unit
 // said.
 func (m *matrix) run(d fault, at step, unit int) error {
 	m.done = nil

@@ -44,7 +44,7 @@ func TestConnectionsThatRefuseAllWorkLeaveThePool(t *testing.T) {
 			t.Fatal(err)
 		}
 		fakedb.GiveBack(held)
-		time.Sleep(1100 * time.Millisecond) // a login of just now is believed
+		time.Sleep(1100 * time.Millisecond) // a refusal right after the login would be trusted
 		if err := p.WithSession(t.Context(), labtest.Insert(1)); err != nil {
 			t.Errorf("unit: %v", err)
 		}

@@ -434,7 +434,7 @@ func TestStallIsNoticed(t *testing.T) {
 						t.Errorf("%q does not tell that the connection is lost", err)
 					}
 					c.Close()
-					t.Logf("the ghost was gone %s later", roundMS(waitWithin(t, quick, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan) })))
+					t.Logf("the orphan was gone %s later", roundMS(waitWithin(t, quick, "the orphan is gone", func() bool { return !isThreadAlive(t, s, orphan) })))
 					if st := awaitOrphans(t, p, 1); st.Stalled != 1 || st.Killed != 1 {
 						t.Errorf("Stalled %d, Killed %d, want one of each", st.Stalled, st.Killed)
 					}
@@ -512,7 +512,7 @@ func TestBlackHoleDuringCommit(t *testing.T) {
 								t.Errorf("%q does not tell of the stall", err)
 							}
 						}
-						waitWithin(t, 5*time.Second, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan) })
+						waitWithin(t, 5*time.Second, "the orphan is gone", func() bool { return !isThreadAlive(t, s, orphan) })
 						px.Heal() // what was held up arrives, if there is anyone to take it
 						time.Sleep(100 * time.Millisecond)
 						if n := count(t, s, fmt.Sprintf("t WHERE v = %d", v)); n != want {

@@ -29,7 +29,7 @@ func isOrdinaryLoss(err error) bool {
 		class&livepool.NotRun == 0 && class&livepool.Retry != 0
 }
 
-// rowStream gives rows, and those that come next to whoever asks again, as a file
+// rowStream gives rows, and those that come next to those who ask again, as a file
 // that is read once. At half of them it calls half, at the end end.
 type rowStream struct {
 	reads     int

@@ -425,7 +425,7 @@ func lostTx(t *testing.T, s *server.Server, p *livepool.Pool) (*sql.Conn, *sql.T
 }
 
 // A statement of a sql.Conn beside its own open result, a while later: the rows
-// that nobody has read yet are no goodbye of the server's.
+// that nobody has read yet are not taken for the server's announcement that it closes.
 func TestConnBesideItsOpenResult(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		for _, params := range []string{"", "pool_keepalive=0", "pool_hold_limit=0"} {

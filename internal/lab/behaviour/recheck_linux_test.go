@@ -73,9 +73,8 @@ func TestAStoppedServerLosesNoConnections(t *testing.T) {
 	}, "--max-connections=700")
 }
 
-// load has workers run one statement after the other, each after a pause, and
-// Each answer takes longer than PingTimeout. That is learned, and nobody's
-// The same on real servers behind a slow network, whose greetings tell in time.
+// Each answer takes longer than PingTimeout, because the network is slow: the greeting
+// shows that already, and no connection is given up for it.
 func TestASlowServerIsNoDeadServerOnRealServers(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		const workers = 20

@@ -57,11 +57,11 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 							t.Fatal(err)
 						}
 						took := time.Since(start)
-						t.Logf("committed %s after it began, with the ghost killed", roundMS(took))
+						t.Logf("committed %s after it began, with the orphan killed", roundMS(took))
 						if took > 15*time.Second {
 							t.Errorf("it took %s", took)
 						}
-						waitWithin(t, 5*time.Second, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan.Load()) })
+						waitWithin(t, 5*time.Second, "the orphan is gone", func() bool { return !isThreadAlive(t, s, orphan.Load()) })
 						if st := awaitOrphans(t, p, 1); st.Stalled != 1 || st.Killed+st.KillUnneeded != 1 || st.Retried != 1 {
 							t.Errorf("Stalled %d, Killed %d, Retried %d, want one of each", st.Stalled, st.Killed, st.Retried)
 						}
@@ -74,16 +74,16 @@ func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
 						}
 						waited := time.Since(*began.Load())
 						if !isThreadAlive(t, s, orphan.Load()) {
-							t.Error("the ghost is gone, by whom?")
+							t.Error("the orphan is gone, by whom?")
 						}
 						killByHand(t, s, orphan.Load())
 						released := time.Now()
 						if err := <-done; err != nil {
 							t.Fatal(err)
 						}
-						t.Logf("waited for the ghost's lock for %s; committed %s after the ghost was killed by hand", roundMS(waited), roundMS(time.Since(released)))
+						t.Logf("waited for the orphan's lock for %s; committed %s after the orphan was killed by hand", roundMS(waited), roundMS(time.Since(released)))
 						if st := p.Stats(); st.Killed+st.KillUnneeded+st.KillUnproved+st.KillFailed != 0 {
-							t.Errorf("something was done about a ghost: %+v", st)
+							t.Errorf("something was done about an orphan: %+v", st)
 						}
 					}
 					if n := balance(t, s, row); n != 1 {
@@ -295,7 +295,7 @@ func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
 					t.Errorf("%d connections, want %d; %+v", dialled, want, st)
 				}
 				if !kill && !isThreadAlive(t, s, orphan) {
-					t.Error("the ghost is gone, by whom?")
+					t.Error("the orphan is gone, by whom?")
 				}
 				killByHand(t, s, orphan)
 			})
@@ -303,7 +303,7 @@ func TestWithoutKillAbandonedNothingIsDialled(t *testing.T) {
 	})
 }
 
-// Close does not leave a ghost behind, nor does it wait long for a server that
+// Close does not leave an orphan behind, nor does it wait long for a server that
 // cannot be asked.
 func TestCloseEndsWhatWasAbandoned(t *testing.T) {
 	onEachServer(t, func(t *testing.T, s *server.Server) {

@@ -176,7 +176,7 @@ type queryer interface {
 	PrepareContext(context.Context, string) (*sql.Stmt, error)
 }
 
-// queryers runs f on one connection of the pool, which f must leave as it is,
+// queryers run f on one connection of the pool, which f must leave as it is,
 // as a sql.Conn, in a transaction or in a session.
 var queryers = map[string]func(context.Context, *livepool.Pool, func(queryer) error) error{
 	"a conn": func(ctx context.Context, p *livepool.Pool, f func(queryer) error) error {
@@ -213,7 +213,7 @@ func runSleep(ctx context.Context, row *sql.Row) error {
 }
 
 // cancelledStatement runs a statement that waits for a row lock on c, cancels it when it runs, and
-// returns the ghost.
+// returns the thread that is left.
 func cancelledStatement(t testing.TB, s *server.Server, c *sql.Conn, mark string) (orphan int64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -233,10 +233,10 @@ func cancelledStatement(t testing.TB, s *server.Server, c *sql.Conn, mark string
 	return orphan
 }
 
-// awaitOrphans waits until the pool has dealt with n ghosts.
+// awaitOrphans waits until the pool has dealt with n orphans.
 func awaitOrphans(t testing.TB, p *livepool.Pool, n int64) livepool.Stats {
 	t.Helper()
-	waitWithin(t, 10*time.Second, fmt.Sprintf("%d ghosts are dealt with", n), func() bool {
+	waitWithin(t, 10*time.Second, fmt.Sprintf("%d orphans are dealt with", n), func() bool {
 		st := p.Stats()
 		return st.Killed+st.KillUnneeded+st.KillUnproved+st.KillFailed >= n
 	})

@@ -1,6 +1,6 @@
 package behaviour_test
 
-// Nobody else is taken for a connection of ours: innocents live.
+// Nobody else is taken for a connection of ours: other threads stay unharmed.
 
 import (
 	"context"
@@ -57,7 +57,7 @@ func (i bystander) checkUnharmed(t testing.TB) {
 	t.Helper()
 	var id int64
 	if err := i.QueryRowContext(context.Background(), "SELECT CONNECTION_ID()").Scan(&id); err != nil || id != i.id {
-		t.Errorf("an innocent, thread %d, was harmed: now %d, %v", i.id, id, err)
+		t.Errorf("a bystander, thread %d, was harmed: now %d, %v", i.id, id, err)
 	}
 }
 
@@ -72,7 +72,7 @@ func bystanders(t testing.TB, dsn string, from, to int64, dial func(context.Cont
 	return all
 }
 
-// tryBystanders is innocents where somebody else may take one of the ids.
+// tryBystanders is openBystanders where somebody else may take one of the ids.
 func tryBystanders(t testing.TB, dsn string, from, to int64, dial func(context.Context, string, string) (net.Conn, error)) (all []bystander, ok bool) {
 	t.Helper()
 	for id := int64(0); id < to; {
@@ -124,11 +124,11 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 						switch {
 						case beacon == "off":
 							if st.KillUnproved != orphans || !isThreadAlive(t, s, orphan) {
-								t.Errorf("ghost %d: Killed %d, KillUnproved %d; want it alive and unproved", orphan, st.Killed, st.KillUnproved)
+								t.Errorf("orphan %d: Killed %d, KillUnproved %d; want it alive and counted as unproven", orphan, st.Killed, st.KillUnproved)
 							}
 							killByHand(t, s, orphan)
 						default:
-							waitWithin(t, 5*time.Second, "the ghost is gone", func() bool { return !isThreadAlive(t, s, orphan) })
+							waitWithin(t, 5*time.Second, "the orphan is gone", func() bool { return !isThreadAlive(t, s, orphan) })
 							if st.Killed+st.KillUnneeded != orphans {
 								t.Errorf("Killed %d, want %d", st.Killed, orphans)
 							}
@@ -158,7 +158,7 @@ func TestProxyThatNamesOthersHarmsNobody(t *testing.T) {
 					}
 					killByHand(t, s, orphan)
 					if err := <-busy; err != nil {
-						t.Errorf("a busy innocent: %v", err)
+						t.Errorf("a busy bystander: %v", err)
 					}
 					for _, i := range named {
 						i.checkUnharmed(t)
@@ -183,7 +183,7 @@ func raiseThreadID(t testing.TB, s, other *server.Server) {
 }
 
 // Where one address leads to two servers, a thread id is not worth much: that of
-// an abandoned connection is an innocent's on the other one. And a statement
+// an abandoned connection is somebody else's on the other one. And a statement
 // that runs on one of them is not gone because the other does not know it.
 func TestTwoServersBehindOneAddress(t *testing.T) {
 	both := func(a, b *server.Server) []string { return []string{a.Addr(), b.Addr()} }
@@ -252,7 +252,7 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 						i.checkUnharmed(t)
 					}
 					if st.KillUnneeded != 0 && isThreadAlive(t, here, orphan) {
-						t.Errorf("KillUnneeded %d, but the ghost is there", st.KillUnneeded)
+						t.Errorf("KillUnneeded %d, but the orphan is there", st.KillUnneeded)
 					}
 					busy.Wait()
 					for _, i := range named {
@@ -296,10 +296,10 @@ func TestSameIDAfterARestartIsAnother(t *testing.T) {
 				}
 				named := bystanders(t, s.DSN(), id, id+3, dial)
 				if now := named[0]; now.id != id {
-					t.Fatalf("no innocent has the id %d", id)
+					t.Fatalf("no bystander has the id %d", id)
 				}
 				if now := hostOf(t, s, id); dial != nil && now != host {
-					t.Fatalf("the innocent comes from %s, not %s", now, host)
+					t.Fatalf("the bystander comes from %s, not %s", now, host)
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 				defer cancel()
@@ -408,7 +408,7 @@ func TestPortOfAnotherPathIsAnothersPort(t *testing.T) {
 					i.checkUnharmed(t)
 				}
 				if !isThreadAlive(t, a, id) {
-					t.Error("the ghost is gone, by whom?")
+					t.Error("the orphan is gone, by whom?")
 				}
 				killByHand(t, a, id)
 			})
