@@ -109,7 +109,7 @@ func TestNoCallerWaitsForWhatIsSuspect(t *testing.T) {
 
 // A connection that completed a round trip after the silence began is none of
 // its victims.
-func TestSilenceSparesTheProved(t *testing.T) {
+func TestSilenceSparesThoseThatAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{OnPing: func(ctx context.Context, c *fakedb.Conn) error {
 			if !c.Dead.Load() {
@@ -238,7 +238,7 @@ func leaveUnclaimed(t *testing.T, f *fakedb.DB, db *sql.DB) {
 
 // Hole of database/sql: a connection opened for a waiter that gave up is parked
 // and handed out later without ResetSession.
-func TestParkedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
+func TestUnclaimedConnectionIsCheckedBeforeItsFirstUse(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		open func(t *testing.T, f *fakedb.DB) *sql.DB

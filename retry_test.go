@@ -355,7 +355,7 @@ func TestLostCommitOfALongUnitIsLookedUp(t *testing.T) {
 
 // Whatever a look meets, another one is made; only the context and the time for it
 // end them.
-func TestALookThatFailsIsRepeated(t *testing.T) {
+func TestAResolvingProbeThatFailsIsRepeated(t *testing.T) {
 	for name, meets := range map[string]error{
 		"1317": fakedb.ServerError(1317, "Query execution was interrupted"),
 		"1969": fakedb.ServerError(1969, "Query execution was interrupted (max_statement_time exceeded)"),
@@ -408,7 +408,7 @@ func TestALookThatFailsIsRepeated(t *testing.T) {
 }
 
 // Close ends the looks: there is nothing more to look with.
-func TestCloseEndsTheLooks(t *testing.T) {
+func TestCloseEndsTheResolvingProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{OnCommit: func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }}
 		p := labtest.OpenFake(t, f, nil)

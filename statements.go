@@ -8,8 +8,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"sync"
 
+	"github.com/livepool/livepool/internal/boundctx"
 	"github.com/livepool/livepool/internal/connector"
 )
 
@@ -38,7 +38,7 @@ func (s *Session) noteUnsent(ctx context.Context, tx *sql.Tx, query string, err 
 func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	s.beginStatement()
 	defer s.endStatement()
-	if bound := bindContext(ctx, s.root.caller); bound != nil {
+	if bound := boundctx.Bind(ctx, s.root.caller); bound != nil {
 		defer bound.Release()
 		ctx = bound
 	}
@@ -56,7 +56,7 @@ func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (s
 func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s.beginStatement()
 	defer s.endStatement()
-	bound := bindContext(ctx, s.root.caller) // released with the rows
+	bound := boundctx.Bind(ctx, s.root.caller) // released with the rows
 	if bound != nil {
 		ctx = bound
 	}
@@ -77,7 +77,7 @@ func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (
 func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
 	s.beginStatement()
 	defer s.endStatement()
-	bound := bindContext(ctx, s.root.caller) // released with the row
+	bound := boundctx.Bind(ctx, s.root.caller) // released with the row
 	if bound != nil {
 		ctx = bound
 	}
@@ -87,7 +87,7 @@ func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any
 		s.noteUnsent(ctx, tx, query, row.Err())
 	} else {
 		// A sql.Row with an error can be had only from a query that fails so.
-		row = s.pool.DB.QueryRowContext(&endedContext{ctx, err}, query)
+		row = s.pool.DB.QueryRowContext(boundctx.Ended(ctx, err), query)
 	}
 	if bound != nil && row.Err() != nil {
 		bound.Release()
@@ -101,7 +101,7 @@ func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any
 func (s *Session) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
 	s.beginStatement()
 	defer s.endStatement()
-	if bound := bindContext(ctx, s.root.caller); bound != nil {
+	if bound := boundctx.Bind(ctx, s.root.caller); bound != nil {
 		defer bound.Release()
 		ctx = bound
 	}
@@ -151,62 +151,4 @@ func (c *sessionContext) Value(key any) any {
 		return c.s
 	}
 	return c.Context.Value(key)
-}
-
-// endedContext is a context that has ended with an error of ours.
-type endedContext struct {
-	context.Context
-	err error
-}
-
-var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
-func (c *endedContext) Done() <-chan struct{} { return closedChannel }
-func (c *endedContext) Err() error            { return c.err }
-
-// boundContext ends with its caller's context or with the unit's, whichever ends
-// first. Released, it holds on to neither, and neither to it.
-type boundContext struct {
-	context.Context      // the caller's
-	done                 chan struct{}
-	stopCaller, stopUnit func() bool // take it off them
-
-	mu  sync.Mutex
-	err error // why done is closed
-}
-
-// bindContext returns nil if ctx ends no later than the unit anyway. It is the
-// Done channel that tells, and not a value in ctx: context.WithoutCancel keeps
-// the values.
-func bindContext(ctx, unit context.Context) *boundContext {
-	if unit.Done() == nil || unit.Done() == ctx.Done() || ctx.Err() != nil {
-		return nil
-	}
-	b := &boundContext{Context: ctx, done: make(chan struct{})}
-	b.stopCaller = context.AfterFunc(ctx, func() { b.end(ctx.Err()) })
-	b.stopUnit = context.AfterFunc(unit, func() { b.end(unit.Err()) })
-	return b
-}
-
-func (b *boundContext) end(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.err == nil {
-		b.err = err
-		close(b.done)
-	}
-}
-
-// Release does not end it: database/sql would tell the reader of a result that
-// was read to its end.
-func (b *boundContext) Release() {
-	b.stopCaller()
-	b.stopUnit()
-}
-
-func (b *boundContext) Done() <-chan struct{} { return b.done }
-func (b *boundContext) Err() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.err
 }

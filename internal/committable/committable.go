@@ -1,8 +1,7 @@
 // Package committable describes the table of committed keys, by which Once and
 // VerifyCommit know whether a unit was committed: its name, its DDL, the errors of a
-// server that concern it, and whether an existing table can keep their promise. It runs
-// no statement: the root inserts and looks up keys, package connector inspects the
-// table before the first key.
+// server that concern it, and whether an existing table can keep their promise. Purge
+// removes old keys; the root inserts keys, and looks them up after a lost COMMIT.
 package committable
 
 import (

@@ -20,7 +20,7 @@ type connectorFunc struct {
 func (c connectorFunc) Connect(ctx context.Context) (driver.Conn, error) { return c.f(ctx) }
 
 // Statements of a connection that is offered to those who wait for room are closed on it.
-func TestOfferedConnectionHasNoStatements(t *testing.T) {
+func TestHandedOverConnectionHasNoStatements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &exclusiveDB{}
 		var full atomic.Bool

@@ -168,7 +168,7 @@ func returnsSoon(t *testing.T, what string, f func()) {
 
 // A checkout waits for the end of a reservation: the link may change until
 // then, and its end makes the connection idle.
-func TestCheckoutWaitsForAVisit(t *testing.T) {
+func TestCheckoutWaitsForAReservation(t *testing.T) {
 	c := &conn{ctr: &Connector{}}
 	c.state.Store(idle)
 	started, leave := make(chan struct{}), make(chan struct{})
@@ -197,7 +197,7 @@ func TestCheckoutWaitsForAVisit(t *testing.T) {
 
 // A checkout of a connection that is borrowed for a side query waits for its return.
 // If its context ends first it leaves the link behind; there is no ping that could be late.
-func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
+func TestCheckoutOfAConnectionThatIsBorrowed(t *testing.T) {
 	lend := func(c *conn) *reservation {
 		c.state.Store(idle)
 		v := &reservation{done: make(chan struct{})}
@@ -235,7 +235,7 @@ func TestCheckoutOfAConnectionThatIsLent(t *testing.T) {
 
 // The link of a connection is not taken away while a statement on it is being
 // closed, which database/sql does on idle connections.
-func TestVisitWaitsForAStatementBeingClosed(t *testing.T) {
+func TestReservationWaitsForAStatementBeingClosed(t *testing.T) {
 	closing, finish := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	w := &maintainDB{}

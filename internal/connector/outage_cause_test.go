@@ -221,7 +221,7 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 }
 
 // A caller without patience says nothing of the server.
-func TestOutageIsNotACallersPatience(t *testing.T) {
+func TestOutageIsNotACallersTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)

@@ -11,7 +11,7 @@ import (
 
 // Whoever is held has a reason, also where the outage ends at that moment: an
 // error without one is none of the server's, and would end the unit.
-func TestWhoeverIsHeldHasAReason(t *testing.T) {
+func TestWhoeverIsKeptWaitingHasAReason(t *testing.T) {
 	ctr, err := New(fakeConnector{}, defaults())
 	if err != nil {
 		t.Fatal(err)

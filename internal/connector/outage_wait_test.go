@@ -134,7 +134,7 @@ func TestOutageBoundByTheFirstStatementsContext(t *testing.T) {
 
 // A PoolTimeout too short to wait for the prober does not lock the units out
 // for ever: once the server is back, one of the next gets through.
-func TestOutageWithoutPatienceIsNotForEver(t *testing.T) {
+func TestOutageWithoutTimeoutIsNotForEver(t *testing.T) {
 	for _, patience := range []time.Duration{0, time.Nanosecond, time.Millisecond} {
 		for _, limit := range limits {
 			t.Run(fmt.Sprintf("PoolTimeout %s, %s", patience, limit.name), func(t *testing.T) {

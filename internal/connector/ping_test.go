@@ -21,7 +21,7 @@ import (
 
 // The kernel reports a silence long after it began. What was proved meanwhile
 // is not suspect, what was not is asked.
-func TestSilenceReportedByTheKernelSparesTheProved(t *testing.T) {
+func TestSilenceReportedByTheKernelSparesThoseThatAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{}
 		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PingAfter, c.KeepAlive = time.Hour, 0 })
@@ -70,7 +70,7 @@ func TestSilenceReportedByTheKernelSparesTheProved(t *testing.T) {
 
 // Callers with less patience than PingTimeout do not each pay for a black hole:
 // a ping goes on without its caller, and those who come later know.
-func TestImpatientCallersInABlackHole(t *testing.T) {
+func TestCallersWhoGiveUpInABlackHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakedb.DB{OnPing: fakedb.BlackHole}
 		p := labtest.OpenFake(t, f, nil)
@@ -188,7 +188,7 @@ func TestConnectionHeldUnusedIsCheckedBeforeItsFirstUse(t *testing.T) {
 // Twenty idle connections are dead. One caller finds out and pays for it, with
 // no more than one ping that waits in vain; meanwhile the maintainer sweeps the
 // others, and no later caller pays for any.
-func TestOneCallerPaysForAMassDeath(t *testing.T) {
+func TestOneCallerWaitsAfterAMassDeath(t *testing.T) {
 	const dial = time.Millisecond
 	for _, tt := range []struct {
 		name   string

@@ -11,7 +11,7 @@ import (
 
 // A caller who gave up in a hurry has another connection asked, by his own goroutine,
 // while all the maintainer's hands are busy. It is the race detector that sees it.
-func TestCallersAskBesideTheMaintainer(t *testing.T) {
+func TestCallersPingBesideTheMaintainer(t *testing.T) {
 	l := &exclusiveDB{onPing: func(context.Context) error { time.Sleep(20 * time.Millisecond); return nil }}
 	p := l.pool(t, func(c *Settings) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 4*time.Millisecond, 40, 0 })
 	var held []*sql.Conn
@@ -34,7 +34,7 @@ func TestCallersAskBesideTheMaintainer(t *testing.T) {
 
 // He has one asked if a hand is free, and leaves the maintainer's own list alone if
 // none is.
-func TestAHurriedCallerHasOneAsked(t *testing.T) {
+func TestACallerWithoutTimeHasOnePinged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &exclusiveDB{}
 		p := l.pool(t, func(c *Settings) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 0, 3, 0 })
@@ -124,7 +124,7 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 
 // A caller that stops waiting for a late answer tries another connection at once. It
 // must find that one suspect, or it would wait for a second PingTimeout.
-func TestASilenceIsNewsBeforeAnybodyGoesOn(t *testing.T) {
+func TestASilenceIsRecordedBeforeAnybodyGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := (&maintainDB{}).pool(t, func(c *Settings) { c.KeepAlive = 0 })
 		warmConns(t, p, 1)

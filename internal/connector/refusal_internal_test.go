@@ -7,7 +7,7 @@ import (
 
 // The pool is replaced once a demotion, and again, less and less often, where the
 // address still leads to a server that takes no writes.
-func TestDemotionIsMetOnce(t *testing.T) {
+func TestDemotionIsHandledOnce(t *testing.T) {
 	var d demotion
 	for _, tt := range []struct {
 		born, now  time.Duration // seconds

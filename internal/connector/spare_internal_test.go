@@ -39,7 +39,7 @@ func (c *slowPingConn) Ping(context.Context) error {
 // database/sql also calls IsValid on a connection that nobody has checked out: one
 // that is returned for a waiter that gave up at the same moment. That must not end a
 // reservation, or the maintainer and the next caller would both use the wire.
-func TestReturnOfWhatWasNotTakenEndsNoVisit(t *testing.T) {
+func TestReturnOfWhatWasNotTakenEndsNoReservation(t *testing.T) {
 	db := &slowPingDB{pinging: make(chan struct{}), finish: make(chan struct{})}
 	cfg := defaults()
 	cfg.KeepAlive = 10 * time.Millisecond

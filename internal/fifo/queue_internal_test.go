@@ -24,7 +24,7 @@ func (c *watchedContext) Err() error {
 
 // A waiter is granted its place at the moment at which its context ends: the place goes
 // to the next.
-func TestPlaceInTheNickOfTime(t *testing.T) {
+func TestPlaceGrantedAsTheContextEnds(t *testing.T) {
 	var q Queue
 	q.Init(1, nil, nil)
 	deadline := time.Now().Add(time.Hour)

@@ -50,7 +50,7 @@ func hasSocketOptions(t *testing.T, w *Conn) {
 	}
 }
 
-func TestUnhurriedLiftsTheLimitForAWhile(t *testing.T) {
+func TestWithoutUserTimeoutLiftsTheLimitForAWhile(t *testing.T) {
 	w, _ := tcpPair(t)
 	limit := func() (ms int) {
 		w.Raw.Control(func(fd uintptr) {

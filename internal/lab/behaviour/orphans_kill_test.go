@@ -21,7 +21,7 @@ import (
 // A unit of work whose connection falls silent after its UPDATE holds a row lock
 // on the server, where innodb_lock_wait_timeout is 50s. Its retry does not wait
 // for that.
-func TestBlackHoledUnitIsRetriedPastItsOwnGhost(t *testing.T) {
+func TestBlackHoledUnitIsRetriedPastItsOwnOrphan(t *testing.T) {
 	onEachServer(t, func(t *testing.T, s *server.Server) {
 		var all parallel
 		defer all.wg.Wait()

@@ -18,7 +18,7 @@ import (
 )
 
 // A look does not wait behind the units that wait for a place.
-func TestALookDoesNotQueueBehindUnits(t *testing.T) {
+func TestAResolvingProbeDoesNotQueueBehindUnits(t *testing.T) {
 	s, _ := openLedger(t, server.MariaDB)
 	via := proxyTo(t, s)
 	p := open(t, s.DSNVia(via.Addr()), "pool_size=1&pool_max_overflow=0&pool_timeout=60s")
