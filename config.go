@@ -52,7 +52,7 @@ type Config struct {
 	// the socket takes the place of CheckConnLiveness; RejectReadOnly is off, for
 	// livepool itself sends elsewhere what a read-only server refuses, if no part
 	// of it can have run; and the driver's Logger is silent while the server
-	// cannot be reached, of which livepool tells itself.
+	// cannot be reached, which livepool logs itself.
 	MySQL *mysql.Config
 
 	// PoolSize (pool_size) is how many connections are kept, default 10. With 0
@@ -289,7 +289,7 @@ func (c *Config) classifier() func(error) (mysqlerr.Class, bool) {
 	}
 }
 
-// String is the settings, less the password: livepool's, and the address, user
+// String returns the settings without the password: livepool's, and the address, user
 // and database of the driver's.
 func (c Config) String() string {
 	var b strings.Builder

@@ -6,11 +6,17 @@
 // takes the place of sql.Open("mysql", ...). The result is a *Pool, which
 // embeds a real *sql.DB, so that everything that works on a *sql.DB works on
 // it. livepool sits below database/sql, as a driver.Connector around the MySQL
-// driver: database/sql stays the pool, and each driver connection is wrapped
-// (conn.go) to be checked when it is handed out (recycle.go, ping.go) and to
-// know what a failure means (errors.go). Data flows one way:
+// driver: database/sql stays the pool, and each driver connection is wrapped to
+// check it when it is handed out and to judge what a failure means. Packages
+// depend on those below them only:
 //
-//	Open -> connector -> conn -> database/sql -> the caller
+//	livepool             what a user sees, and the unit of work
+//	internal/connector   connections below database/sql: checkout, ping, outage, kill
+//	internal/wire        the net.Conn below the driver
+//	internal/mysqlerr, sqltext, committable, fifo, clock, ...
+//
+// The files of internal/connector are named below. When a connection is pinged
+// and when it is too old is set in ping.go and recycle.go of this package.
 //
 // # What a checkout does
 //
@@ -18,10 +24,10 @@
 // another: closed; retired by Recycle; older than its own age limit; a look at
 // the socket that sees a FIN or RST without a round trip; and, if the
 // connection has not completed a round trip for PingAfter or since the pool
-// last saw a connection die, a ping bounded by PingTimeout. One death is news
-// for all: after a timeout every connection that has not completed a round
-// trip since is asked in the background before anyone gets it, after a closed
-// connection the others are pinged before they are trusted.
+// last saw a connection die, a ping bounded by PingTimeout. One loss
+// concerns all: after a timeout every connection that has not completed a round
+// trip since is pinged in the background before it is handed out, and after a
+// closed connection the others are pinged before they are trusted.
 //
 // # A unit of work
 //
@@ -29,12 +35,12 @@
 // it exactly as often as it says: nil means once, an error that is
 // ErrCommitUnknown once or not at all, any other error not at all. The function
 // is run again as long as its transaction cannot have been committed and the
-// cause may pass (errors.go has the table); Once and VerifyCommit, whose key is
+// cause may pass (internal/mysqlerr has the table); Once and VerifyCommit, whose key is
 // inserted in the same transaction, also resolve a COMMIT whose answer was
 // lost.
 //
 // A function may therefore run more than once: what it does outside the
-// database should bear that, or wait for Session.AfterCommit. It gets ids, not
+// database must tolerate being repeated, or wait for Session.AfterCommit. It gets ids, not
 // objects. A statement that commits implicitly, such as DDL, ends what can be
 // promised.
 //
@@ -42,11 +48,11 @@
 //
 // A Pool's maintainer pings idle connections every KeepAlive, replaces them
 // before they are too old, keeps MinIdle of them ready, and sweeps them after a
-// death, so that no caller pays for it (maintain.go). A statement that gets no
+// death, so that no caller waits for it (maintain.go). A statement that gets no
 // reply for StallAfter is looked up on the server: a slow one is waited for, a
-// dead connection given up (stall.go). What a connection that was given up still
-// does on the server is killed there, with proof of whose it is (kill.go,
-// identity.go). While the server cannot be reached one prober dials for all
+// dead connection is abandoned (stall.go). The thread that an abandoned connection
+// leaves on the server is killed, once it is proved to be its own (orphans.go,
+// reaper.go, proclist.go). While the server cannot be reached one prober dials for all
 // sessions (outage.go).
 //
 // # Transactions

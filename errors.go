@@ -66,7 +66,7 @@ func Classify(err error) Class { return Class(mysqlerr.Classify(err)) }
 // it runs has.
 var ErrSessionDone = errors.New("livepool: the session has ended")
 
-// sessionDoneError is ErrSessionDone with its story.
+// sessionDoneError is ErrSessionDone with what happened.
 type sessionDoneError struct {
 	unit   string
 	cause  error // the context's, nil when the function has returned
@@ -109,15 +109,15 @@ func contextError(ctx context.Context) error {
 // for a connection longer than PoolTimeout.
 var ErrPoolTimeout = errors.New("livepool: no connection within PoolTimeout")
 
-// poolTimeoutError is ErrPoolTimeout with its story: is the pool exhausted, or
-// the database down?
+// poolTimeoutError is ErrPoolTimeout with the reason: the pool is exhausted, or
+// the database cannot be reached.
 type poolTimeoutError struct {
 	waited        time.Duration
 	inUse         int // sessions that have a place
 	waiting       int // sessions that wait for one, this one included
 	openConns     int // connections in use, by sessions and others
 	longestHolder string
-	heldFor       time.Duration // by longest
+	heldFor       time.Duration // by longestHolder
 	limit         int           // of SetMaxOpenConns, if the user has called it
 	lastErr       error         // of the last connection that could not be opened, if none could since
 }

@@ -23,8 +23,8 @@ type hooks struct {
 // attempt is rolled back; but under Once an attempt whose COMMIT was lost counts as
 // committed when its key is found, which another delivery of the same key may have
 // committed in its place: then the functions of both are run, rather than none, so
-// that what they do should bear to be done twice for one key. Called after the commit, it runs f before it returns,
-// or, from inside such a function, after that.
+// that they must tolerate being run twice for one key. Called after the commit, it runs
+// f before it returns, or, from inside such a function, after that.
 //
 // The context that f gets has the values of WithSession's, but no session and no
 // end: WithSession under it is a unit of its own. If f panics, that is logged

@@ -10,7 +10,7 @@
 // So the insert is the probe. No plain SELECT is trusted anywhere: it says "not
 // there" while the earlier attempt is about to be committed.
 //
-// A lost COMMIT is settled by a transaction of its own that inserts the key, deletes
+// A lost COMMIT is resolved by a transaction of its own that inserts the key, deletes
 // it and commits. The commit is for clusters: there rows and locks are each node's
 // own until a transaction is certified, and nothing is proved by an insert before.
 // Of this transaction and the earlier attempt the cluster certifies one.
@@ -86,9 +86,9 @@ func (e *notAppliedError) Error() string {
 }
 
 // resolveCommit finds out whether the COMMIT of an attempt happened, whose answer was
-// lost. It looks at least once and, whatever a look meets, until the context ends
-// or the time for it: MaxElapsed and CommitTimeout, from now. The attempt has kept
-// its place, so that no other session is waited for.
+// lost. It probes at least once and, whatever a probe meets, until the context ends
+// or the time for it is over: MaxElapsed and CommitTimeout, from now. The attempt has kept
+// its place, so that it waits for no other session.
 func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commitErr error) (committed bool, unresolvedErr error) {
 	p := c.pool
 	defer p.queue.Give(&unknown.place)
@@ -99,7 +99,7 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 	deadline := time.Now().Add(maxWait)
 	resolveCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	var lastErr error // by the last look
+	var lastErr error // of the last probe
 	waits, orphan := defaultBackOff(), unknown.attempt.Orphan.Load()
 	for resolveCtx.Err() == nil && p.ctr.Ctx.Err() == nil {
 		p.ctr.AwaitOrphan(resolveCtx, orphan)
@@ -112,7 +112,7 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 			return true, nil
 		case err == nil, errors.Is(err, errKeyFree):
 			return false, nil
-		case !errors.Is(err, ErrSessionDone): // which says that nothing was committed, of the look
+		case !errors.Is(err, ErrSessionDone): // which says only that the probe committed nothing
 			lastErr = err
 		}
 		orphan = s.attempt.Orphan.Load()
@@ -139,7 +139,7 @@ func (c *retryState) probeKey(ctx context.Context, s *Session) error {
 	}
 	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.CommitTable.Name+" WHERE unit = "+committable.KeyLiteral(c.key))
 	if mysqlerr.Number(err) == 1142 && !c.pool.ctr.InCluster.Load() {
-		return errKeyFree // it may not delete; on a single server the insert has told
+		return errKeyFree // no DELETE privilege; on a single server the insert is proof enough
 	}
 	return err
 }
@@ -185,7 +185,7 @@ func (p *Pool) PurgeCommits(ctx context.Context, olderThan time.Duration) (remov
 		err := p.WithSession(ctx, func(ctx context.Context, s *Session) error { return purge.Batch(ctx, s) }, RequiresNew(), Isolation(sql.LevelRepeatableRead), Name("PurgeCommits"))
 		if errors.Is(err, mysqlerr.ErrCommitUnknown) && unknowns < 3 && ctx.Err() == nil {
 			unknowns++
-			continue // with the same keys: to delete them again tells
+			continue // with the same keys: deleting them again shows whether they are gone
 		}
 		if err != nil {
 			return removed, fmt.Errorf("livepool: purging %s, of which %d keys were removed: %w", p.ctr.CommitTable.Name, removed, err)

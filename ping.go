@@ -1,6 +1,6 @@
-// ping.go is when a connection is asked whether it is alive: the setting. What is done
-// about it at a checkout is internal/connector's ping.go, in the background its
-// maintain.go; both fit it to the server's wait_timeout (waittimeout.go).
+// ping.go has the setting that says when a connection is pinged. internal/connector
+// carries it out: at a checkout in ping.go, in the background in maintain.go; both fit
+// it to the server's wait_timeout (waittimeout.go).
 
 package livepool
 

@@ -16,10 +16,10 @@ import (
 // The limits that Config sets are those of the sql.DB: instead of SetMaxOpenConns
 // and SetMaxIdleConns use PoolSize and MaxOverflow, instead of SetConnMaxLifetime
 // Recycle, and instead of SetConnMaxIdleTime IdleTimeout. A call that was left in
-// is told once, as a warning, when it shows. The limit of SetMaxOpenConns holds
+// is logged once, as a warning, when it is noticed. The limit of SetMaxOpenConns holds
 // for all that the pool opens, MinIdle included, and for sessions, from the next
-// connection, session or look of the maintainer on; what was ready above it is
-// then closed.
+// connection, session or inspection by the maintainer on; idle connections above it
+// are then closed.
 type Pool struct {
 	*sql.DB
 	cfg   *Config // the pool's own

@@ -20,7 +20,7 @@ import (
 )
 
 // unitError is the last error of a unit of work that was tried more than once,
-// or whose outcome needs telling.
+// or whose outcome needs an explanation.
 type unitError struct {
 	name     string
 	key      string
@@ -42,7 +42,8 @@ func (e *unitError) Error() string {
 }
 func (e *unitError) Unwrap() error { return e.cause }
 
-// retryState is the course of one unit of work over its attempts.
+// retryState is the state of one unit of work over its attempts. It belongs to the
+// goroutine of the unit.
 type retryState struct {
 	pool              *Pool
 	options           *sessionOptions
@@ -50,9 +51,9 @@ type retryState struct {
 	started           time.Time
 	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
 	attempts          int
-	freeAttempts      int             // of those, the ones of which nothing ran, or is left, for want of a server that takes it
+	freeAttempts      int             // of those, the ones of which nothing ran, or is left, because no server accepted them
 	attemptStart      time.Time       // the attempt, if it is not the first
-	retriedAfterPause bool            // it was run again because its connection died while fn was elsewhere
+	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing
 	backOff           backoff.BackOff // made at the first retry
 	lossCounter       connector.LossCounter
 }
@@ -87,7 +88,7 @@ func (c *retryState) elapsed() time.Duration {
 }
 
 // waitToRetry waits until the unit that failed with err, because of cause, may be run
-// waitToRetry, and returns nil; or returns the error that ends it.
+// again, and returns nil; or it returns the error that ends the unit.
 func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	if !errors.Is(err, cause) {
 		err = errors.Join(err, cause)
@@ -98,7 +99,7 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	waited := c.awaitAvailable(ctx, cause)
 	switch {
 	case waited && c.freeAttempts <= maxFreeWithoutPause:
-		level = slog.LevelDebug // the outage is told once for all
+		level = slog.LevelDebug // the outage is logged once, not per unit
 	case c.attempts > 1, class&mysqlerr.BackOff != 0: // a stale connection is replaced at once, the first time
 		wait = c.nextWait()
 	}
@@ -128,8 +129,8 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	return nil
 }
 
-// nextWait is how long the user's BackOff, or the default in its place where
-// that panics, has a unit wait before its next attempt.
+// nextWait is the wait before the next attempt: of the user's BackOff, or of the default
+// if that panics.
 func (c *retryState) nextWait() (wait time.Duration) {
 	cfg := c.pool.cfg
 	if usercode.CatchPanic(cfg.log, "Config.BackOff", func() {
@@ -160,7 +161,7 @@ func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	c.freeAttempts++
 	deadline := time.Now().Add(limit - c.elapsed())
 	if limit == 0 {
-		deadline = time.Now().Add(time.Hour) // and then it tries by itself
+		deadline = time.Now().Add(time.Hour) // then it tries again itself
 	}
 	if unreachable {
 		ctr.AwaitServer(ctx, deadline)
@@ -170,8 +171,8 @@ func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	return true
 }
 
-// noteWritable lets in those who wait for writes, if one that was refused before
-// has been done.
+// noteWritable ends the wait of other units for writes, if this one was refused before
+// and has succeeded now.
 func (c *retryState) noteWritable() {
 	if c.freeAttempts > 0 {
 		c.pool.ctr.RecordWritable()
@@ -191,12 +192,12 @@ func (c *retryState) newUnitError(cause error, reason string) error {
 
 // Idempotent returns a context under which a statement outside a transaction
 // may be sent again after its connection was lost, even if it may have run:
-// the caller vouches that running it twice does no harm. Without it a
+// the caller guarantees that running it twice does no harm. Without it a
 // statement that was written and not answered fails with
 // mysql.ErrInvalidConn. It changes nothing inside a transaction.
 func Idempotent(ctx context.Context) context.Context { return connector.WithIdempotent(ctx, nil) }
 
-// Retry runs fn, which must bear to be run twice, until it succeeds or fails
+// Retry runs fn, which must tolerate being run twice, until it succeeds or fails
 // with an error that will not pass: lost connections, deadlocks, servers that
 // refuse or cannot be reached, commits of unknown outcome are tried again,
 // within MaxAttempts, MaxElapsed and ctx; while the server cannot be reached or

@@ -1,7 +1,7 @@
 // session.go is the unit of work: one function, one connection, one
 // transaction. It takes the connection at the first statement, ends the
-// transaction one way or the other, and gives the connection back. Whether the
-// unit is run again is retry.go's affair, what COMMIT's outcome was tx.go's.
+// transaction one way or the other, and gives the connection back. retry.go decides
+// whether the unit is run again; internal/connector's tx.go what COMMIT's outcome was.
 
 package livepool
 
@@ -25,20 +25,20 @@ import (
 // connection, in one transaction, which ends with the function that got it. It
 // satisfies sqlc's DBTX, GORM's ConnPool and bun's IConn. It may be used from
 // several goroutines, which then take turns; a result must be closed before the
-// next statement. While a unit inside it is running they had better wait: what
-// they send meanwhile is undone with that unit, if it fails.
+// next statement. While a unit inside it is running they should wait: what
+// they send meanwhile is undone with that unit if it fails.
 type Session struct {
 	pool          *Pool
 	options       *sessionOptions
 	parent        *Session    // of a unit inside another one, whose transaction it shares
-	root          *Session    // itself, but for those
+	root          *Session    // itself, except for those
 	retryState    *retryState // the root's
 	attempt       connector.Attempt
 	attemptNumber int
 	retryDeadline time.Time // when the unit is not tried again, zero for never
 	depth         int       // how many units it is inside of
 
-	// resolveDeadline is set of one that settles a lost COMMIT: it needs no place, and
+	// resolveDeadline is set for a session that resolves a lost COMMIT: it needs no place, and
 	// waits for a connection until then.
 	resolveDeadline time.Time
 
@@ -78,7 +78,7 @@ func FromContext(ctx context.Context) (*Session, bool) {
 // transaction cannot have been committed and the cause is one that may pass: a
 // lost connection, a deadlock, a server that refuses or cannot be reached;
 // within MaxAttempts, MaxElapsed and ctx. So fn may run more than once: what it
-// does outside the database should bear that, or wait for AfterCommit.
+// does outside the database must tolerate being repeated, or wait for AfterCommit.
 //
 // It returns nil if the unit was applied once. It returns an error that is
 // ErrCommitUnknown if COMMIT was sent and its answer lost: applied once or not
@@ -132,8 +132,8 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *retryState)
 	return s
 }
 
-// run runs fn and ends the transaction. Whatever way fn is left, the connection
-// goes back.
+// run runs fn and ends the transaction. However fn ends, the connection
+// is given back.
 func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	returned := false
 	defer func() {
@@ -157,7 +157,7 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	return err
 }
 
-// stopStatements lets no statement begin any more, and waits for those that are being
+// stopStatements refuses further statements, and waits for those that are being
 // sent, in this unit and in those inside it: a goroutine that outlives the function
 // leaves no transaction behind, and adds nothing to what has been undone.
 func (s *Session) stopStatements() {
@@ -166,7 +166,7 @@ func (s *Session) stopStatements() {
 	defer s.inFlight.Unlock()
 }
 
-// beginStatement and used are around each statement: what ends this unit, or one around it,
+// beginStatement and endStatement are around each statement: what ends this unit, or one around it,
 // waits in between. They are locked from the inside out.
 func (s *Session) beginStatement() {
 	for ; s != nil; s = s.parent {
@@ -251,7 +251,7 @@ func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
 	case err == fifo.ErrTimeout:
 		err = s.pool.poolTimeout(time.Since(start))
 	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:
-		s.attempt.NoteFailure(err) // there is nothing to lose
+		s.attempt.NoteFailure(err) // nothing has run
 	}
 	s.startErr = err
 	return nil, err
@@ -265,7 +265,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 	if !s.retryDeadline.IsZero() && s.retryDeadline.Before(deadline) {
 		waitUntil = s.retryDeadline
 	}
-	if s.pool.cfg.PoolTimeout > 0 || !s.resolveDeadline.IsZero() { // with 0 it waits for nobody, but may dial
+	if s.pool.cfg.PoolTimeout > 0 || !s.resolveDeadline.IsZero() { // with 0 it does not wait, but may dial
 		s.beginCtx.DialDeadline = waitUntil
 	}
 	for {
@@ -292,8 +292,8 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 // beginTx begins on a connection of the pool. A place is one of as many as
 // there may be connections, so that one is free unless the pool is also used
 // without sessions; only then is there a wait to be bounded, and the price of
-// that to be paid. Who waits lets those go first who were told that they need
-// not.
+// that to be paid. A session that may have to wait lets those go first for which a
+// connection is free.
 func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	ps := s.pool
 	ps.unboundedBegins.Add(1)          // before it counts for the others, who would else not wait for it
@@ -339,7 +339,7 @@ func (s *Session) commit() error {
 		return s.endedError()
 	case s.tx == nil:
 		return s.startErr // which the function swallowed, if there is one
-	case s.innerUnreleased.Load(): // asked before isDoomed, for a unit inside sets that before it is over
+	case s.innerUnreleased.Load(): // read before rollbackOnlyErr, because a unit inside sets that before it has ended
 		s.rollback()
 		return s.innerRunningError()
 	}
@@ -387,8 +387,8 @@ func (s *Session) rollback() {
 	}
 }
 
-// release gives the connection and the place back; not the place of a COMMIT that
-// is to be settled.
+// release gives the connection and the place back; except for the place of a COMMIT
+// that is to be resolved.
 func (s *Session) release() {
 	s.mu.Lock()
 	conn := s.conn

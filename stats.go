@@ -1,4 +1,4 @@
-// stats.go counts, and tells the operator when connections begin to die.
+// stats.go has the counters of a pool.
 
 package livepool
 
