@@ -54,6 +54,14 @@ lint() {
 		return 1
 	fi
 
+	step 'words that this repository has replaced by plainer ones'
+	local found=0
+	git grep -nP "$(paste -sd '|' internal/lab/words.txt)" -- '*.go' '*.md' '*.sh' || found=$?
+	if [ $found != 1 ]; then # 0: there is one; more: git failed
+		echo 'plain English takes the place of what internal/lab/words.txt lists' >&2
+		return 1
+	fi
+
 	step 'vet'
 	go vet ./... ./bench/...
 	for system in darwin windows; do GOOS=$system go vet ./...; done

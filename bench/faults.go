@@ -1,4 +1,4 @@
-// faults.go is the plan of a run: what befalls the connections, when, and
+// faults.go is the plan of a run: what happens to the connections, when, and
 // whether livepool promises that no job is lost by it. It waits and strikes; it
 // judges nothing.
 
@@ -14,14 +14,14 @@ import (
 	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
-// phase is one stretch of a run: the workers idle, something may befall them,
+// phase is one stretch of a run: the workers idle, something may happen to them,
 // and then a burst of jobs arrives.
 type phase struct {
 	name string
 	what string // happens, for a person
 	idle time.Duration
 
-	// strike is what befalls all lanes: in the middle of the idle time, or of
+	// strike is what happens to all lanes: in the middle of the idle time, or of
 	// the burst if atWork is set. Nil: nothing does.
 	strike func(ctx context.Context, r *run) error
 	atWork bool

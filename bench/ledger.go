@@ -57,11 +57,11 @@ func execAll(ctx context.Context, db *sql.DB, statements ...string) error {
 
 // audit is what the ledger says of the jobs.
 type audit struct {
-	lost        int   // failed, and left nothing: the work was not done
-	ghosts      int   // failed, and applied all the same: a naive retry applies it twice
-	twice       int   // applied more than once
-	vanished    int   // succeeded, and not in the ledger
-	discrepancy int64 // the accounts' money less what the ledger says
+	lost          int   // failed, and left nothing: the work was not done
+	failedYetDone int   // failed, and applied all the same: a naive retry applies it twice
+	twice         int   // applied more than once
+	vanished      int   // succeeded, and not in the ledger
+	discrepancy   int64 // the accounts' money less what the ledger says
 }
 
 // auditLane reads the tables and holds them against the samples.
@@ -110,7 +110,7 @@ func checkSamples(samples []sample, rows map[int]int) (a audit) {
 		case s.failed() && n == 0:
 			a.lost++
 		case s.failed():
-			a.ghosts++
+			a.failedYetDone++
 		case s.job.kind.writes() && n == 0:
 			a.vanished++
 		}

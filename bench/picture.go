@@ -229,7 +229,7 @@ td { white-space: nowrap; }
 <span><svg width="14" height="12"><path d="M7 0v12" stroke="#94a3b8" stroke-dasharray="2 3"/></svg>a phase begins: first the workers idle, then jobs arrive</span>
 </div>
 {{.Picture}}
-<h2>What befell the connections</h2>
+<h2>What happened to the connections</h2>
 <table>
 <thead><tr><th>phase</th><th>what happens</th>{{range .Lanes}}<th style="color: {{index $.Colors .}}">{{.}}</th>{{end}}</tr></thead>
 <tbody>{{range .ByPhase}}

@@ -68,7 +68,7 @@ func (o *outcome) summary() []row {
 func (o *outcome) auditRows() []row {
 	return []row{
 		o.newRow("lost: failed and not done", func(l laneOutcome) cell { return fault(l.audit.lost) }),
-		o.newRow("failed yet done: a retry does it twice", func(l laneOutcome) cell { return fault(l.audit.ghosts) }),
+		o.newRow("failed yet done: a retry does it twice", func(l laneOutcome) cell { return fault(l.audit.failedYetDone) }),
 		o.newRow("done twice", func(l laneOutcome) cell { return fault(l.audit.twice) }),
 		o.newRow("succeeded yet not done", func(l laneOutcome) cell { return fault(l.audit.vanished) }),
 		o.newRow("money unaccounted for", func(l laneOutcome) cell { return fault(int(l.audit.discrepancy)) }),
@@ -110,7 +110,7 @@ func (o *outcome) write(w io.Writer) {
 		fmt.Fprintf(w, "  %-9s %s\n", l.name, l.title)
 	}
 	fmt.Fprintln(w)
-	o.writeTable(w, "what befell the connections", o.byPhase())
+	o.writeTable(w, "what happened to the connections", o.byPhase())
 	fmt.Fprintf(w, "%s\n\n", footnote)
 	o.writeTable(w, "all in all", o.summary())
 	fmt.Fprintln(w)

@@ -180,7 +180,7 @@ func TestCheckSamples(t *testing.T) {
 		s(9, note, ""),     // vanished
 	}
 	got := checkSamples(samples, map[int]int{1: 1, 2: 1, 6: 1, 7: 2, 8: 2})
-	if want := (audit{lost: 2, ghosts: 1, twice: 2, vanished: 1}); got != want {
+	if want := (audit{lost: 2, failedYetDone: 1, twice: 2, vanished: 1}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }

@@ -25,17 +25,17 @@ type violation struct {
 
 // The promises about one unit.
 const (
-	ruleTwice    = "no unit is applied twice"
-	ruleLost     = "what was reported to be applied is there"
-	ruleGhost    = "what was reported not to be applied is not there"
-	ruleStranger = "no row is of a unit that was never begun"
-	ruleUndone   = "an inner unit that failed leaves nothing"
-	ruleInner    = "an inner unit is applied with the one around it"
-	ruleAttempt  = "what is there is of the last attempt"
-	ruleHook     = "AfterCommit functions run once after a commit, and never without one"
-	ruleResolved = "with a key an outcome is unknown only if the time to look it up was over"
-	ruleGaveUp   = "a unit is run again if its cause may pass, until its attempts or its time are used up"
-	ruleSeen     = "a unit sees its own transaction and no other"
+	ruleTwice      = "no unit is applied twice"
+	ruleLost       = "what was reported to be applied is there"
+	ruleFailedUnit = "what was reported not to be applied is not there"
+	ruleStranger   = "no row is of a unit that was never begun"
+	ruleUndone     = "an inner unit that failed leaves nothing"
+	ruleInner      = "an inner unit is applied with the one around it"
+	ruleAttempt    = "what is there is of the last attempt"
+	ruleHook       = "AfterCommit functions run once after a commit, and never without one"
+	ruleResolved   = "with a key an outcome is unknown only if the time to look it up was over"
+	ruleGaveUp     = "a unit is run again if its cause may pass, until its attempts or its time are used up"
+	ruleSeen       = "a unit sees its own transaction and no other"
 )
 
 // The promises about all of them together.
@@ -119,7 +119,7 @@ func judgeUnit(ds []*delivery, rows []row) (vs []violation) {
 		case d == nil || !d.writes():
 			find(ruleStranger, "%+v", r)
 		case d.err != nil && !errors.Is(d.err, livepool.ErrCommitUnknown):
-			find(ruleGhost, "delivery %d, attempt %d, is in the ledger; it was reported as %v", d.delivery, r.attempt, d.err)
+			find(ruleFailedUnit, "delivery %d, attempt %d, is in the ledger; it was reported as %v", d.delivery, r.attempt, d.err)
 		case r.attempt != d.lastAttempt() && !d.mayBeOvertaken(r.attempt):
 			find(ruleAttempt, "attempt %d of delivery %d is in the ledger; the last was attempt %d", r.attempt, d.delivery, d.lastAttempt())
 		}

@@ -18,14 +18,14 @@ import (
 
 // The promises about what is outside units.
 const (
-	rulePlainTwice = "no plain statement runs twice"
-	rulePlainLost  = "what a plain statement or transaction was acknowledged for is there"
-	rulePlainGhost = "what a plain statement or transaction was refused is there only if it may have run"
-	rulePlainHalf  = "a plain transaction is applied whole or not at all"
-	rulePlainWaits = "a plain statement waits for a server that cannot be reached"
-	ruleThink      = "a connection lives while who holds it thinks, and nothing is run again for it"
-	ruleTooLarge   = "a statement above max_allowed_packet is told as such, and not sent again and again"
-	ruleCause      = "nothing is lost or unknown without a fault that loses something"
+	rulePlainTwice  = "no plain statement runs twice"
+	rulePlainLost   = "what a plain statement or transaction was acknowledged for is there"
+	rulePlainFailed = "what a plain statement or transaction was refused is there only if it may have run"
+	rulePlainHalf   = "a plain transaction is applied whole or not at all"
+	rulePlainWaits  = "a plain statement waits for a server that cannot be reached"
+	ruleThink       = "a connection lives while who holds it thinks, and nothing is run again for it"
+	ruleTooLarge    = "a statement above max_allowed_packet is told as such, and not sent again and again"
+	ruleCause       = "nothing is lost or unknown without a fault that loses something"
 )
 
 // outageWait is for how long a plain statement waits at least: the pool's
@@ -70,7 +70,7 @@ func (e *entry) judge(rows map[int64]int, lossy func(from, to time.Duration) boo
 	case e.tx && there > 0 && there < len(e.ids):
 		find(rulePlainHalf, "%d of %d rows are there", there, len(e.ids))
 	case e.err != nil && there > 0 && !e.mayHaveRun():
-		find(rulePlainGhost, "%d rows are there", there)
+		find(rulePlainFailed, "%d rows are there", there)
 	}
 	calm := !lossy(e.started, e.ended)
 	switch {

@@ -55,7 +55,7 @@ var stepNames = [...]string{"ledger", "counter", "transfer", "inner", "undone", 
 
 func (s step) String() string { return stepNames[s] }
 
-// fate is how its function ends, if nothing befalls it.
+// fate is how its function ends, if nothing happens to it.
 type fate int
 
 const (

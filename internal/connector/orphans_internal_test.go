@@ -51,7 +51,7 @@ func TestOrderOfWhatWasAbandoned(t *testing.T) {
 		t.Errorf("a pause of %s after the server was asked, want %s", d.retryAfter, pauses)
 	}
 	if isClosed(r.done) {
-		t.Error("idle, with ghosts left")
+		t.Error("idle, with orphans left")
 	}
 	r.retryNow()
 	batch, _ = r.nextBatch(now)

@@ -49,8 +49,8 @@ func TestWhoeverIsKeptWaitingHasAReason(t *testing.T) {
 	t.Logf("held %d times", held)
 }
 
-// Who waits for a turn when an attempt fails for want of a server is sent to wait
-// for that, and does not dial: else each in the queue might find out for himself.
+// A caller that waits for a turn when an attempt fails because the server is away waits
+// for the server, and does not dial: else each in the queue might find out by itself.
 func TestFailureIsNotedBeforeTheTurnIsGivenBack(t *testing.T) {
 	ctr, err := New(fakeConnector{}, defaults())
 	if err != nil {

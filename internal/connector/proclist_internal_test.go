@@ -47,10 +47,12 @@ type fakeSideConn struct {
 }
 
 func (c *fakeSideConn) Prepare(string) (driver.Stmt, error) {
-	return nil, errors.New("clerk: no statements")
+	return nil, errors.New("fakeSideConn: no statements")
 }
-func (c *fakeSideConn) Begin() (driver.Tx, error) { return nil, errors.New("clerk: no transactions") }
-func (c *fakeSideConn) Close() error              { return nil }
+func (c *fakeSideConn) Begin() (driver.Tx, error) {
+	return nil, errors.New("fakeSideConn: no transactions")
+}
+func (c *fakeSideConn) Close() error { return nil }
 
 func (c *fakeSideConn) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
 	c.sent = append(c.sent, query)

@@ -59,7 +59,7 @@ func beginsWith(query, verb string) bool {
 // statement. A comment that the server may execute is no comment.
 func skipComments(query string) string {
 	if query != "" && isWordByte(query[0]) {
-		return query // the usual case, at no price
+		return query // the usual case, which allocates nothing
 	}
 	for {
 		query = strings.TrimLeft(query, " \t\r\n\f\v")

@@ -345,7 +345,7 @@ func (m *member) isolate(ctx context.Context, on bool) error {
 	return m.exec(ctx, "SET GLOBAL wsrep_provider_options = 'gmcast.isolate="+value+"'")
 }
 
-// sizes tells of each node how many it believes to be in its part of the cluster; 0 if it does
+// sizes tells of each node how many it reports to be in its part of the cluster; 0 if it does
 // not answer, or that part has no quorum.
 func (g *Galera) sizes(ctx context.Context) []int {
 	sizes := make([]int, len(g.members))
