@@ -115,7 +115,7 @@ func (s *side) killBatch(batch []*orphan, tally *[outcomes]int) (left []*orphan,
 		switch {
 		case f == threadOnOtherServer && o.wrongServerTries < maxWrongServerTries:
 			o.wrongServerTries++ // the next connection may meet another server of the same address
-			o.due = s.ctr.clock.Now() + reapRetryMin
+			o.due = s.ctr.clock.Now() + reapRetryFirst
 			left, otherServer = append(left, o), true
 		case f == threadOnOtherServer, f == threadUnknown:
 			o.finish(outcomeUnproven, tally)

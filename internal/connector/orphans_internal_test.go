@@ -35,7 +35,7 @@ func TestOrderOfWhatWasAbandoned(t *testing.T) {
 	var tally [outcomes]int
 	now := ctr.clock.Now()
 	r.putBack(ctr.postpone(batch, &tally))
-	if batch, wait := r.nextBatch(now); batch != nil || wait <= 0 || wait > reapRetryMax {
+	if batch, wait := r.nextBatch(now); batch != nil || wait <= 0 || wait > reapRetryLongest {
 		t.Errorf("asked again at once: %v, %s", batch, wait)
 	}
 	e := abandon(5, false)

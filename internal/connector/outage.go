@@ -22,11 +22,11 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// shortage is what a server does not give.
-type shortage int
+// Shortage is what a server does not give.
+type Shortage int
 
 const (
-	NoShortage shortage = iota
+	NoShortage Shortage = iota
 	noServer
 	noRoom
 	noAnswer
@@ -51,7 +51,7 @@ var shortageTexts = [...]struct{ is, begins, ends string }{
 
 // ShortageOf is why an attempt to connect failed: NoShortage if the server is there and
 // refuses the login, or if the caller gave up.
-func (ctr *Connector) ShortageOf(err error) shortage {
+func (ctr *Connector) ShortageOf(err error) Shortage {
 	var gateErr *gateError
 	var connect *ConnectError
 	var network net.Error
@@ -82,7 +82,7 @@ func (ctr *Connector) IsUnreachable(err error) bool { return ctr.ShortageOf(err)
 
 // gate is shut while there is a lack. All is guarded by outage.mu.
 type gate struct {
-	shortage    shortage
+	shortage    Shortage
 	cause       error
 	opened      chan struct{} // closed when the lack ends
 	shutAt      time.Duration
@@ -138,7 +138,7 @@ type DialDeadlineKey struct{}
 
 // gateError is why a caller must not dial by itself.
 type gateError struct {
-	shortage shortage
+	shortage Shortage
 	cause    error
 	waited   time.Duration
 }
@@ -205,13 +205,13 @@ func (ctr *Connector) noteConnectFailure(err error) (tell func()) {
 	}
 }
 
-func (ctr *Connector) reportOutageStart(short shortage, cause error) {
+func (ctr *Connector) reportOutageStart(short Shortage, cause error) {
 	ctr.Cfg.Log.Warn(shortageTexts[short].begins, slog.String("addr", ctr.addr), slog.Any("cause", cause))
 }
 
 // recordFailure says whether the failure begins an outage, or ends one: a server that
 // refuses the login is back. An attempt that began before the last success says nothing.
-func (o *outage) recordFailure(ctr *Connector, err error, short shortage, now time.Duration) (isStart bool, ended *gate) {
+func (o *outage) recordFailure(ctr *Connector, err error, short Shortage, now time.Duration) (isStart bool, ended *gate) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var connect *ConnectError
@@ -238,7 +238,7 @@ func (o *outage) recordFailure(ctr *Connector, err error, short shortage, now ti
 	return isStart, nil
 }
 
-func (g *gate) shut(short shortage, cause error, now time.Duration) {
+func (g *gate) shut(short Shortage, cause error, now time.Duration) {
 	g.shortage, g.cause, g.opened, g.shutAt, g.waitedTotal = short, cause, make(chan struct{}), now, g.waiting
 }
 

@@ -45,7 +45,7 @@ func TestOutageInTheWordsOfADialer(t *testing.T) {
 		},
 		"its own time limit, as net.Dialer puts it": func(ctx context.Context) error {
 			time.Sleep(300 * time.Millisecond)
-			return &net.OpError{Op: "dial", Net: "tcp", Err: labtest.NetTimeout{}}
+			return &net.OpError{Op: "dial", Net: "tcp", Err: labtest.NetTimeoutError{}}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestOutageInTheWordsOfADialer(t *testing.T) {
 				a := newOutageDB()
 				a.setFailure(why)
 				p := labtest.OpenFake(t, &a.DB, nil)
-				wait := labtest.StartUnits(50, p, t.Context(), labtest.Work)
+				wait := labtest.StartUnits(t.Context(), 50, p, labtest.Work)
 				time.Sleep(20 * time.Second)
 				times, most := a.takeDials()
 				a.setFailure(nil)
@@ -75,7 +75,7 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 			a.setFailure(denied)
 			p := labtest.OpenFake(t, &a.DB, nil)
 			start := time.Now()
-			for _, err := range labtest.StartUnits(100, p, t.Context(), labtest.Work)() {
+			for _, err := range labtest.StartUnits(t.Context(), 100, p, labtest.Work)() {
 				if !labtest.IsServerError(err, 1045) {
 					t.Fatalf("%v, want error 1045", err)
 				}
@@ -94,7 +94,7 @@ func TestOutageIsNotAccessDenied(t *testing.T) {
 			a := newOutageDB()
 			a.setFailure(dialRefused)
 			p := labtest.OpenFake(t, &a.DB, nil)
-			wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
+			wait := labtest.StartUnits(t.Context(), 100, p, labtest.Work)
 			time.Sleep(time.Second)
 			a.setFailure(denied)
 			start := time.Now()
@@ -130,7 +130,7 @@ func TestOutageTooManyConnections(t *testing.T) {
 					if before != nil {
 						a.setFailure(before)
 					}
-					wait := labtest.StartUnits(16, p, t.Context(), labtest.Work, livepool.MaxAttempts(1))
+					wait := labtest.StartUnits(t.Context(), 16, p, labtest.Work, livepool.MaxAttempts(1))
 					plain := make(chan error, 1)
 					time.Sleep(5 * time.Second)
 					a.setFailure(full)
@@ -167,7 +167,7 @@ func TestOutageAFullServersConnectionsAreShared(t *testing.T) {
 		p := labtest.OpenFake(t, &a.DB, nil)
 		held, _ := fakedb.Take(t, p.DB, 2)
 		a.setFailure(func(context.Context) error { return fakedb.ServerError(1040, "Too many connections") })
-		wait := labtest.StartUnits(8, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		wait := labtest.StartUnits(t.Context(), 8, p, func(ctx context.Context, s *livepool.Session) error {
 			defer time.Sleep(10 * time.Millisecond)
 			return labtest.Work(ctx, s)
 		})
@@ -200,7 +200,7 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
 		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = time.Second })
-		early := labtest.StartUnits(5, p, t.Context(), labtest.Work)
+		early := labtest.StartUnits(t.Context(), 5, p, labtest.Work)
 		time.Sleep(3 * time.Second)
 		var waits []func() []error
 		for range 20 {
@@ -209,7 +209,7 @@ func TestOutageSomebodyElsesContextIsNotTheUnits(t *testing.T) {
 				t.Error(err)
 			}
 			cancel()
-			waits = append(waits, labtest.StartUnits(1, p, t.Context(), labtest.Work))
+			waits = append(waits, labtest.StartUnits(t.Context(), 1, p, labtest.Work))
 			time.Sleep(10 * time.Millisecond)
 		}
 		a.setFailure(nil)
@@ -244,7 +244,7 @@ func TestOutageIsNotFoundByAttemptsOfYesterday(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
 		p := labtest.OpenFake(t, &a.DB, waitLong)
-		wait := labtest.StartUnits(5, p, t.Context(), labtest.Work)
+		wait := labtest.StartUnits(t.Context(), 5, p, labtest.Work)
 		time.Sleep(20 * time.Second)
 		a.setFailure(nil) // for new ones: those under way stay silent until ConnectTimeout
 		labtest.CheckNoErrors(t, wait())
@@ -263,7 +263,7 @@ func TestOutageIsNotFoundByALateFailure(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialSilent)
 		p := labtest.OpenFake(t, &a.DB, nil)
-		wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
+		wait := labtest.StartUnits(t.Context(), 1, p, labtest.Work)
 		time.Sleep(4 * time.Second)
 		a.setFailure(nil)
 		held, _ := fakedb.Take(t, p.DB, 2)

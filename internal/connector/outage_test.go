@@ -116,7 +116,7 @@ func TestOutageThousandsOfUnitsDialLikeOne(t *testing.T) {
 					a := newOutageDB()
 					a.setFailure(dialRefused)
 					p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); waitLong(c) })
-					wait := labtest.StartUnits(n, p, t.Context(), labtest.Work)
+					wait := labtest.StartUnits(t.Context(), n, p, labtest.Work)
 					time.Sleep(lasts)
 					times, most := a.takeDials()
 					a.setFailure(nil)
@@ -175,7 +175,7 @@ func TestOutageEndsForAllAtTheNextAttempt(t *testing.T) {
 				a.Kill()
 				a.setFailure(dialRefused)
 				time.Sleep(time.Second) // beyond the trust of the connections that there are
-				wait := labtest.StartUnits(20, p, t.Context(), labtest.Work)
+				wait := labtest.StartUnits(t.Context(), 20, p, labtest.Work)
 				time.Sleep(tt.lasts)
 				a.setFailure(nil)
 				back := time.Now()
@@ -195,7 +195,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 		a := newOutageDB()
 		a.setFailure(dialRefused)
 		p := labtest.OpenFake(t, &a.DB, nil)
-		wait := labtest.StartUnits(50, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		wait := labtest.StartUnits(t.Context(), 50, p, func(ctx context.Context, s *livepool.Session) error {
 			if err := labtest.Work(ctx, s); err != nil {
 				return err
 			}
@@ -218,7 +218,7 @@ func TestOutageAfterOutage(t *testing.T) {
 		a.handshake = 5 * time.Millisecond
 		a.setFailure(dialRefused)
 		p := labtest.OpenFake(t, &a.DB, waitLong)
-		wait := labtest.StartUnits(1000, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		wait := labtest.StartUnits(t.Context(), 1000, p, func(ctx context.Context, s *livepool.Session) error {
 			time.Sleep(10 * time.Millisecond)
 			return labtest.Work(ctx, s)
 		})
@@ -319,7 +319,7 @@ func TestOutagePlainStatementsThatDoNotWait(t *testing.T) {
 				a := newOutageDB()
 				a.setFailure(dialRefused)
 				p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); waitLong(c); c.OutageWait = 0 })
-				wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
+				wait := labtest.StartUnits(t.Context(), 100, p, labtest.Work)
 				time.Sleep(2 * time.Minute) // attempts are at least 250ms apart by now
 				for range 10 {
 					start := time.Now()

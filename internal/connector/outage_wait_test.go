@@ -101,7 +101,7 @@ func TestOutageBoundsOfTheWaitForTheFirst(t *testing.T) {
 				a.setFailure(dialSilent)
 				p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { limit.set(c); c.PoolTimeout = time.Second })
 				start := time.Now()
-				for _, err := range labtest.StartUnits(50, p, t.Context(), labtest.Work)() {
+				for _, err := range labtest.StartUnits(t.Context(), 50, p, labtest.Work)() {
 					if !errors.Is(err, livepool.ErrPoolTimeout) {
 						t.Errorf("%v, want ErrPoolTimeout", err)
 					}
@@ -174,7 +174,7 @@ func TestOutageTheWaitForAHandshakeIsBounded(t *testing.T) {
 		a.setFailure(dialRefused)
 		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.PoolTimeout = 1, -1, 5*time.Second })
 		start := time.Now()
-		wait := labtest.StartUnits(60, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		wait := labtest.StartUnits(t.Context(), 60, p, func(ctx context.Context, s *livepool.Session) error {
 			if err := labtest.Work(ctx, s); err != nil {
 				return err
 			}
@@ -209,7 +209,7 @@ func TestOutageCloseEndsTheWait(t *testing.T) {
 					a := newOutageDB()
 					a.setFailure(why)
 					p := labtest.OpenFake(t, &a.DB, limit.set)
-					wait := labtest.StartUnits(100, p, t.Context(), labtest.Work)
+					wait := labtest.StartUnits(t.Context(), 100, p, labtest.Work)
 					time.Sleep(10 * time.Second)
 					start := time.Now()
 					if err := p.Close(); err != nil {

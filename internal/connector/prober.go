@@ -15,13 +15,13 @@ import (
 // less often. A silent one will answer the attempts that it has; new ones are for a
 // proxy in between that may have lost them.
 const (
-	probeMin        = 21 * time.Millisecond
-	probeMax        = 250 * time.Millisecond
+	probeShortest   = 21 * time.Millisecond
+	probeLongest    = 250 * time.Millisecond
 	probeAnswerWait = 500 * time.Millisecond // for an answer, before the next attempt
 
-	fullProbeMin, fullProbeMax = 100 * time.Millisecond, time.Second
-	silentProbeMax             = 15 * time.Second
-	beforeConnectInterval      = time.Second // between two calls of BeforeConnect
+	fullProbeShortest, fullProbeLongest = 100 * time.Millisecond, time.Second
+	silentProbeLongest                  = 15 * time.Second
+	beforeConnectInterval               = time.Second // between two calls of BeforeConnect
 )
 
 // probe asks as long as anybody waits.
@@ -108,12 +108,12 @@ func (p *prober) untilNextDial(g *gate) time.Duration {
 	if lasted < 0 {
 		return 0
 	}
-	pause := min(max(lasted/150, probeMin), probeMax)
+	pause := min(max(lasted/150, probeShortest), probeLongest)
 	switch {
 	case g.shortage == noAnswer, o.unanswered.Load():
-		pause = max(probeAnswerWait, ctr.Cfg.ConnectTimeout/8, min(lasted/2, silentProbeMax))
+		pause = max(probeAnswerWait, ctr.Cfg.ConnectTimeout/8, min(lasted/2, silentProbeLongest))
 	case g.shortage == noRoom:
-		pause = min(max(lasted/10, fullProbeMin), fullProbeMax)
+		pause = min(max(lasted/10, fullProbeShortest), fullProbeLongest)
 	}
 	if ctr.callsBeforeConnect {
 		pause = max(pause, beforeConnectInterval)

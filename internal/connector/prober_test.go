@@ -23,7 +23,7 @@ func TestOutageEndsWithTheProbersOwnConnection(t *testing.T) {
 				a := newOutageDB()
 				a.setFailure(dialRefused)
 				p := labtest.OpenFake(t, &a.DB, limit.set)
-				wait := labtest.StartUnits(1, p, t.Context(), labtest.Work)
+				wait := labtest.StartUnits(t.Context(), 1, p, labtest.Work)
 				time.Sleep(time.Second)
 				a.setFailure(nil)
 				labtest.CheckNoErrors(t, wait())
@@ -48,7 +48,7 @@ func TestOutageInSilenceAFewAttemptsAtATime(t *testing.T) {
 				a := newOutageDB()
 				a.setFailure(dialSilent)
 				p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { waitLong(c); c.ConnectTimeout = timeout })
-				wait := labtest.StartUnits(1000, p, t.Context(), labtest.Work)
+				wait := labtest.StartUnits(t.Context(), 1000, p, labtest.Work)
 				time.Sleep(5 * timeout)
 				times, most := a.takeDials()
 				a.setFailure(nil)
@@ -169,7 +169,7 @@ func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
 
 				for range 2 {
 					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-					for _, err := range labtest.StartUnits(100, p, ctx, labtest.Work)() {
+					for _, err := range labtest.StartUnits(ctx, 100, p, labtest.Work)() {
 						if !errors.Is(err, livepool.ErrSessionDone) {
 							t.Fatal(err)
 						}
@@ -188,7 +188,7 @@ func TestOutageNobodyWaitsNobodyDials(t *testing.T) {
 
 				a.setFailure(nil)
 				start := time.Now()
-				labtest.CheckNoErrors(t, labtest.StartUnits(100, p, t.Context(), labtest.Work)())
+				labtest.CheckNoErrors(t, labtest.StartUnits(t.Context(), 100, p, labtest.Work)())
 				if took := time.Since(start); took > 100*time.Millisecond {
 					t.Errorf("a unit that comes later found the server after %s", took)
 				}
@@ -212,7 +212,7 @@ func TestOutageTheEndOfASilenceLeavesNoSurplus(t *testing.T) {
 			}
 		})
 		p := labtest.OpenFake(t, &a.DB, func(c *livepool.Config) { c.PoolSize, c.MaxOverflow, c.KeepAlive = 1, 0, 30*time.Second; waitLong(c) })
-		wait := labtest.StartUnits(5, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		wait := labtest.StartUnits(t.Context(), 5, p, func(ctx context.Context, s *livepool.Session) error {
 			defer time.Sleep(100 * time.Millisecond)
 			return labtest.Work(ctx, s)
 		})

@@ -79,7 +79,7 @@ func (p *prober) probeWrites(g *gate) {
 
 // pause waits between two questions.
 func (p *prober) pause(g *gate) {
-	d := min(max((p.ctr.clock.Now()-g.shutAt)/150, probeMin), probeMax)
+	d := min(max((p.ctr.clock.Now()-g.shutAt)/150, probeShortest), probeLongest)
 	clock.Wait(p.ctr.Ctx, g.opened, d+rand.N(d/5))
 }
 

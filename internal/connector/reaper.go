@@ -140,8 +140,8 @@ const (
 	maxReapBatch        = 64 // that are dealt with at a time
 	maxReapBorrowed     = 8  // with a connection of the pool's, which somebody may wait for
 	reapLinger          = 20 * time.Millisecond
-	reapRetryMin        = 50 * time.Millisecond
-	reapRetryMax        = 2 * time.Second
+	reapRetryFirst      = 50 * time.Millisecond
+	reapRetryLongest    = 2 * time.Second
 	reapOutagePause     = time.Second
 	poolReapLimit       = time.Hour   // of a Pool, which its owner closes
 	bareReapLimit       = time.Minute // of a connector that may be wrapped by one that hides its Close
@@ -166,7 +166,7 @@ func (ctr *Connector) reap() {
 			var err error
 			if s, err = ctr.reapBatch(s, batch); err != nil {
 				failedAt = ctr.clock.Now()
-				clock.Wait(ctr.Ctx, nil, reapRetryMin)
+				clock.Wait(ctr.Ctx, nil, reapRetryFirst)
 			}
 			lingered = false
 		case s != nil && !lingered:
@@ -258,7 +258,7 @@ func (ctr *Connector) postpone(orphans []*orphan, tally *[outcomes]int) (left []
 			o.finish(outcomeFailed, tally)
 			continue
 		}
-		o.retryAfter = min(max(2*o.retryAfter, reapRetryMin), reapRetryMax)
+		o.retryAfter = min(max(2*o.retryAfter, reapRetryFirst), reapRetryLongest)
 		o.due = now + o.retryAfter
 		left = append(left, o)
 	}

@@ -27,8 +27,8 @@ type demotion struct {
 // How long a server counts as read-only before its connections are replaced again. It
 // bounds how many connections a server costs that never accepts writes again.
 const (
-	demotionMin = 10 * time.Second
-	demotionMax = 2 * time.Minute
+	demotionShortest = 10 * time.Second
+	demotionLongest  = 2 * time.Minute
 )
 
 // record notes a refusal by a connection that was opened at born. It says whether that
@@ -40,9 +40,9 @@ func (d *demotion) record(born, now time.Duration) (dead, all bool) {
 		return born < d.since, false
 	}
 	if d.known && now < d.trustedUntil+d.trustFor {
-		d.trustFor = min(2*d.trustFor, demotionMax)
+		d.trustFor = min(2*d.trustFor, demotionLongest)
 	} else {
-		d.trustFor = demotionMin
+		d.trustFor = demotionShortest
 	}
 	d.known, d.since, d.trustedUntil = true, now, now+d.trustFor
 	return true, true

@@ -14,7 +14,8 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+// DialFunc opens a network connection, as net.Dialer.DialContext does.
+type DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // How soon the kernel gives up a peer that has vanished. MySQL sends nothing while a
 // statement runs, so without keep-alive probes the client of a vanished server waits
@@ -32,7 +33,7 @@ var keepAliveConfig = net.KeepAliveConfig{
 }
 
 // dialNetwork is livepool's own dialer.
-var dialNetwork dialFunc = (&net.Dialer{
+var dialNetwork DialFunc = (&net.Dialer{
 	KeepAliveConfig: keepAliveConfig,
 	Control: func(network, _ string, c syscall.RawConn) error {
 		_ = setUserTimeout(network, c, UserTimeout) // where the kernel has no such option, keep-alive remains
@@ -47,7 +48,7 @@ type ContextKey struct{}
 // WrapDialer returns dial (livepool's own dialer for nil) with each connection wrapped
 // in a *Conn, which it also stores under ContextKey. A TCP connection gets livepool's
 // socket options, whichever dialer made it.
-func WrapDialer(dial dialFunc) dialFunc {
+func WrapDialer(dial DialFunc) DialFunc {
 	own := dial == nil
 	if own {
 		dial = dialNetwork
@@ -326,14 +327,14 @@ func (w *Conn) noteIOError(err error) {
 
 // ErrUnsolicited means that there are bytes on an idle connection: usually an error that
 // the server sent before it closed the connection.
-var ErrUnsolicited error = unsolicitedBytes{}
+var ErrUnsolicited error = unsolicitedError{}
 
-type unsolicitedBytes struct{}
+type unsolicitedError struct{}
 
-func (unsolicitedBytes) Error() string {
+func (unsolicitedError) Error() string {
 	return "the server sent something unsolicited, as it does before it closes a connection"
 }
-func (unsolicitedBytes) Class() mysqlerr.Class { return mysqlerr.NotSent }
+func (unsolicitedError) Class() mysqlerr.Class { return mysqlerr.NotSent }
 
 // Peek looks at the idle socket without a round trip: it returns io.EOF after a FIN, the
 // socket's error after an RST, and ErrUnsolicited if there are bytes. It consumes

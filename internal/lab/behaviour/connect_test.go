@@ -168,7 +168,7 @@ func TestTokensInAnOutage(t *testing.T) {
 	via.Refuse()
 	via.RST()
 	asked.Store(0)
-	wait := labtest.StartUnits(50, p, t.Context(), labtest.Insert(2))
+	wait := labtest.StartUnits(t.Context(), 50, p, labtest.Insert(2))
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {

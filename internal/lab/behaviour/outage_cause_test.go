@@ -26,12 +26,12 @@ func TestOutageByTheDriversTimeout(t *testing.T) {
 		c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			if away.Load() {
 				<-ctx.Done()
-				return nil, &net.OpError{Op: "dial", Net: network, Err: labtest.NetTimeout{}}
+				return nil, &net.OpError{Op: "dial", Net: network, Err: labtest.NetTimeoutError{}}
 			}
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		}
 	})
-	wait := labtest.StartUnits(10, p, t.Context(), labtest.Work)
+	wait := labtest.StartUnits(t.Context(), 10, p, labtest.Work)
 	time.Sleep(500 * time.Millisecond)
 	away.Store(false)
 	labtest.CheckNoErrors(t, wait())
@@ -44,7 +44,7 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 	t.Run("access denied", func(t *testing.T) {
 		p, k := openCounting(t, strings.Replace(s.DSN(), ":"+server.Password+"@", ":wrong@", 1), nil)
 		start := time.Now()
-		for _, err := range labtest.StartUnits(20, p, t.Context(), labtest.Insert(1))() {
+		for _, err := range labtest.StartUnits(t.Context(), 20, p, labtest.Insert(1))() {
 			if !labtest.IsServerError(err, 1045) {
 				t.Errorf("%v, want error 1045", err)
 			}
@@ -64,7 +64,7 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 			held = append(held, c.Close)
 		}
 		p, _ := openCounting(t, s.DSN(), nil)
-		wait := labtest.StartUnits(3, p, t.Context(), labtest.Insert(1))
+		wait := labtest.StartUnits(t.Context(), 3, p, labtest.Insert(1))
 		time.Sleep(200 * time.Millisecond)
 		if n := p.Stats().ConnectFailed; n == 0 {
 			t.Error("the server had room: the test shows nothing")

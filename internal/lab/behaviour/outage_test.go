@@ -394,7 +394,7 @@ func cutUnits(t *testing.T, units int, p *livepool.Pool, via *proxy.Proxy) (wait
 	var inside sync.WaitGroup
 	inside.Add(units)
 	gone := make(chan struct{})
-	wait = labtest.StartUnits(units, p, t.Context(), func(ctx context.Context, s *livepool.Session) error {
+	wait = labtest.StartUnits(t.Context(), units, p, func(ctx context.Context, s *livepool.Session) error {
 		if err := labtest.Insert(1)(ctx, s); err != nil {
 			return err
 		}
@@ -479,7 +479,7 @@ func TestOutageFromTheStart(t *testing.T) {
 			return new(net.Dialer).DialContext(ctx, network, *at.Load())
 		}
 	})
-	wait := labtest.StartUnits(50, p, t.Context(), labtest.Insert(1))
+	wait := labtest.StartUnits(t.Context(), 50, p, labtest.Insert(1))
 	time.Sleep(300 * time.Millisecond)
 	real := s.Addr()
 	at.Store(&real)

@@ -27,9 +27,9 @@ func testOutageWait(t *testing.T, kind server.Kind, lasts time.Duration, begin f
 	})
 	began := time.Now()
 	end := begin(s)
-	wait := labtest.StartUnits(8, p, t.Context(), labtest.Insert(0))
+	wait := labtest.StartUnits(t.Context(), 8, p, labtest.Insert(0))
 	time.Sleep(time.Second)
-	more := labtest.StartUnits(8, p, t.Context(), labtest.Insert(1), livepool.MaxAttempts(2))
+	more := labtest.StartUnits(t.Context(), 8, p, labtest.Insert(1), livepool.MaxAttempts(2))
 	time.Sleep(time.Until(began.Add(lasts)))
 	end()
 	over := time.Now()
@@ -108,7 +108,7 @@ func TestReadsGoOnWithoutWrites(t *testing.T) {
 		if err := s.SetReadOnly(true); err != nil {
 			t.Fatal(err)
 		}
-		wait := labtest.StartUnits(4, p, t.Context(), labtest.Insert(1))
+		wait := labtest.StartUnits(t.Context(), 4, p, labtest.Insert(1))
 		labtest.Eventually(t, "the outage is known", func() bool { return p.Stats().Outages == 1 })
 		read := func(ctx context.Context, u *livepool.Session) error {
 			return u.QueryRowContext(ctx, "SELECT COUNT(*) FROM t").Scan(new(int))

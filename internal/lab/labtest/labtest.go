@@ -96,18 +96,18 @@ func Work(ctx context.Context, s *livepool.Session) error {
 	return err
 }
 
-// NetTimeout is what net.Dialer makes of a deadline: it is a
+// NetTimeoutError is what net.Dialer makes of a deadline: it is a
 // context.DeadlineExceeded, whosever deadline it was.
-type NetTimeout struct{}
+type NetTimeoutError struct{}
 
-func (NetTimeout) Error() string     { return "i/o timeout" }
-func (NetTimeout) Timeout() bool     { return true }
-func (NetTimeout) Temporary() bool   { return true }
-func (NetTimeout) Is(err error) bool { return err == context.DeadlineExceeded }
+func (NetTimeoutError) Error() string     { return "i/o timeout" }
+func (NetTimeoutError) Timeout() bool     { return true }
+func (NetTimeoutError) Temporary() bool   { return true }
+func (NetTimeoutError) Is(err error) bool { return err == context.DeadlineExceeded }
 
 // StartUnits starts n units and returns a function that waits for them and returns
 // their errors.
-func StartUnits(n int, p *livepool.Pool, ctx context.Context, fn UnitFunc, opts ...livepool.SessionOption) (wait func() []error) {
+func StartUnits(ctx context.Context, n int, p *livepool.Pool, fn UnitFunc, opts ...livepool.SessionOption) (wait func() []error) {
 	errs := make([]error, n)
 	var wg sync.WaitGroup
 	for i := range n {

@@ -59,7 +59,7 @@ type aim struct{ dir, pattern string }
 // that they name.
 func (t tests) aims(pattern string) ([]aim, error) {
 	parts := map[string][]string{}
-	for _, part := range strings.Split(pattern, "|") {
+	for part := range strings.SplitSeq(pattern, "|") {
 		name, _, _ := strings.Cut(part, "/")
 		dirs := t[strings.TrimSuffix(strings.TrimPrefix(name, "^"), "$")]
 		if len(dirs) == 0 {
