@@ -49,8 +49,8 @@ func TestReport(t *testing.T) {
 	someOutcome().write(&b)
 	got := b.String()
 	for _, want := range []string{
-		"1 black hole                  1 FAILED, max 2.00 s   ok, max 1.00 s",
-		"2 mid <work> *                1 FAILED, max 4.0 ms   1 FAILED, max 5.0 ms",
+		"1 black hole                       1 FAILED, max 2.00 s   ok, max 1.00 s",
+		"2 mid <work> *                     1 FAILED, max 4.0 ms   1 FAILED, max 5.0 ms",
 		"skipped restart: the server is yours",
 		"livepool lost none of the 2 jobs",
 	} {
