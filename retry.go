@@ -19,222 +19,9 @@ import (
 	"github.com/livepool/livepool/internal/usercode"
 )
 
-// unitError is the last error of a unit of work that was tried more than once,
-// or whose outcome needs an explanation.
-type unitError struct {
-	name     string
-	key      string
-	attempts int
-	elapsed  time.Duration
-	why      string // it was not tried again
-	cause    error
-}
-
-func (e *unitError) Error() string {
-	text := fmt.Sprintf("livepool: %s failed after %d attempt(s) in %s", e.name, e.attempts, e.elapsed.Round(time.Millisecond))
-	if e.key != "" {
-		text += fmt.Sprintf(" (key %q)", e.key)
-	}
-	if e.why != "" {
-		text += ", " + e.why
-	}
-	return text + ": " + e.cause.Error()
-}
-func (e *unitError) Unwrap() error { return e.cause }
-
-// retryState is the state of one unit of work over its attempts. It belongs to the
-// goroutine of the unit.
-type retryState struct {
-	pool              *Pool
-	options           *sessionOptions
-	key               string // of the commit table, "" for none
-	started           time.Time
-	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
-	attempts          int
-	freeAttempts      int             // of those, the ones of which nothing ran, or is left, because no server accepted them
-	attemptStart      time.Time       // the attempt, if it is not the first
-	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing
-	backOff           backoff.BackOff // made at the first retry
-	lossCounter       connector.LossCounter
-}
-
-func (p *Pool) newRetryState(o *sessionOptions) *retryState {
-	c := &retryState{pool: p, options: o, started: time.Now()}
-	switch {
-	case o.hasOnce:
-		c.key = o.once
-	case o.verify:
-		c.key = "verify:" + rand.Text()
-	}
-	return c
-}
-
-// startElapsed notes that an attempt asks for a connection. What its function has done
-// until now asks nothing of the server, and is not counted.
-func (c *retryState) startElapsed(now time.Time) {
-	if c.elapsedFrom.IsZero() {
-		c.elapsedFrom = now
-	} else {
-		c.elapsedFrom = c.elapsedFrom.Add(now.Sub(c.attemptStart))
-	}
-}
-
-// elapsed is what counts against MaxElapsed.
-func (c *retryState) elapsed() time.Duration {
-	if c.elapsedFrom.IsZero() {
-		return 0
-	}
-	return time.Since(c.elapsedFrom)
-}
-
-// waitToRetry waits until the unit that failed with err, because of cause, may be run
-// again, and returns nil; or it returns the error that ends the unit.
-func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
-	if !errors.Is(err, cause) {
-		err = errors.Join(err, cause)
-	}
-	cfg := c.pool.cfg
-	class := c.pool.ctr.Classify(cause)
-	level, wait := slog.LevelInfo, time.Duration(0)
-	waited := c.awaitAvailable(ctx, cause)
-	switch {
-	case waited && c.freeAttempts <= maxFreeWithoutPause:
-		level = slog.LevelDebug // the outage is logged once, not per unit
-	case c.attempts > 1, class&mysqlerr.BackOff != 0: // a stale connection is replaced at once, the first time
-		wait = c.nextWait()
-	}
-	lostByPause := connector.IsLossByPause(cause)
-	switch {
-	case lostByPause && c.retriedAfterPause:
-		return c.newUnitError(err, "because its connection died twice while its function sent nothing for too long")
-	case waited && ctx.Err() != nil:
-	case c.attempts-c.freeAttempts >= c.options.maxAttempts:
-		return c.newUnitError(err, "the limit of MaxAttempts (pool_max_attempts)")
-	case wait == backoff.Stop:
-		return c.newUnitError(err, "where BackOff stops")
-	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
-		return c.newUnitError(err, "the limit of MaxElapsed (pool_max_elapsed)")
-	}
-	c.retriedAfterPause = c.retriedAfterPause || lostByPause
-	c.pool.ctr.Stats.Retried.Add(1)
-	cfg.log.Log(ctx, level, "livepool: a unit of work is run again",
-		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
-	if wait > 0 {
-		clock.Wait(ctx, nil, wait)
-	}
-	if ended := contextError(ctx); ended != nil {
-		return c.contextEndedError(ended, err)
-	}
-	c.attemptStart = time.Now()
-	return nil
-}
-
-// nextWait is the wait before the next attempt: of the user's BackOff, or of the default
-// if that panics.
-func (c *retryState) nextWait() (wait time.Duration) {
-	cfg := c.pool.cfg
-	if usercode.CatchPanic(cfg.log, "Config.BackOff", func() {
-		if c.backOff == nil {
-			c.backOff = cfg.BackOff()
-		}
-		wait = c.backOff.NextBackOff()
-	}) {
-		return wait
-	}
-	c.backOff = defaultBackOff()
-	return c.backOff.NextBackOff()
-}
-
-// maxFreeWithoutPause is how many attempts that cost none follow each other without a
-// pause, when the prober has found that the server takes what they need.
-const maxFreeWithoutPause = 2
-
-// awaitAvailable waits for a server that cannot be reached, or takes no writes, if that
-// is why the attempt failed: nothing of it ran, or is left, so that it counts
-// against MaxElapsed alone. It is not for a unit that is never to be run again.
-func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
-	ctr, limit := c.pool.ctr, c.pool.cfg.MaxElapsed
-	unreachable := ctr.ShortageOf(cause) != connector.NoShortage
-	if c.options.maxAttempts == 1 || !unreachable && !mysqlerr.IsWriteRefusal(cause) {
-		return false
-	}
-	c.freeAttempts++
-	deadline := time.Now().Add(limit - c.elapsed())
-	if limit == 0 {
-		deadline = time.Now().Add(time.Hour) // then it tries again itself
-	}
-	if unreachable {
-		ctr.AwaitServer(ctx, deadline)
-	} else {
-		ctr.AwaitWrites(ctx, deadline, cause)
-	}
-	return true
-}
-
-// noteWritable ends the wait of other units for writes, if this one was refused before
-// and has succeeded now.
-func (c *retryState) noteWritable() {
-	if c.freeAttempts > 0 {
-		c.pool.ctr.RecordWritable()
-	}
-}
-
-// contextEndedError is the error of a unit that would be run again, had its context not
-// ended.
-func (c *retryState) contextEndedError(ended, err error) error {
-	return c.newUnitError(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
-}
-
-// newUnitError is the error of a unit that is not tried again.
-func (c *retryState) newUnitError(cause error, reason string) error {
-	return &unitError{c.options.name, c.key, c.attempts, time.Since(c.started), reason, cause}
-}
-
-// Idempotent returns a context under which a statement outside a transaction
-// may be sent again after its connection was lost, even if it may have run:
-// the caller guarantees that running it twice does no harm. Without it a
-// statement that was written and not answered fails with
-// mysql.ErrInvalidConn. It changes nothing inside a transaction.
-func Idempotent(ctx context.Context) context.Context { return connector.WithIdempotent(ctx, nil) }
-
-// Retry runs fn, which must tolerate being run twice, until it succeeds or fails
-// with an error that will not pass: lost connections, deadlocks, servers that
-// refuse or cannot be reached, commits of unknown outcome are tried again,
-// within MaxAttempts, MaxElapsed and ctx; while the server cannot be reached or
-// takes no writes it waits as a unit does. There is no transaction, and the
-// context that fn gets is Idempotent. Of the options it takes Name and
-// MaxAttempts. It is safe for concurrent use.
-func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts ...SessionOption) error {
-	var o sessionOptions
-	for _, opt := range opts {
-		opt(&o)
-	}
-	if rest := (sessionOptions{name: o.name, maxAttempts: o.maxAttempts}); o != rest {
-		return errors.New("livepool: Retry takes the options Name and MaxAttempts; the others are about a transaction, which it has not: see WithSession")
-	}
-	o.name = cmp.Or(o.name, "a retried function")
-	if err := o.check(p); err != nil {
-		return err
-	}
-	c := p.newRetryState(&o)
-	c.elapsedFrom = c.started
-	for {
-		c.attempts++
-		err := fn(connector.WithIdempotent(ctx, &c.lossCounter))
-		switch {
-		case err == nil:
-			c.noteWritable()
-			return nil
-		case ctx.Err() != nil, p.ctr.Classify(err)&mysqlerr.Retry == 0 && !errors.Is(err, mysqlerr.ErrCommitUnknown):
-			return err
-		}
-		if err := c.waitToRetry(ctx, err, err); err != nil {
-			return err
-		}
-	}
-}
-
-// runUnit runs a unit of work to its end.
+// runUnit is the life of a unit: attempts, each a session of its own (Session.run), until
+// one is committed or must not be repeated. A lost COMMIT of a unit with a key is resolved
+// before the next attempt.
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
 	c := p.newRetryState(o)
 	if c.key != "" {
@@ -334,3 +121,218 @@ func (s *Session) explainFailure(err error, c *retryState) error {
 	}
 	return err
 }
+
+// retryState is the state of one unit of work over its attempts. It belongs to the
+// goroutine of the unit.
+type retryState struct {
+	pool              *Pool
+	options           *sessionOptions
+	key               string // of the commit table, "" for none
+	started           time.Time
+	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
+	attempts          int
+	freeAttempts      int             // of those, the ones of which nothing ran, or is left, because no server accepted them
+	attemptStart      time.Time       // the attempt, if it is not the first
+	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing
+	backOff           backoff.BackOff // made at the first retry
+	lossCounter       connector.LossCounter
+}
+
+func (p *Pool) newRetryState(o *sessionOptions) *retryState {
+	c := &retryState{pool: p, options: o, started: time.Now()}
+	switch {
+	case o.hasOnce:
+		c.key = o.once
+	case o.verify:
+		c.key = "verify:" + rand.Text()
+	}
+	return c
+}
+
+// waitToRetry waits until the unit that failed with err, because of cause, may be run
+// again, and returns nil; or it returns the error that ends the unit.
+func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
+	if !errors.Is(err, cause) {
+		err = errors.Join(err, cause)
+	}
+	cfg := c.pool.cfg
+	class := c.pool.ctr.Classify(cause)
+	level, wait := slog.LevelInfo, time.Duration(0)
+	waited := c.awaitAvailable(ctx, cause)
+	switch {
+	case waited && c.freeAttempts <= maxFreeWithoutPause:
+		level = slog.LevelDebug // the outage is logged once, not per unit
+	case c.attempts > 1, class&mysqlerr.BackOff != 0: // a stale connection is replaced at once, the first time
+		wait = c.nextWait()
+	}
+	lostByPause := connector.IsLossByPause(cause)
+	switch {
+	case lostByPause && c.retriedAfterPause:
+		return c.newUnitError(err, "because its connection died twice while its function sent nothing for too long")
+	case waited && ctx.Err() != nil:
+	case c.attempts-c.freeAttempts >= c.options.maxAttempts:
+		return c.newUnitError(err, "the limit of MaxAttempts (pool_max_attempts)")
+	case wait == backoff.Stop:
+		return c.newUnitError(err, "where BackOff stops")
+	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
+		return c.newUnitError(err, "the limit of MaxElapsed (pool_max_elapsed)")
+	}
+	c.retriedAfterPause = c.retriedAfterPause || lostByPause
+	c.pool.ctr.Stats.Retried.Add(1)
+	cfg.log.Log(ctx, level, "livepool: a unit of work is run again",
+		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
+	if wait > 0 {
+		clock.Wait(ctx, nil, wait)
+	}
+	if ended := contextError(ctx); ended != nil {
+		return c.contextEndedError(ended, err)
+	}
+	c.attemptStart = time.Now()
+	return nil
+}
+
+// nextWait is the wait before the next attempt: of the user's BackOff, or of the default
+// if that panics.
+func (c *retryState) nextWait() (wait time.Duration) {
+	cfg := c.pool.cfg
+	if usercode.CatchPanic(cfg.log, "Config.BackOff", func() {
+		if c.backOff == nil {
+			c.backOff = cfg.BackOff()
+		}
+		wait = c.backOff.NextBackOff()
+	}) {
+		return wait
+	}
+	c.backOff = defaultBackOff()
+	return c.backOff.NextBackOff()
+}
+
+// maxFreeWithoutPause is how many attempts that cost none follow each other without a
+// pause, when the prober has found that the server takes what they need.
+const maxFreeWithoutPause = 2
+
+// awaitAvailable waits for a server that cannot be reached, or takes no writes, if that
+// is why the attempt failed: nothing of it ran, or is left, so that it counts
+// against MaxElapsed alone. It is not for a unit that is never to be run again.
+func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
+	ctr, limit := c.pool.ctr, c.pool.cfg.MaxElapsed
+	unreachable := ctr.ShortageOf(cause) != connector.NoShortage
+	if c.options.maxAttempts == 1 || !unreachable && !mysqlerr.IsWriteRefusal(cause) {
+		return false
+	}
+	c.freeAttempts++
+	deadline := time.Now().Add(limit - c.elapsed())
+	if limit == 0 {
+		deadline = time.Now().Add(time.Hour) // then it tries again itself
+	}
+	if unreachable {
+		ctr.AwaitServer(ctx, deadline)
+	} else {
+		ctr.AwaitWrites(ctx, deadline, cause)
+	}
+	return true
+}
+
+// startElapsed notes that an attempt asks for a connection. What its function has done
+// until now asks nothing of the server, and is not counted.
+func (c *retryState) startElapsed(now time.Time) {
+	if c.elapsedFrom.IsZero() {
+		c.elapsedFrom = now
+	} else {
+		c.elapsedFrom = c.elapsedFrom.Add(now.Sub(c.attemptStart))
+	}
+}
+
+// elapsed is what counts against MaxElapsed.
+func (c *retryState) elapsed() time.Duration {
+	if c.elapsedFrom.IsZero() {
+		return 0
+	}
+	return time.Since(c.elapsedFrom)
+}
+
+// noteWritable ends the wait of other units for writes, if this one was refused before
+// and has succeeded now.
+func (c *retryState) noteWritable() {
+	if c.freeAttempts > 0 {
+		c.pool.ctr.RecordWritable()
+	}
+}
+
+// contextEndedError is the error of a unit that would be run again, had its context not
+// ended.
+func (c *retryState) contextEndedError(ended, err error) error {
+	return c.newUnitError(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
+}
+
+// newUnitError is the error of a unit that is not tried again.
+func (c *retryState) newUnitError(cause error, reason string) error {
+	return &unitError{c.options.name, c.key, c.attempts, time.Since(c.started), reason, cause}
+}
+
+// unitError is the last error of a unit of work that was tried more than once,
+// or whose outcome needs an explanation.
+type unitError struct {
+	name     string
+	key      string
+	attempts int
+	elapsed  time.Duration
+	why      string // it was not tried again
+	cause    error
+}
+
+func (e *unitError) Error() string {
+	text := fmt.Sprintf("livepool: %s failed after %d attempt(s) in %s", e.name, e.attempts, e.elapsed.Round(time.Millisecond))
+	if e.key != "" {
+		text += fmt.Sprintf(" (key %q)", e.key)
+	}
+	if e.why != "" {
+		text += ", " + e.why
+	}
+	return text + ": " + e.cause.Error()
+}
+func (e *unitError) Unwrap() error { return e.cause }
+
+// Retry runs fn, which must tolerate being run twice, until it succeeds or fails
+// with an error that will not pass: lost connections, deadlocks, servers that
+// refuse or cannot be reached, commits of unknown outcome are tried again,
+// within MaxAttempts, MaxElapsed and ctx; while the server cannot be reached or
+// takes no writes it waits as a unit does. There is no transaction, and the
+// context that fn gets is Idempotent. Of the options it takes Name and
+// MaxAttempts. It is safe for concurrent use.
+func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts ...SessionOption) error {
+	var o sessionOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if rest := (sessionOptions{name: o.name, maxAttempts: o.maxAttempts}); o != rest {
+		return errors.New("livepool: Retry takes the options Name and MaxAttempts; the others are about a transaction, which it has not: see WithSession")
+	}
+	o.name = cmp.Or(o.name, "a retried function")
+	if err := o.check(p); err != nil {
+		return err
+	}
+	c := p.newRetryState(&o)
+	c.elapsedFrom = c.started
+	for {
+		c.attempts++
+		err := fn(connector.WithIdempotent(ctx, &c.lossCounter))
+		switch {
+		case err == nil:
+			c.noteWritable()
+			return nil
+		case ctx.Err() != nil, p.ctr.Classify(err)&mysqlerr.Retry == 0 && !errors.Is(err, mysqlerr.ErrCommitUnknown):
+			return err
+		}
+		if err := c.waitToRetry(ctx, err, err); err != nil {
+			return err
+		}
+	}
+}
+
+// Idempotent returns a context under which a statement outside a transaction
+// may be sent again after its connection was lost, even if it may have run:
+// the caller guarantees that running it twice does no harm. Without it a
+// statement that was written and not answered fails with
+// mysql.ErrInvalidConn. It changes nothing inside a transaction.
+func Idempotent(ctx context.Context) context.Context { return connector.WithIdempotent(ctx, nil) }

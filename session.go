@@ -132,7 +132,8 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *retryState)
 	return s
 }
 
-// run runs fn and ends the transaction. However fn ends, the connection
+// run is the life of an attempt: fn, whose first statement begins the transaction
+// (startTx), then COMMIT or ROLLBACK (commit, rollback). However fn ends, the connection
 // is given back.
 func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	returned := false
@@ -157,48 +158,6 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 	return err
 }
 
-// stopStatements refuses further statements, and waits for those that are being
-// sent, in this unit and in those inside it: a goroutine that outlives the function
-// leaves no transaction behind, and adds nothing to what has been undone.
-func (s *Session) stopStatements() {
-	s.ended.Store(true)
-	s.inFlight.Lock()
-	defer s.inFlight.Unlock()
-}
-
-// beginStatement and endStatement are around each statement: what ends this unit, or one around it,
-// waits in between. They are locked from the inside out.
-func (s *Session) beginStatement() {
-	for ; s != nil; s = s.parent {
-		s.inFlight.RLock()
-	}
-}
-
-func (s *Session) endStatement() {
-	for ; s != nil; s = s.parent {
-		s.inFlight.RUnlock()
-	}
-}
-
-// hasEnded says whether the unit has ended, or one that it is inside of: with that
-// its work is undone or applied, and no more can be added.
-func (s *Session) hasEnded() bool {
-	for ; s != nil; s = s.parent {
-		if s.ended.Load() {
-			return true
-		}
-	}
-	return false
-}
-
-// EndedErr is the error of a statement that comes too late, nil if none does.
-func (s *Session) EndedErr() error {
-	if s.hasEnded() {
-		return s.endedError()
-	}
-	return nil
-}
-
 // openTx returns the transaction, which it begins at the first statement.
 func (s *Session) openTx(ctx context.Context) (*sql.Tx, error) {
 	root := s.root
@@ -215,11 +174,6 @@ func (s *Session) openTx(ctx context.Context) (*sql.Tx, error) {
 		return root.tx, nil
 	}
 	return root.startTx(ctx)
-}
-
-// endedError is the error of a statement that comes too late.
-func (s *Session) endedError() error {
-	return &sessionDoneError{unit: s.options.name, cause: contextError(s.root.caller)}
 }
 
 // startTx takes a place and a connection, and begins. If it fails no statement of
@@ -369,18 +323,6 @@ func (s *Session) commit() error {
 	return err
 }
 
-func (s *Session) rollbackOnlyErr() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.rollbackOnly
-}
-
-// innerRunningError is the error of a unit whose function has returned before that of a
-// unit inside it.
-func (s *Session) innerRunningError() error {
-	return fmt.Errorf("livepool: nothing is committed: the function of %s has returned while a unit inside it was running", s.options.name)
-}
-
 func (s *Session) rollback() {
 	if s.tx != nil {
 		_ = s.tx.Rollback() // its failure closes the connection, and the server rolls back
@@ -399,4 +341,63 @@ func (s *Session) release() {
 	if !s.commitUnknown || s.retryState.key == "" {
 		s.pool.queue.Give(&s.place)
 	}
+}
+
+func (s *Session) rollbackOnlyErr() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rollbackOnly
+}
+
+// innerRunningError is the error of a unit whose function has returned before that of a
+// unit inside it.
+func (s *Session) innerRunningError() error {
+	return fmt.Errorf("livepool: nothing is committed: the function of %s has returned while a unit inside it was running", s.options.name)
+}
+
+// stopStatements refuses further statements, and waits for those that are being
+// sent, in this unit and in those inside it: a goroutine that outlives the function
+// leaves no transaction behind, and adds nothing to what has been undone.
+func (s *Session) stopStatements() {
+	s.ended.Store(true)
+	s.inFlight.Lock()
+	defer s.inFlight.Unlock()
+}
+
+// beginStatement and endStatement are around each statement: what ends this unit, or one around it,
+// waits in between. They are locked from the inside out.
+func (s *Session) beginStatement() {
+	for ; s != nil; s = s.parent {
+		s.inFlight.RLock()
+	}
+}
+
+func (s *Session) endStatement() {
+	for ; s != nil; s = s.parent {
+		s.inFlight.RUnlock()
+	}
+}
+
+// hasEnded says whether the unit has ended, or one that it is inside of: with that
+// its work is undone or applied, and no more can be added.
+func (s *Session) hasEnded() bool {
+	for ; s != nil; s = s.parent {
+		if s.ended.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// EndedErr is the error of a statement that comes too late, nil if none does.
+func (s *Session) EndedErr() error {
+	if s.hasEnded() {
+		return s.endedError()
+	}
+	return nil
+}
+
+// endedError is the error of a statement that comes too late.
+func (s *Session) endedError() error {
+	return &sessionDoneError{unit: s.options.name, cause: contextError(s.root.caller)}
 }
