@@ -2,6 +2,7 @@ package behaviour_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -33,8 +34,14 @@ func TestGalera(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	labtest.Eventually(t, "all nodes have the tables", func() bool {
+		return !slices.ContainsFunc(c.Nodes(), func(n *server.Server) bool {
+			return n.QueryRow("SELECT COUNT(*) FROM test.account", new(int)) != nil
+		})
+	})
 	// One after the other, on one cluster, which takes seconds to start.
 	t.Run("a conflict that shows on any statement is not swallowed", c.conflictMidway)
+	t.Run("the isolation of a unit that lost a conflict reaches nobody", c.isolationAfterConflict)
 	t.Run("conflicting units on several nodes are all applied once", c.conflicts)
 	t.Run("the loss of a node", func(t *testing.T) {
 		for i, b := range []struct {
@@ -86,6 +93,56 @@ func (c galera) reset(t *testing.T) {
 	for _, n := range c.Nodes() {
 		labtest.Eventually(t, "the node has what the first has", func() bool {
 			return count(t, n, "ledger") == 0 && count(t, n, "account WHERE balance = 0") == 2
+		})
+	}
+}
+
+// The server keeps the isolation level of a transaction that another node's has
+// aborted, for the next one on the connection, whoever begins it.
+func (c galera) isolationAfterConflict(t *testing.T) {
+	for name, after := range map[string]func(context.Context, *livepool.Session) error{
+		"a statement meets it": func(ctx context.Context, s *livepool.Session) error {
+			labtest.Eventually(t, "the conflict shows", func() bool {
+				return s.QueryRowContext(ctx, "SELECT 1").Scan(new(int)) != nil
+			})
+			return errors.New("undone")
+		},
+		"only ROLLBACK meets it": func(context.Context, *livepool.Session) error {
+			time.Sleep(300 * time.Millisecond)
+			return errors.New("undone")
+		},
+		"only COMMIT meets it": func(context.Context, *livepool.Session) error {
+			time.Sleep(300 * time.Millisecond)
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.reset(t)
+			one, other := open(t, c.Nodes()[0].DSN(), "pool_size=1&pool_max_overflow=0"), openPlain(t, c.Nodes()[1].DSN())
+			_ = one.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				if _, err := s.ExecContext(ctx, "UPDATE account SET balance = balance + 1 WHERE id = 1"); err != nil {
+					return err
+				}
+				if _, err := other.ExecContext(ctx, "UPDATE account SET balance = balance + 10 WHERE id = 1"); err != nil {
+					return err
+				}
+				return after(ctx, s)
+			}, livepool.Isolation(sql.LevelReadCommitted), livepool.MaxAttempts(1))
+			tx, err := one.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			var level string
+			if err := tx.QueryRow("SELECT balance FROM account WHERE id = 1").Scan(new(int)); err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.QueryRow("SELECT trx_isolation_level FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()").Scan(&level); err != nil {
+				t.Fatal(err)
+			}
+			if level != "REPEATABLE READ" {
+				t.Errorf("the next transaction is %s", level)
+			}
 		})
 	}
 }
