@@ -220,10 +220,13 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 		return nil, err
 	}
 	inner, err := c.driverConn.BeginTx(ctx, opts)
+	// If BEGIN failed the level may have been set for the next transaction. On a node of a
+	// Galera cluster it may stay for the next one even if all went well: seen once in hours
+	// on MariaDB 10.11 with galera-4, after conflicts with other nodes.
+	if opts.Isolation != 0 && c.ctr.IsMySQL && (err != nil || c.ctr.InCluster.Load()) {
+		c.dirty = true
+	}
 	if err != nil {
-		if opts.Isolation != 0 && c.ctr.IsMySQL {
-			c.dirty = true // the level may have been set, for the next transaction
-		}
 		return nil, c.parkWith(c.handleFailure(ctx, err, "BEGIN", mark, effectlessRequest))
 	}
 	c.touch()
