@@ -35,7 +35,7 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 			[]error{livepool.ErrSessionDone, context.DeadlineExceeded}, []error{livepool.ErrPoolTimeout}, nil},
 		{"PoolTimeout", time.Hour, 2 * time.Second, time.Minute, 2 * time.Second,
 			[]error{livepool.ErrPoolTimeout}, []error{context.DeadlineExceeded, livepool.ErrSessionDone},
-			[]string{"pool_timeout", "waited 2s", "the database cannot be reached", "connection refused"}},
+			[]string{"pool_timeout", "waited 2", "the database cannot be reached", "connection refused"}},
 		{"PoolTimeout of nothing", time.Hour, 0, time.Minute, 0,
 			[]error{livepool.ErrPoolTimeout}, []error{context.DeadlineExceeded},
 			[]string{"the database cannot be reached", "connection refused"}},
@@ -62,7 +62,8 @@ func TestOutageBoundsOfTheWait(t *testing.T) {
 							ctx, cancel := context.WithTimeout(t.Context(), tt.patience)
 							defer cancel()
 							err := p.WithSession(ctx, labtest.Work)
-							if took := time.Since(start); took != tt.after {
+							// A unit that lets others go first looks again each millisecond.
+							if took := time.Since(start); took < tt.after || took > tt.after+10*time.Millisecond {
 								t.Errorf("unit %d returned after %s, want %s", i, took, tt.after)
 							}
 							for _, want := range tt.is {
