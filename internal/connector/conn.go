@@ -336,12 +336,12 @@ func (c *conn) reconnect(ctx context.Context, v Verdict) error {
 		return err
 	}
 	c.discard(v)
-	l, checked, err := c.ctr.takeOrDial(ctx)
+	l, isNew, err := c.ctr.takeOrDial(ctx)
 	if err != nil {
 		return err
 	}
 	c.attach(l)
-	if !checked {
+	if !isNew { // a spare, which is checked; each one is taken once, so that this ends
 		return c.deferredCheckout(ctx)
 	}
 	return nil

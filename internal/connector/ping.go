@@ -43,52 +43,9 @@ var verdictNames = [verdicts]string{
 
 func (v Verdict) String() string { return verdictNames[v] }
 
-// news is what the loss of one connection implies for the others. Times are the
-// connector's clock, and -1 before the first loss. Any goroutine writes them, with
-// storeMax or Swap.
-type news struct {
-	// lastHangup is when a connection was last found closed by the other end. A
-	// connection without a round trip since then is pinged before it is handed out.
-	lastHangup atomic.Int64
-	// lastSilence is when the last request was sent whose answer was late. A connection
-	// without a round trip since then is suspect: it is handed out only after it
-	// answered a ping, and nobody waits for that ping, which would cost another caller a
-	// PingTimeout.
-	lastSilence atomic.Int64
-	// lastHeard is a time at which the server is known to have worked: it accepted a
-	// connection then, or answered a ping that was sent well after.
-	lastHeard  atomic.Int64
-	lastReport atomic.Int64 // when a loss was last recorded
-}
-
-func (n *news) init() {
-	n.lastHangup.Store(-1)
-	n.lastSilence.Store(-1)
-	n.lastHeard.Store(-1)
-	n.lastReport.Store(-1)
-}
-
-// record notes a loss, and says whether it is the first within a second. since is when a
-// silence began, at the latest; now is when it was found.
-func (n *news) record(kind wire.Loss, since, now time.Duration) (isFirst bool) {
-	if kind == wire.WentSilent {
-		storeMax(&n.lastSilence, since)
-	} else {
-		storeMax(&n.lastHangup, since)
-	}
-	latest := n.lastReport.Swap(int64(now))
-	return latest < 0 || int64(now)-latest > int64(time.Second)
-}
-
-// storeMax never moves a time back, because losses may be recorded in any order.
-func storeMax(at *atomic.Int64, t time.Duration) {
-	for old := at.Load(); int64(t) > old && !at.CompareAndSwap(old, int64(t)); old = at.Load() {
-	}
-}
-
 // check decides about a connection that nobody uses. The cheapest test comes first.
 func (c *conn) check(ctx context.Context, mode PingMode) Verdict {
-	_, now := c.ctr.clock.Bounds()
+	_, now := c.ctr.clock.Bounds() // cheap; near the age limit the exact time decides
 	if now >= c.expires {
 		now = c.ctr.clock.Now()
 	}
@@ -122,8 +79,13 @@ func (c *conn) peek() error {
 	return c.wire.Peek()
 }
 
-// noRoundTripSince says whether the last round trip is not newer than some news.
+// noRoundTripSince says whether the last round trip was before the news, or at the same
+// time.
 func (l *link) noRoundTripSince(at *atomic.Int64) bool { return int64(l.lastRoundTrip) <= at.Load() }
+
+// isSuspect says whether another connection did not answer in time since this one's last
+// round trip.
+func (l *link) isSuspect(ctr *Connector) bool { return l.noRoundTripSince(&ctr.news.lastSilence) }
 
 // canSkipPing says whether a connection without a visible fault is handed out without a
 // ping: it has answered recently, or the caller has no time for a ping. The clock is
@@ -146,16 +108,26 @@ func (c *conn) canSkipPing(ctx context.Context, latest time.Duration) bool {
 	return c.pingSkipped
 }
 
-// reportIdleLoss reports a loss that was seen on the idle socket. If the kernel gave the
-// peer up, that was at some time after the last answer; a connection that has answered
-// later may be alive.
-func (ctr *Connector) reportIdleLoss(l *link, err error) {
-	switch wire.LossOf(err) {
-	case wire.HungUp:
-		ctr.recordDeath(l, wire.HungUp, ctr.clock.Now(), err)
-	case wire.WentSilent:
-		ctr.recordDeath(l, wire.WentSilent, l.lastRoundTrip, err)
+// isTrustExtended says whether the last round trip makes a ping unnecessary for longer
+// than PingAfter: where answers are slow, pings would be half of the work.
+func (c *conn) isTrustExtended(sinceRoundTrip time.Duration) bool {
+	rtt := c.ctr.roundTrip.get()
+	if 2*rtt <= c.ctr.Cfg.PingTimeout {
+		return false
 	}
+	maxTrust := min(4*rtt, 10*c.pingAfter)
+	if c.keepAlive > 0 {
+		maxTrust = min(maxTrust, c.keepAlive)
+	}
+	return sinceRoundTrip <= maxTrust
+}
+
+// hasNoTimeForPing says whether the caller's deadline leaves no time for a ping and a
+// statement, so that it could never succeed. The socket has been checked.
+func (c *conn) hasNoTimeForPing(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	rtt := c.ctr.roundTrip.get()
+	return ok && rtt > 0 && c.wire != nil && c.wire.Raw != nil && c.ctr.peekSockets && time.Until(deadline) < 4*rtt
 }
 
 // prePing pings within PingTimeout. If the caller's context has ended already, the check
@@ -205,5 +177,17 @@ func (ctr *Connector) judgePing(l *link, sent time.Duration, err error) Verdict 
 	default:
 		ctr.recordDeath(l, wire.HungUp, sent, err)
 		return ByPing
+	}
+}
+
+// reportIdleLoss reports a loss that was seen on the idle socket. If the kernel gave the
+// peer up, that was at some time after the last answer; a connection that has answered
+// later may be alive.
+func (ctr *Connector) reportIdleLoss(l *link, err error) {
+	switch wire.LossOf(err) {
+	case wire.HungUp:
+		ctr.recordDeath(l, wire.HungUp, ctr.clock.Now(), err)
+	case wire.WentSilent:
+		ctr.recordDeath(l, wire.WentSilent, l.lastRoundTrip, err)
 	}
 }

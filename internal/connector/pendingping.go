@@ -1,4 +1,4 @@
-// recheck.go is a ping under way. It may outlast its caller: a slow server is not a dead
+// pendingping.go is a ping under way. It may outlast its caller: a slow server is not a dead
 // one. Whether a silent connection is dead is decided later, in the background, by
 // whether the server answers on other connections.
 
@@ -280,54 +280,6 @@ func (ctr *Connector) reportSilence(l *link, since time.Duration) {
 	ctr.logNews(l, ctr.news.record(wire.WentSilent, since, ctr.clock.Now()),
 		"livepool: a connection has not answered its ping in time (pool_ping_timeout); it and the others are asked in the background before they are handed out", nil)
 	ctr.maintainer.wake()
-}
-
-// isSuspect says whether another connection did not answer in time since this one's last
-// round trip.
-func (l *link) isSuspect(ctr *Connector) bool { return l.noRoundTripSince(&ctr.news.lastSilence) }
-
-// roundTrip is an estimate of how long the server takes to answer. Any goroutine writes
-// it.
-type roundTrip struct{ nanos atomic.Int64 }
-
-// record raises the estimate at once and lowers it gradually. Of two calls at the same
-// time either may win.
-func (r *roundTrip) record(d time.Duration) {
-	previous := time.Duration(r.nanos.Load())
-	if d < previous {
-		d = previous - (previous-d)/4
-	}
-	r.nanos.Store(int64(d))
-}
-
-func (r *roundTrip) get() time.Duration { return time.Duration(r.nanos.Load()) }
-
-// pingTimeout is PingTimeout, or up to five times that where the server is slow.
-func (ctr *Connector) pingTimeout() time.Duration {
-	least := ctr.Cfg.PingTimeout
-	return max(least, min(2*ctr.roundTrip.get(), 5*least))
-}
-
-// isTrustExtended says whether the last round trip makes a ping unnecessary for longer
-// than PingAfter: where answers are slow, pings would be half of the work.
-func (c *conn) isTrustExtended(sinceRoundTrip time.Duration) bool {
-	rtt := c.ctr.roundTrip.get()
-	if 2*rtt <= c.ctr.Cfg.PingTimeout {
-		return false
-	}
-	maxTrust := min(4*rtt, 10*c.pingAfter)
-	if c.keepAlive > 0 {
-		maxTrust = min(maxTrust, c.keepAlive)
-	}
-	return sinceRoundTrip <= maxTrust
-}
-
-// hasNoTimeForPing says whether the caller's deadline leaves no time for a ping and a
-// statement, so that it could never succeed. The socket has been checked.
-func (c *conn) hasNoTimeForPing(ctx context.Context) bool {
-	deadline, ok := ctx.Deadline()
-	rtt := c.ctr.roundTrip.get()
-	return ok && rtt > 0 && c.wire != nil && c.wire.Raw != nil && c.ctr.peekSockets && time.Until(deadline) < 4*rtt
 }
 
 // pingOneIdle is called when a caller gave up on a connection whose ping was skipped for
