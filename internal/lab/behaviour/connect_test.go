@@ -145,8 +145,9 @@ func TestConnectLimitUnderManyCallers(t *testing.T) {
 	via.ResetCounts()
 	via.RST() // all of them are found dead
 	round(p)
-	if most := via.Counts().MostLogins; most > limit {
-		t.Errorf("after a death %d logins at a time, want at most %d", most, limit)
+	// And the connection beside the pool, which ends what was cut, and waits for no turn.
+	if most := via.Counts().MostLogins; most > limit+1 {
+		t.Errorf("after a death %d logins at a time, want at most %d", most, limit+1)
 	}
 }
 
