@@ -219,7 +219,7 @@ func TestHoldLimit(t *testing.T) {
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "HoldLimit (pool_hold_limit), 3s") {
 		t.Errorf("the unit's error: %v", err)
 	}
-	if r := told(); len(r) != 1 || !strings.Contains(r[0], "unit=nightly report") || !strings.Contains(r[0], "hold_test.go:") || !strings.Contains(r[0], "in_transaction=true") {
+	if r := told(); len(r) != 1 || !strings.Contains(r[0], "unit=nightly report") || !strings.Contains(r[0], "parked_test.go:") || !strings.Contains(r[0], "in_transaction=true") {
 		t.Errorf("reports: %s", r)
 	}
 }
