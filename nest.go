@@ -26,7 +26,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 	}
 	// Not under the inner context: a statement that this one kept from being sent
 	// would be missing in the outer unit.
-	if _, err := s.ExecContext(&s.root.fnContext, "SAVEPOINT "+inner.savepoint()); err != nil {
+	if err := s.execOwn(&s.root.fnContext, "SAVEPOINT "+inner.savepoint()); err != nil {
 		return err
 	}
 	s.innerUnreleased.Store(true)
@@ -58,7 +58,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 	switch {
 	case err == nil:
 		// Not under the inner context: from here on its work is the outer unit's.
-		if _, err = s.ExecContext(&s.root.fnContext, "RELEASE SAVEPOINT "+inner.savepoint()); err != nil {
+		if err = s.execOwn(&s.root.fnContext, "RELEASE SAVEPOINT "+inner.savepoint()); err != nil {
 			inner.undoInner()
 			return err
 		}
@@ -133,9 +133,9 @@ func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
 // that one is undone, for it has left this one behind.
 func (s *Session) undoInner() {
 	root := s.root
-	_, err := s.parent.ExecContext(&root.fnContext, "ROLLBACK TO SAVEPOINT "+s.savepoint())
+	err := s.parent.execOwn(&root.fnContext, "ROLLBACK TO SAVEPOINT "+s.savepoint())
 	if err == nil {
-		_, err = s.parent.ExecContext(&root.fnContext, "RELEASE SAVEPOINT "+s.savepoint())
+		err = s.parent.execOwn(&root.fnContext, "RELEASE SAVEPOINT "+s.savepoint())
 	}
 	switch {
 	case err == nil:

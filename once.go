@@ -54,17 +54,22 @@ func (s *Session) insertKey(ctx context.Context, key string) error {
 	if ct.NoSchemaErr != nil {
 		return ct.NoSchemaErr
 	}
-	_, err := s.ExecContext(ctx, "INSERT INTO "+ct.Name+" (unit) VALUES ("+committable.KeyLiteral(key)+")")
-	switch {
-	case err == nil:
-		return nil
-	case mysqlerr.Number(err) == 1062:
+	err := s.execOwn(ctx, "INSERT INTO "+ct.Name+" (unit) VALUES ("+committable.KeyLiteral(key)+")")
+	if mysqlerr.Number(err) == 1062 {
 		return errKeyTaken
 	}
-	// The program did not write it, and it ends no connection: it only waits, for an
-	// earlier attempt most often, so that it is under way when something else does.
-	s.root.attempt.ForgetLostStatement()
 	return ct.Explain(err)
+}
+
+// execOwn runs a statement that is livepool's and not the program's. Such a one ends no
+// connection: it may only be under way when something else does, for it waits, as the
+// insert of a key for an earlier attempt.
+func (s *Session) execOwn(ctx context.Context, query string) error {
+	_, err := s.ExecContext(ctx, query)
+	if err != nil {
+		s.root.attempt.ForgetLostStatement(query)
+	}
+	return err
 }
 
 // withKey is the work of a unit that has a key: that comes first.

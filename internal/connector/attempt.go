@@ -52,8 +52,14 @@ func (a *Attempt) noteLostStatement(lost Statement) {
 	a.observed.LostStatement = lost
 }
 
-// ForgetLostStatement says that the statement is not to blame.
-func (a *Attempt) ForgetLostStatement() { a.noteLostStatement(Statement{}) }
+// ForgetLostStatement says that this statement, if it was the one, is not to blame.
+func (a *Attempt) ForgetLostStatement(query string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.observed.LostStatement.Query == query {
+		a.observed.LostStatement = Statement{}
+	}
+}
 
 // noteRecovery records that a rollback to a savepoint has undone the failure.
 func (a *Attempt) noteRecovery() {

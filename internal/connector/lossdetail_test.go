@@ -61,22 +61,40 @@ func TestStatementThatEndsItsConnectionIsNotSentAThirdTime(t *testing.T) {
 	}
 }
 
-// The insert of a key is livepool's own, and ends no connection: whatever does so
-// while it waits, twice in a row, the unit is run again.
+// Statements of livepool's own end no connection: whatever does so while they wait, three
+// times in a row, the unit is run again.
 func TestUnitWhoseKeyMeetsTwoLossesIsRunAgain(t *testing.T) {
-	f := &fakedb.DB{}
-	p := labtest.OpenFake(t, f, nil)
-	inserts := 0
-	f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
-		if strings.HasPrefix(query, "INSERT INTO livepool_commits") {
-			if inserts++; inserts <= 3 {
-				c.Valid.Store(false)
-				return fakedb.ErrGone
-			}
-		}
-		return nil
+	inner := func(ctx context.Context, s *livepool.Session) error {
+		p := ctx.Value(poolInTest{}).(*livepool.Pool)
+		_ = p.WithSession(ctx, func(context.Context, *livepool.Session) error { return errors.New("undone") })
+		return labtest.Work(ctx, s)
 	}
-	if err := p.WithSession(t.Context(), labtest.Work, livepool.Once("key")); err != nil || inserts != 4 {
-		t.Errorf("%v after %d inserts, want nil after 4", err, inserts)
+	for own, unit := range map[string]labtest.UnitFunc{
+		"INSERT INTO livepool_commits": labtest.Work,
+		"SAVEPOINT livepool_":          inner,
+		"ROLLBACK TO SAVEPOINT":        inner,
+		"RELEASE SAVEPOINT":            inner,
+	} {
+		t.Run(own, func(t *testing.T) {
+			f := &fakedb.DB{}
+			p := labtest.OpenFake(t, f, nil)
+			met := 0
+			f.OnExec = func(_ context.Context, c *fakedb.Conn, query string) error {
+				if strings.HasPrefix(query, own) {
+					if met++; met <= 3 {
+						c.Valid.Store(false)
+						return fakedb.ErrGone
+					}
+				}
+				return nil
+			}
+			ctx := context.WithValue(t.Context(), poolInTest{}, p)
+			if err := p.WithSession(ctx, unit, livepool.Once("key")); err != nil || met != 4 {
+				t.Errorf("%v after %d times, want nil after 4", err, met)
+			}
+		})
 	}
 }
+
+// poolInTest is under what a unit of this test finds its pool.
+type poolInTest struct{}

@@ -201,7 +201,7 @@ var mutants = []mutant{
 		"internal/connector/failure.go", "c.dead, c.lossReported = true, true", "c.dead = true",
 		"TestStatementAboveMaxAllowedPacket/mariadb$"},
 	{"the insert of a key is blamed for what happens while it waits",
-		"once.go", "s.root.attempt.ForgetLostStatement()", "",
+		"once.go", "s.root.attempt.ForgetLostStatement(query)", "",
 		"TestUnitWhoseKeyMeetsTwoLossesIsRunAgain"},
 	{"a statement over which the connection is lost each time is sent for ever",
 		"internal/connector/lossdetail.go", "return lost != Statement{} && l.times >= 2", "return lost != Statement{} && l.times > 9",
