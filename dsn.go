@@ -35,24 +35,27 @@ func ParseDSN(dsn string) (*Config, error) {
 		return nil, err
 	}
 	cfg.MySQL = my
+	err = cfg.read(ours)
+	switch {
+	case err == nil:
+		cfg.fitConnectTimeout()
+		return cfg, nil
+	case mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]):
+		return nil, errUnreadableDSN
+	}
+	return nil, err
+}
+
+// read reads the name=value pairs of a DSN, and validates what comes of it.
+func (c *Config) read(pairs []string) error {
 	seen := map[string]bool{}
-	for _, pair := range ours {
-		if err := cfg.set(pair, seen); err != nil {
-			if mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]) {
-				return nil, errUnreadableDSN
-			}
-			return nil, err
+	for _, pair := range pairs {
+		if err := c.set(pair, seen); err != nil {
+			return err
 		}
 	}
-	if err := cfg.validate(); err != nil {
-		if mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]) {
-			return nil, errUnreadableDSN
-		}
-		return nil, err
-	}
-	cfg.connectTimeoutGiven = seen["pool_connect_timeout"]
-	cfg.fitConnectTimeout()
-	return cfg, nil
+	c.connectTimeoutGiven = seen["pool_connect_timeout"]
+	return c.validate()
 }
 
 // fitConnectTimeout gives way to the driver's own timeout, which bounds the dial
@@ -102,7 +105,7 @@ func splitDSN(dsn string) (ours []string, theirs string) {
 	return ours, theirs
 }
 
-// set reads one name=value pair of a DSN.
+// set reads one of them.
 func (c *Config) set(pair string, seen map[string]bool) error {
 	name, escaped, hasValue := strings.Cut(pair, "=")
 	i := slices.IndexFunc(params, func(p setting.Setting[Config]) bool { return p.DSN == name })

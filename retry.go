@@ -216,7 +216,7 @@ const maxFreeWithoutPause = 2
 // against MaxElapsed alone. It is not for a unit that is never to be run again.
 func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	ctr, limit := c.pool.ctr, c.pool.cfg.MaxElapsed
-	unreachable := ctr.ShortageOf(cause) != connector.NoShortage
+	unreachable := ctr.IsUnreachable(cause)
 	if c.options.maxAttempts == 1 || !unreachable && !mysqlerr.IsWriteRefusal(cause) {
 		return false
 	}

@@ -164,9 +164,7 @@ func (s *Session) openTx(ctx context.Context) (*sql.Tx, error) {
 	root.mu.Lock()
 	defer root.mu.Unlock()
 	switch {
-	case s.hasEnded():
-		return nil, s.endedError()
-	case root.caller.Err() != nil:
+	case s.hasEnded(), root.caller.Err() != nil:
 		return nil, s.endedError()
 	case root.startErr != nil:
 		return nil, root.startErr

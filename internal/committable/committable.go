@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,20 +27,20 @@ type Table struct {
 // without one; below OpenConnector the DSN is not known.
 func New(setting, schema string, dsnKnown bool) Table {
 	if s, table, ok := strings.Cut(setting, "."); ok {
-		return Table{Name: QuoteName(s) + "." + QuoteName(table)}
+		return Table{Name: quoteName(s) + "." + quoteName(table)}
 	}
 	switch {
 	case schema != "":
-		return Table{Name: QuoteName(schema) + "." + QuoteName(setting)}
+		return Table{Name: quoteName(schema) + "." + quoteName(setting)}
 	case dsnKnown:
-		return Table{Name: QuoteName(setting), NoSchemaErr: fmt.Errorf("livepool: the commit table %s has no schema: "+
+		return Table{Name: quoteName(setting), NoSchemaErr: fmt.Errorf("livepool: the commit table %s has no schema: "+
 			"the DSN names no database; name one there, or set CommitTable (pool_commit_table) to schema.table", setting)}
 	}
 	return Table{Name: setting}
 }
 
-// QuoteName quotes an identifier.
-func QuoteName(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
+// quoteName quotes an identifier.
+func quoteName(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
 
 // DDL is the statement that creates the table.
 func (ct *Table) DDL() string {
@@ -90,7 +91,7 @@ func Inspect(ddl string) (key string, defects []string) {
 	if ddlTemporary.MatchString(ddl) {
 		defects = append(defects, "it is temporary")
 	}
-	if engine := ddlEngine.FindStringSubmatch(ddl); engine != nil && !containsFold(transactionalEngines, engine[1]) {
+	if engine := ddlEngine.FindStringSubmatch(ddl); engine != nil && !slices.Contains(transactionalEngines, strings.ToUpper(engine[1])) {
 		defects = append(defects, "its engine is "+engine[1]+", in which a key survives the rollback of its unit")
 	}
 	switch column := ddlColumn.FindStringSubmatch(ddl); {
@@ -112,15 +113,6 @@ func Inspect(ddl string) (key string, defects []string) {
 		return "PRIMARY", defects
 	}
 	return unique[2], defects
-}
-
-func containsFold(words []string, word string) bool {
-	for _, w := range words {
-		if strings.EqualFold(w, word) {
-			return true
-		}
-	}
-	return false
 }
 
 // MaxKey is the length of the key column, in bytes.

@@ -80,7 +80,7 @@ func (pu *Purge) Batch(ctx context.Context, db Querier) (err error) {
 		}
 	}
 	res, err := db.ExecContext(ctx, fmt.Sprintf("DELETE %[1]s FROM (SELECT %[2]s AS unit) AS old STRAIGHT_JOIN %[1]s FORCE INDEX (%[3]s) ON %[1]s.unit = old.unit",
-		pu.Table.Name, strings.Join(pu.Keys, " AS unit UNION ALL SELECT "), QuoteName(pu.index)))
+		pu.Table.Name, strings.Join(pu.Keys, " AS unit UNION ALL SELECT "), quoteName(pu.index)))
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 // A process that was stopped (SIGSTOP, a suspended VM) finds the reading of
@@ -13,7 +15,7 @@ func TestAReadingFromBeforeAStopTrustsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(maintainDB).pool(t, func(c *Settings) { c.KeepAlive = 0 })
 		k := p.ctr.clock
-		warmConns(t, p, 1)
+		fakedb.Warm(t, p.DB, 1)
 		p.ctr.IsMySQL = true // whose connections may lead over a network
 		k.Bounds()
 		k.Close() // so that the reading's end is late
@@ -21,7 +23,7 @@ func TestAReadingFromBeforeAStopTrustsNothing(t *testing.T) {
 		if r, _ := k.Bounds(); k.Now()-r < time.Second {
 			t.Fatalf("the reading is %s, of now %s: the test shows nothing", r, k.Now())
 		}
-		warmConns(t, p, 1)
+		fakedb.Warm(t, p.DB, 1)
 		if n := p.Stats().Pinged; n != 1 {
 			t.Errorf("%d pings before a connection that was idle for 1.5s was handed out, want 1", n)
 		}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -375,7 +374,7 @@ func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 		if err == nil {
 			return l, nil
 		}
-		available := caller.Err() == nil && ctr.ShortageOf(err) != NoShortage && ctr.awaitOutageEnd(caller, started, err)
+		available := caller.Err() == nil && ctr.IsUnreachable(err) && ctr.awaitOutageEnd(caller, started, err)
 		switch {
 		case caller.Err() != nil:
 			ctr.Cfg.Log.Debug("livepool: a statement's context ended before it had a connection", slog.String("addr", ctr.addr), slog.Any("cause", err))
@@ -409,22 +408,7 @@ func (ctr *Connector) awaitOutageEnd(caller context.Context, started time.Time, 
 // isCalledByPing says whether the connection is opened for a ping. Only the stack shows
 // that.
 func isCalledByPing() bool {
-	return hasCaller(func(name string) bool {
+	return innermostFunc(func(name string) bool {
 		return strings.HasSuffix(name, ".PingContext") && strings.HasPrefix(name, "database/sql.") || strings.HasSuffix(name, ".(*conn).Ping")
-	})
-}
-
-// hasCaller says whether a function is among the callers.
-func hasCaller(is func(name string) bool) bool {
-	var pcs [48]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
-	for {
-		frame, more := frames.Next()
-		if is(frame.Function) {
-			return true
-		}
-		if !more {
-			return false
-		}
-	}
+	}) != ""
 }

@@ -140,11 +140,17 @@ const (
 // the stack shows who calls. If database/sql renames the function, Connect dials in that
 // goroutine as it does for any caller.
 func callerInSQL() string {
-	var pcs [32]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	return innermostFunc(func(name string) bool { return strings.HasPrefix(name, "database/sql.") })
+}
+
+// innermostFunc is the name of the innermost function on the stack for which is holds, ""
+// for none. It leaves out its caller.
+func innermostFunc(is func(name string) bool) string {
+	var pcs [48]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
 	for {
 		frame, more := frames.Next()
-		if strings.HasPrefix(frame.Function, "database/sql.") {
+		if is(frame.Function) {
 			return frame.Function
 		}
 		if !more {

@@ -1,7 +1,6 @@
 package connector
 
 import (
-	"context"
 	"errors"
 
 	"github.com/go-sql-driver/mysql"
@@ -45,7 +44,7 @@ func (c *conn) maySwallow(err error, query string, ran extent) bool {
 	case errors.Is(err, mysql.ErrPktTooLarge):
 		return false // as after 1153, the server's error for the same
 	case errors.Is(err, errResultOpen), errors.Is(err, mysql.ErrBusyBuffer), errors.As(err, new(*unsentError)),
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		mysqlerr.CallerGaveUp(err):
 		return false // the statement is missing, and not because of its text or data
 	}
 	return !c.ctr.IsMySQL || ran == ranNothing

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 // maintainDB is a database whose connections are looked after, and closed, under the
@@ -129,29 +130,6 @@ func execOn(t *testing.T, run func() (sql.Result, error)) int64 {
 		t.Fatal(err)
 	}
 	return id
-}
-
-// takeConns takes n connections and uses them.
-func takeConns(t *testing.T, p *testPool, n int) []*sql.Conn {
-	t.Helper()
-	conns := make([]*sql.Conn, n)
-	for i := range conns {
-		c, err := p.Conn(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		execOn(t, func() (sql.Result, error) { return c.ExecContext(t.Context(), "DO 1") })
-		conns[i] = c
-	}
-	return conns
-}
-
-// warmConns takes n connections and returns them to the pool.
-func warmConns(t *testing.T, p *testPool, n int) {
-	t.Helper()
-	for _, c := range takeConns(t, p, n) {
-		c.Close()
-	}
 }
 
 // returnsSoon fails the test if f takes long.
@@ -299,7 +277,7 @@ func TestReplacementOfAConnectionThatIsGoneIsClosed(t *testing.T) {
 					}
 				}}
 				p := w.pool(t, nil)
-				warmConns(t, p, 1)
+				fakedb.Warm(t, p.DB, 1)
 				p.ctr.RecycleAll()
 				synctest.Wait()
 				if n := len(w.all()); n != 2 {
@@ -360,10 +338,11 @@ func TestConnectionWhoseTimeIsUpIsClosedOnReturn(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := &maintainDB{}
 				p := w.pool(t, tt.change)
-				c := takeConns(t, p, 1)[0]
+				held, _ := fakedb.Take(t, p.DB, 1)
+				c := held[0]
 				tt.pass(p)
 				synctest.Wait()
-				execOn(t, func() (sql.Result, error) { return c.ExecContext(t.Context(), "DO 1") })
+				fakedb.ServedBy(t, c)
 				if w.open() != 1 {
 					t.Error("a connection was taken from its user")
 				}
@@ -381,7 +360,7 @@ func TestRecycleReplacesTheIdleAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &maintainDB{}
 		p := w.pool(t, func(c *Settings) { c.Recycle = 0 })
-		warmConns(t, p, 5)
+		fakedb.Warm(t, p.DB, 5)
 		p.ctr.RecycleAll()
 		synctest.Wait()
 		all := w.all()

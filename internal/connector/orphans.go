@@ -36,8 +36,8 @@ func (ctr *Connector) AwaitOrphan(ctx context.Context, o *orphan) {
 	if o == nil {
 		return
 	}
-	ctr.Outage.addWaiters(ctr, 1)
-	defer ctr.Outage.addWaiters(ctr, -1)
+	ctr.Outage.addWaiters(ctr, &ctr.Outage.server, 1)
+	defer ctr.Outage.addWaiters(ctr, &ctr.Outage.server, -1)
 	clock.Wait(ctx, o.done, ctr.Cfg.PingTimeout)
 }
 

@@ -22,11 +22,11 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// Shortage is what a server does not give.
-type Shortage int
+// shortage is what a server does not give.
+type shortage int
 
 const (
-	NoShortage Shortage = iota
+	noShortage shortage = iota
 	noServer
 	noRoom
 	noAnswer
@@ -49,9 +49,9 @@ var shortageTexts = [...]struct{ is, begins, ends string }{
 		"livepool: the server takes writes again"},
 }
 
-// ShortageOf is why an attempt to connect failed: NoShortage if the server is there and
+// shortageOf is why an attempt to connect failed: noShortage if the server is there and
 // refuses the login, or if the caller gave up.
-func (ctr *Connector) ShortageOf(err error) Shortage {
+func (ctr *Connector) shortageOf(err error) shortage {
 	var gateErr *gateError
 	var connect *ConnectError
 	var network net.Error
@@ -59,30 +59,30 @@ func (ctr *Connector) ShortageOf(err error) Shortage {
 	case errors.As(err, &gateErr):
 		return gateErr.shortage
 	case !errors.As(err, &connect), mysqlerr.CallerGaveUp(err), errors.Is(err, ErrPoolClosed), errors.Is(err, errConnectPanicked), mysqlerr.IsMisconfigured(err):
-		return NoShortage
+		return noShortage
 	case mysqlerr.IsTooManyConnections(err):
 		return noRoom
 	case mysqlerr.Number(err) != 0:
 		if ctr.Classify(err)&mysqlerr.ConnDead != 0 || mysqlerr.IsNodeNotReady(err) { // it is shutting down, or does no work
 			return noServer
 		}
-		return NoShortage
+		return noShortage
 	case connect.noReply:
 		return noAnswer
 	case connect.notDialed, mysqlerr.IsNetworkLoss(err), errors.As(err, &network),
 		errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
 		return noServer
 	}
-	return NoShortage
+	return noShortage
 }
 
 // IsUnreachable says whether a connection could not be opened for want of a server
 // that takes it.
-func (ctr *Connector) IsUnreachable(err error) bool { return ctr.ShortageOf(err) != NoShortage }
+func (ctr *Connector) IsUnreachable(err error) bool { return ctr.shortageOf(err) != noShortage }
 
 // gate is shut while there is a lack. All is guarded by outage.mu.
 type gate struct {
-	shortage    Shortage
+	shortage    shortage
 	cause       error
 	opened      chan struct{} // closed when the lack ends
 	shutAt      time.Duration
@@ -138,7 +138,7 @@ type DialDeadlineKey struct{}
 
 // gateError is why a caller must not dial by itself.
 type gateError struct {
-	shortage Shortage
+	shortage shortage
 	cause    error
 	waited   time.Duration
 }
@@ -154,7 +154,7 @@ func (e *gateError) Unwrap() error { return e.cause }
 
 // gateErrLocked is why nobody may dial by itself, nil if all may. o.mu is held.
 func (o *outage) gateErrLocked() error {
-	if o.server.shortage == NoShortage {
+	if o.server.shortage == noShortage {
 		return nil
 	}
 	return &gateError{shortage: o.server.shortage, cause: o.lastErr}
@@ -189,11 +189,11 @@ func (ctr *Connector) noteConnectFailure(err error) (tell func()) {
 	if mysqlerr.CallerGaveUp(err) || ctr.Ctx.Err() != nil {
 		return func() {}
 	}
-	lack := ctr.ShortageOf(err)
+	lack := ctr.shortageOf(err)
 	begins, ends := ctr.Outage.recordFailure(ctr, err, lack, ctr.clock.Now())
 	if begins {
 		ctr.Stats.Outages.Add(1)
-		ctr.Outage.addWaiters(ctr, 0)
+		ctr.Outage.addWaiters(ctr, &ctr.Outage.server, 0)
 	}
 	return func() {
 		if ends != nil {
@@ -205,13 +205,13 @@ func (ctr *Connector) noteConnectFailure(err error) (tell func()) {
 	}
 }
 
-func (ctr *Connector) reportOutageStart(short Shortage, cause error) {
+func (ctr *Connector) reportOutageStart(short shortage, cause error) {
 	ctr.Cfg.Log.Warn(shortageTexts[short].begins, slog.String("addr", ctr.addr), slog.Any("cause", cause))
 }
 
 // recordFailure says whether the failure begins an outage, or ends one: a server that
 // refuses the login is back. An attempt that began before the last success says nothing.
-func (o *outage) recordFailure(ctr *Connector, err error, short Shortage, now time.Duration) (isStart bool, ended *gate) {
+func (o *outage) recordFailure(ctr *Connector, err error, short shortage, now time.Duration) (isStart bool, ended *gate) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var connect *ConnectError
@@ -219,14 +219,13 @@ func (o *outage) recordFailure(ctr *Connector, err error, short Shortage, now ti
 		return false, nil
 	}
 	o.lastErr, o.failedAt = err, now
-	close(o.changed)
-	o.changed = make(chan struct{})
+	o.announce()
 	o.dialLimit.reset()
 	g := &o.server
 	switch {
-	case short == NoShortage:
+	case short == noShortage:
 		return false, o.openGate(ctr, g, now)
-	case g.shortage == NoShortage:
+	case g.shortage == noShortage:
 		isStart = true
 		g.shut(short, err, now)
 		o.down.Store(true)
@@ -238,19 +237,25 @@ func (o *outage) recordFailure(ctr *Connector, err error, short Shortage, now ti
 	return isStart, nil
 }
 
-func (g *gate) shut(short Shortage, cause error, now time.Duration) {
+// announce tells those that wait for the next success or failure. o.mu is held.
+func (o *outage) announce() {
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+func (g *gate) shut(short shortage, cause error, now time.Duration) {
 	g.shortage, g.cause, g.opened, g.shutAt, g.waitedTotal = short, cause, make(chan struct{}), now, g.waiting
 }
 
 // openGate opens a gate, and returns what to log, nil if it was open. o.mu is held.
 func (o *outage) openGate(ctr *Connector, g *gate, now time.Duration) *gate {
-	if g.shortage == NoShortage {
+	if g.shortage == noShortage {
 		return nil
 	}
 	ended := *g
 	ended.shutAt = now - g.shutAt // how long it was
 	close(g.opened)
-	g.shortage = NoShortage
+	g.shortage = noShortage
 	if g == &o.server {
 		o.down.Store(false)
 		o.fullAndAwaited.Store(false)
@@ -275,8 +280,7 @@ func (ctr *Connector) recordConnected() {
 	o.lastErr, o.connectedAt = nil, ctr.clock.Now()
 	ended := o.openGate(ctr, &o.server, o.connectedAt)
 	if ended != nil {
-		close(o.changed)
-		o.changed = make(chan struct{})
+		o.announce()
 	}
 	o.mu.Unlock()
 	if ended != nil {
@@ -328,21 +332,15 @@ func (o *outage) removeLeftAttempt(a *connectAttempt) bool {
 	return ok
 }
 
-// addWaiters counts callers that wait for the server, and starts the prober if any do
-// during an outage.
-func (o *outage) addWaiters(ctr *Connector, more int) {
+// addWaiters counts callers that wait at a gate, and starts the prober if any do during
+// an outage. It returns what is closed at the end of the outage, nil if there is none.
+func (o *outage) addWaiters(ctr *Connector, g *gate, more int) (opened chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.addGateWaiters(ctr, &o.server, more)
-}
-
-// addGateWaiters is addWaiters for either gate; it returns what is closed at the end of
-// the outage, nil if there is none. o.mu is held.
-func (o *outage) addGateWaiters(ctr *Connector, g *gate, more int) (opened chan struct{}) {
 	g.waiting += more
 	g.waitedTotal += max(more, 0)
 	o.fullAndAwaited.Store(o.server.shortage == noRoom && o.server.waiting > 0)
-	if g.shortage == NoShortage {
+	if g.shortage == noShortage {
 		return nil
 	}
 	if (g.waiting > 0 || more > 0) && !o.probing {
@@ -357,7 +355,7 @@ func (o *outage) addGateWaiters(ctr *Connector, g *gate, more int) (opened chan 
 func (o *outage) requestProbe(ctr *Connector) (changed chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.server.shortage == NoShortage || ctr.clock.Now()-o.failedAt < time.Second {
+	if o.server.shortage == noShortage || ctr.clock.Now()-o.failedAt < time.Second {
 		return nil
 	}
 	o.probeRequested = true
@@ -376,14 +374,8 @@ func (ctr *Connector) AwaitServer(ctx context.Context, deadline time.Time) bool 
 }
 
 func (ctr *Connector) awaitGate(ctx context.Context, g *gate, deadline time.Time, handedOver chan struct{}) bool {
-	o := &ctr.Outage
-	await := func(more int) chan struct{} {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		return o.addGateWaiters(ctr, g, more)
-	}
-	opened := await(1)
-	defer await(-1)
+	opened := ctr.Outage.addWaiters(ctr, g, 1)
+	defer ctr.Outage.addWaiters(ctr, g, -1)
 	if opened == nil {
 		return ctx.Err() == nil && time.Now().Before(deadline)
 	}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
 // A caller who gave up in a hurry has another connection asked, by his own goroutine,
@@ -127,7 +129,7 @@ func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 func TestASilenceIsRecordedBeforeAnybodyGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := (&maintainDB{}).pool(t, func(c *Settings) { c.KeepAlive = 0 })
-		warmConns(t, p, 1)
+		fakedb.Warm(t, p.DB, 1)
 		q := p.ctr.newPendingPing(link{})
 		defer q.cancel()
 		defer q.timer.Stop()

@@ -33,13 +33,13 @@ func (ctr *Connector) probe() {
 		o.mu.Lock()
 		server, writes := o.server, o.writes
 		isWanted := o.probeRequested || server.waiting+writes.waiting > 0
-		if !isWanted || ctr.Ctx.Err() != nil || server.shortage == NoShortage && writes.shortage == NoShortage {
+		if !isWanted || ctr.Ctx.Err() != nil || server.shortage == noShortage && writes.shortage == noShortage {
 			o.probing = false
 			o.mu.Unlock()
 			return
 		}
 		o.mu.Unlock()
-		if server.shortage == NoShortage {
+		if server.shortage == noShortage {
 			p.probeWrites(&writes)
 		} else if p.dial(&server) {
 			o.clearProbeRequest()

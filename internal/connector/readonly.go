@@ -20,7 +20,7 @@ import (
 func (ctr *Connector) AwaitWrites(ctx context.Context, deadline time.Time, cause error) bool {
 	o := &ctr.Outage
 	o.mu.Lock()
-	isStart := o.writes.shortage == NoShortage
+	isStart := o.writes.shortage == noShortage
 	if isStart {
 		o.writes.shut(noWrites, cause, ctr.clock.Now())
 	}

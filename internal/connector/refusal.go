@@ -61,9 +61,13 @@ func (c *conn) noteWriteRefusal() {
 	dead, all := c.ctr.demotion.record(c.born, c.ctr.clock.Now())
 	c.dead = c.dead || dead
 	if all {
-		c.ctr.generation.CompareAndSwap(c.generation, c.generation+1)
+		c.retirePeers()
 	}
 }
+
+// retirePeers does what Recycle does, unless it was called, or this was done, since the
+// connection was opened.
+func (c *conn) retirePeers() { c.ctr.generation.CompareAndSwap(c.generation, c.generation+1) }
 
 // readOnlyTransaction is ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION.
 const readOnlyTransaction = 1792
@@ -129,7 +133,7 @@ func (c *conn) leaveUseless(err error, partlyRan bool) error {
 	c.dead = true
 	fresh := c.ctr.clock.Now()-c.born < time.Second
 	if mysqlerr.Number(err) != xaBranchOpen && !fresh {
-		c.ctr.generation.CompareAndSwap(c.generation, c.generation+1)
+		c.retirePeers()
 	}
 	if partlyRan || fresh || c.transaction.open || c.answeredSinceCheckout {
 		return err

@@ -31,7 +31,7 @@ type side struct {
 // another (max_connections, max_user_connections).
 func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*side, error) {
 	s, err := ctr.openSide(ctx)
-	if err == nil || ctr.ShortageOf(err) != noRoom {
+	if err == nil || ctr.shortageOf(err) != noRoom {
 		return s, err
 	}
 	if own := ctr.borrowSide(ctx); own != nil {

@@ -259,7 +259,7 @@ func ConnectClass(cause error) Class {
 	switch {
 	case Number(cause) != 0, errors.Is(cause, driver.ErrBadConn), errors.Is(cause, mysql.ErrBusyBuffer):
 		return of(cause)
-	case errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
+	case CallerGaveUp(cause):
 		return 0
 	case IsMisconfigured(cause):
 		return NotRun

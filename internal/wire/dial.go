@@ -363,8 +363,7 @@ const (
 // is not silence: the driver's readTimeout also ends statements that are only slow.
 func LossOf(err error) Loss {
 	switch {
-	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, driver.ErrBadConn),
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, driver.ErrBadConn), mysqlerr.CallerGaveUp(err):
 		return notLost
 	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return WentSilent // any of these may be the error of an established connection that the kernel gave up

@@ -28,18 +28,8 @@ func ServedBy(t testing.TB, db Execer) int64 {
 // Warm opens n connections at the same time and returns them to the pool.
 func Warm(t testing.TB, db *sql.DB, n int) {
 	t.Helper()
-	held := make([]*sql.Conn, n)
-	for i := range held {
-		c, err := db.Conn(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ServedBy(t, c)
-		held[i] = c
-	}
-	for _, c := range held {
-		c.Close()
-	}
+	held, _ := Take(t, db, n)
+	GiveBack(held)
 }
 
 // Take takes n connections out of the pool, uses each and returns which they are.
