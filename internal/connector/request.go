@@ -154,7 +154,17 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	if c.transaction.recoverable {
 		c.noteRecovery()
 	}
-	return res, c.parkWith(c.afterStatement(ctx, nil))
+	return res, c.endStatement(ctx)
+}
+
+// endStatement ends a statement that was answered. Most have no sentinel, and are not to
+// pay for those that have one.
+func (c *conn) endStatement(ctx context.Context) error {
+	if c.transaction.sentinel.query == "" {
+		c.park()
+		return nil
+	}
+	return c.parkWith(c.checkSentinel(ctx))
 }
 
 // QueryContext forwards to the driver.

@@ -119,7 +119,7 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (drive
 		return nil, s.c.parkWith(s.c.afterStatement(ctx, s.c.handleFailure(ctx, err, s.query, mark, statementRequest)))
 	}
 	s.c.recordAnswer()
-	return res, s.c.parkWith(s.c.afterStatement(ctx, nil))
+	return res, s.c.endStatement(ctx)
 }
 
 func (s *stmt) execContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {

@@ -31,19 +31,7 @@ func TestAStoppedServerLosesNoConnections(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		p := open(t, s.DSN(), fmt.Sprintf("pool_size=%d", idle))
 		warmReal(t, p.DB, idle)
-		ids := func() (all []uint64) {
-			list, err := s.Processes()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range list {
-				if p.User == server.User {
-					all = append(all, p.ID)
-				}
-			}
-			return all
-		}
-		before := ids()
+		before := connectionIDs(t, s)
 		time.Sleep(600 * time.Millisecond)
 		if err := s.Pause(); err != nil {
 			t.Fatal(err)
@@ -58,19 +46,38 @@ func TestAStoppedServerLosesNoConnections(t *testing.T) {
 		}
 		wg.Wait()
 		time.Sleep(3 * time.Second) // in which the surplus is closed
-		after := ids()
-		closed := 0
-		for _, id := range before {
-			if !slices.Contains(after, id) {
-				closed++
-			}
-		}
+		closed := missing(before, connectionIDs(t, s))
 		st := p.Stats()
 		t.Logf("%d of %d closed, %d handshakes, %d deaths, %d killed", closed, len(before), st.Opened-idle, st.Deaths, st.Killed+st.KillUnneeded)
 		if closed > 5 || st.Opened-idle > callers || st.Deaths > 0 {
 			t.Errorf("%d of %d closed, %d handshakes, %d deaths", closed, len(before), st.Opened-idle, st.Deaths)
 		}
 	}, "--max-connections=700")
+}
+
+// connectionIDs are the ids of the user's connections on the server.
+func connectionIDs(t *testing.T, s *server.Server) (ids []uint64) {
+	t.Helper()
+	list, err := s.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range list {
+		if p.User == server.User {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+// missing counts the ids that were there before and are not any more.
+func missing(before, after []uint64) (n int) {
+	for _, id := range before {
+		if !slices.Contains(after, id) {
+			n++
+		}
+	}
+	return n
 }
 
 // Each answer takes longer than PingTimeout, because the network is slow: the greeting
@@ -102,7 +109,7 @@ func TestASlowServerIsNoDeadServerOnRealServers(t *testing.T) {
 }
 
 // A caller's deadline has room for a statement and not for a ping before it.
-// Where the socket looks well he is not made to fail for ever.
+// Where the socket looks well it is not made to fail for ever.
 func TestADeadlineThatBearsOneRoundTrip(t *testing.T) {
 	eachKindAtOnce(t, func(t *testing.T, kind server.Kind) {
 		// Two round trips do not fit, and one does with time to spare.
@@ -166,6 +173,26 @@ type clientReport struct {
 	Fewest int      // statements that one of the workers has run since the last "hold"
 	Taken  int      // how often many connections have been taken at once since then
 	Stats  livepool.Stats
+}
+
+// manyIdle is how many connections that client opens when it is told to warm up.
+const manyIdle = 500
+
+// warmUp opens n connections, and returns them to the pool.
+func warmUp(db *sql.DB, n int) error {
+	conns := make([]*sql.Conn, 0, n)
+	defer func() { fakedb.GiveBack(conns) }()
+	for range n {
+		c, err := db.Conn(context.Background())
+		if err != nil {
+			return err
+		}
+		conns = append(conns, c)
+		if _, err := c.ExecContext(context.Background(), "DO 1"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // client runs statements on all connections of a pool until its input ends, and
@@ -233,6 +260,10 @@ func client(dsn string) error {
 			report.Taken = 0
 		case "go":
 			gate.Unlock()
+		case "warm":
+			if err := warmUp(p.DB, manyIdle); err != nil {
+				return err
+			}
 		}
 		mu.Lock()
 		report.Fewest = slices.Min(done)
@@ -333,6 +364,40 @@ func TestAStoppedClientLosesNoConnections(t *testing.T) {
 			t.Errorf("opened %d, deaths %d, errors %q", st.Opened-before.Stats.Opened, st.Deaths, after.Errors)
 		}
 	})
+}
+
+// First the server stands still, then the client: of its many idle connections hardly one
+// is closed, for all of them are alive.
+func TestAStoppedServerAndThenAStoppedClientLoseNoConnections(t *testing.T) {
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		pauseClient, resumeClient, tell, answer := startClient(t, withParams(s.DSN(), fmt.Sprintf("pool_size=%d&pool_connect_timeout=30s", manyIdle+50)))
+		tell("warm")
+		before := answer()
+		opened := connectionIDs(t, s)
+		if len(opened) < manyIdle {
+			t.Fatalf("%d connections", len(opened))
+		}
+		time.Sleep(600 * time.Millisecond)
+		for _, stop := range []struct {
+			pause, resume func()
+			length        time.Duration
+		}{
+			{func() { _ = s.Pause() }, func() { _ = s.Resume() }, 1400 * time.Millisecond},
+			{pauseClient, resumeClient, 1500 * time.Millisecond},
+		} {
+			stop.pause()
+			time.Sleep(stop.length)
+			stop.resume()
+		}
+		time.Sleep(3 * time.Second) // in which the surplus is closed
+		tell("")
+		after := answer()
+		closed, st := missing(opened, connectionIDs(t, s)), after.Stats
+		t.Logf("%d of %d closed, %d opened, %d pings, %d deaths", closed, len(opened), st.Opened-before.Stats.Opened, st.Pinged-before.Stats.Pinged, st.Deaths)
+		if closed > 5 || st.Deaths > 0 || len(after.Errors) > 0 {
+			t.Errorf("%d of %d closed, %d deaths, errors %q", closed, len(opened), st.Deaths, after.Errors)
+		}
+	}, "--max-connections=700")
 }
 
 // A client is stopped, and its connections are cut without a word meanwhile.
