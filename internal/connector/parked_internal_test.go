@@ -136,8 +136,8 @@ func (s exclusiveStmt) Query([]driver.Value) (driver.Rows, error) {
 	return &exclusiveRows{c: s.c}, nil
 }
 
-// Whatever the owner does, and however long he is elsewhere before, no ping gets
-// between, and none that he can do without is left out.
+// Whatever the owner does, and however long it is elsewhere before, no ping gets
+// between, and none that is needed is left out.
 func TestNoPingBesideItsOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &exclusiveDB{opDelay: func(string) time.Duration { return rand.N(3 * time.Millisecond) }}
@@ -223,6 +223,40 @@ func TestNoPingBesideItsOwner(t *testing.T) {
 		}
 		if st := p.Stats(); st.Deaths > 0 || st.Opened > 12 {
 			t.Errorf("%d deaths, %d opened", st.Deaths, st.Opened)
+		}
+	})
+}
+
+// A request beside an open result is the program's mistake. It ends, and the result is
+// still being read: no ping may get between its rows.
+func TestNoPingBesideAnOpenResult(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &exclusiveDB{}
+		p := l.pool(t, func(c *Settings) { c.KeepAlive = time.Second })
+		c, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows, err := c.QueryContext(t.Context(), "SELECT 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.ExecContext(t.Context(), "DO 1"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if n := l.pings.Load(); n > 0 {
+			t.Errorf("%d pings beside an open result", n)
+		}
+		if err := rows.Close(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if l.pings.Load() == 0 {
+			t.Error("no ping after the result was closed")
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -118,7 +118,7 @@ var mutants = []mutant{
 	// A connection whose owner is elsewhere.
 	{"it is pinged while a result is open",
 		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed {", "if !c.rawExposed {",
-		"TestNoPingBesideItsOwner"},
+		"TestNoPingBesideAnOpenResult"},
 	{"it is pinged although its owner may be using the driver's connection",
 		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed {", "if c.openResults == 0 {",
 		"TestHeldConnectionThatIsBusy/mariadb$"},
