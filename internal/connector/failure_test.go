@@ -19,6 +19,9 @@ import (
 
 const readOnlyText = "The MariaDB server is running with the --read-only option so it cannot execute this statement"
 
+// idleCloseText is the part of 4031's text by which it is recognized.
+const idleCloseText = "The client was disconnected by the server because of inactivity"
+
 // A statement outside a transaction is sent again only if it cannot have run,
 // or may run twice.
 func TestWhatIsSentAgain(t *testing.T) {
@@ -33,8 +36,8 @@ func TestWhatIsSentAgain(t *testing.T) {
 		{"lost after it was written", mysql.ErrInvalidConn, "INSERT INTO t VALUES (1)", false, false},
 		{"lost after it was written, idempotent", mysql.ErrInvalidConn, "INSERT INTO t VALUES (1)", true, true},
 		{"a read lost after it was written", mysql.ErrInvalidConn, "SELECT 1", false, false},
-		{"4031: closed while idle", fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity"), "INSERT INTO t VALUES (1)", false, true},
-		{"4031, a procedure", fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity"), "CALL p()", false, true},
+		{"4031: closed while idle", fakedb.ServerError(4031, idleCloseText), "INSERT INTO t VALUES (1)", false, true},
+		{"4031, a procedure", fakedb.ServerError(4031, idleCloseText), "CALL p()", false, true},
 		{"1290 of a read-only server", fakedb.ServerError(1290, readOnlyText), "INSERT INTO t VALUES (1)", false, true},
 		{"1290 behind a tracing comment", fakedb.ServerError(1290, readOnlyText), "/* trace=1 */ -- x\n update t set a=1", false, true},
 		{"1290 for another option", fakedb.ServerError(1290, "The MySQL server is running with the --secure-file-priv option so it cannot execute this statement"), "SELECT 1 INTO OUTFILE 'x'", false, false},
@@ -78,7 +81,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
 	for _, failure := range []error{
 		driver.ErrBadConn, mysql.ErrInvalidConn,
-		fakedb.ServerError(4031, "disconnected"), fakedb.ServerError(1290, readOnlyText),
+		fakedb.ServerError(4031, idleCloseText), fakedb.ServerError(1290, readOnlyText),
 	} {
 		f := &fakedb.DB{}
 		p := labtest.OpenFake(t, f, nil)
@@ -322,7 +325,7 @@ func TestIdleCloseThatMayComeAfterTheRequest(t *testing.T) {
 						return nil
 					}
 					time.Sleep(tt.after)
-					return fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity")
+					return fakedb.ServerError(4031, idleCloseText)
 				}
 				f := &fakedb.DB{OnCommit: func(*fakedb.Conn) error { return answer() }}
 				p := labtest.OpenFake(t, f, nil)
@@ -348,7 +351,7 @@ func TestIdleCloseThatMayComeAfterTheRequest(t *testing.T) {
 // said in place of an answer; and nobody is told that it has not run.
 func TestWhatAServerSaysUnasked(t *testing.T) {
 	said := map[string]error{
-		"4031, late": fakedb.ServerError(4031, "The client was disconnected by the server because of inactivity"),
+		"4031, late": fakedb.ServerError(4031, idleCloseText),
 		"1053":       fakedb.ServerError(1053, "Server shutdown in progress"),
 		"1927":       fakedb.ServerError(1927, "Connection was killed"),
 		"2013":       fakedb.ServerError(2013, "Lost connection to server during query"),
