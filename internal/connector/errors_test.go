@@ -41,7 +41,7 @@ func TestWhatErrorsMean(t *testing.T) {
 		{server(1047, "Unknown command"), 0},
 		{server(1180, "Got error 6 \"No such device or address\" during COMMIT"), mysqlerr.TxGone | mysqlerr.CommitUnknown},
 		{server(1317, "Query execution was interrupted"), mysqlerr.StatementUndone | mysqlerr.CommitUnknown},
-		{server(4031, idleCloseText), mysqlerr.ConnDead | mysqlerr.NotRun | mysqlerr.TxGone | mysqlerr.Retry},
+		{server(4031, "The client was disconnected by the server because of inactivity"), mysqlerr.ConnDead | mysqlerr.NotRun | mysqlerr.TxGone | mysqlerr.Retry},
 		{server(4031, "Referenced trigger 'a' for the given action time and event type does not exist"), 0}, // MariaDB's
 		{wire.ErrUnsolicited, mysqlerr.ConnDead | mysqlerr.NotRun | mysqlerr.TxGone | mysqlerr.Retry},
 		{&notCommittedError{cause: wire.ErrUnsolicited}, mysqlerr.ConnDead | mysqlerr.NotRun | mysqlerr.TxGone | mysqlerr.Retry},
