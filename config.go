@@ -164,11 +164,11 @@ type Config struct {
 	// livepool does not know; it returns false for an error that it leaves to
 	// livepool. It is called from many goroutines. Default nil.
 	Classify func(error) (Class, bool)
-	// Logger takes what livepool has to say. Nil means slog.Default(). A panic of
-	// it, or of another function of the Config, is reported and goes no further.
+	// Logger gets livepool's log lines. Nil means slog.Default(). A panic in it, or in
+	// another function of the Config, is reported and goes no further.
 	Logger *slog.Logger
 
-	log *slog.Logger // Logger, but its panics go no further; of a connector's copy
+	log *slog.Logger // Logger with its panics caught; set in the pool's copy
 }
 
 const defaultConnectTimeout = 5 * time.Second

@@ -16,8 +16,8 @@ import (
 )
 
 // ID is what identifies the object that a job is about: an integer, a string or
-// a UUID. A row object or a session is none: by the time the job runs it would
-// be stale, or ended.
+// a UUID. A row object or a session is not: by the time the job runs it would be stale,
+// or ended.
 type ID interface {
 	~int | ~int32 | ~int64 | ~uint | ~uint32 | ~uint64 | ~string | ~[16]byte
 }

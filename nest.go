@@ -86,9 +86,10 @@ func (s *Session) checkInner(o *sessionOptions) error {
 	return nil
 }
 
-// isKeyHeld says whether a unit of the pool that ctx is inside of has the key. A
-// unit of a transaction of its own would also wait for the keys of those that have
-// ended in one that has not; in that one it is a redelivery.
+// isKeyHeld says whether a unit of the pool that ctx is inside of has the key. With own,
+// for a unit that has a transaction of its own, the keys of inner units that have ended
+// count too: their transaction is still open, so that the insert would wait for it. In
+// that same transaction the key would be a redelivery.
 func isKeyHeld(ctx context.Context, p *Pool, key string, own bool) bool {
 	for {
 		s, ok := ctx.Value(poolKey{p}).(*Session)
@@ -128,9 +129,9 @@ func (s *Session) hasKey(key string) bool {
 // savepoint is the name of the unit's. Two of one name would replace each other.
 func (s *Session) savepoint() string { return fmt.Sprint("livepool_", s.depth) }
 
-// undoInner undoes what a unit inside another one has done. If that fails the outer
-// unit is not committed; where it is refused because a unit around it has ended,
-// that one is undone, for it has left this one behind.
+// undoInner undoes what a unit inside another one has done. If that fails the outer unit is
+// not committed. If it is refused because the unit around this one has ended, that one is
+// undone, because its function did not wait for this unit.
 func (s *Session) undoInner() {
 	root := s.root
 	err := s.parent.execOwn(&root.fnContext, "ROLLBACK TO SAVEPOINT "+s.savepoint())

@@ -30,10 +30,9 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// Once applies the unit at most once among all units of the same key, ever: of
-// those that come later fn is not run, and they succeed. It needs the commit
-// table (see CreateCommitTable), costs one round trip, and holds until
-// PurgeCommits removes the key. A key has at most 255 bytes.
+// Once applies at most one unit of this key, ever: a later one returns nil and does not
+// run fn. It needs the commit table (see CreateCommitTable), costs one round trip, and
+// holds until PurgeCommits removes the key. A key has at most 255 bytes.
 func Once(key string) SessionOption {
 	return func(o *sessionOptions) { o.once, o.hasOnce = key, true }
 }
@@ -61,9 +60,9 @@ func (s *Session) insertKey(ctx context.Context, key string) error {
 	return ct.Explain(err)
 }
 
-// execOwn runs a statement that is livepool's and not the program's. Such a one ends no
-// connection: it may only be under way when something else does, for it waits, as the
-// insert of a key for an earlier attempt.
+// execOwn runs a statement of livepool's own. It is never taken for the cause of a lost
+// connection: it may only have been waiting when that happened, as the insert of a key
+// waits for an earlier attempt.
 func (s *Session) execOwn(ctx context.Context, query string) error {
 	_, err := s.ExecContext(ctx, query)
 	if err != nil {
@@ -72,7 +71,7 @@ func (s *Session) execOwn(ctx context.Context, query string) error {
 	return err
 }
 
-// withKey is the work of a unit that has a key: that comes first.
+// withKey is fn with the insert of the key before it.
 func withKey(fn func(context.Context, *Session) error, key string) func(context.Context, *Session) error {
 	return func(ctx context.Context, s *Session) error {
 		if err := s.insertKey(ctx, key); err != nil {
@@ -82,8 +81,7 @@ func withKey(fn func(context.Context, *Session) error, key string) func(context.
 	}
 }
 
-// notAppliedError is a lost COMMIT that was found not to have happened, and will
-// not any more.
+// notAppliedError is a lost COMMIT that did not happen, and cannot happen any more.
 type notAppliedError struct{ commitErr error }
 
 func (e *notAppliedError) Error() string {
@@ -91,9 +89,9 @@ func (e *notAppliedError) Error() string {
 }
 
 // resolveCommit finds out whether the COMMIT of an attempt happened, whose answer was
-// lost. It probes at least once and, whatever a probe meets, until the context ends
-// or the time for it is over: MaxElapsed and CommitTimeout, from now. The attempt has kept
-// its place, so that it waits for no other session.
+// lost. It probes at least once, and goes on after any error until the context ends or
+// MaxElapsed and CommitTimeout have passed, from now. The attempt has kept its place, so
+// that the probe waits for no other session.
 func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commitErr error) (committed bool, unresolvedErr error) {
 	p := c.pool
 	defer p.queue.Give(&unknown.place)
@@ -135,9 +133,9 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 }
 
 // probeKey is a transaction that can be committed only if the lost COMMIT did not
-// happen, and after which that cannot happen any more; nothing of it remains. It
-// is committed, and not only begun, because in a cluster that certifies
-// transactions an insert proves nothing before.
+// happen, and after which that COMMIT cannot happen any more. It leaves nothing behind. It
+// is committed, and not only begun, because a cluster certifies transactions at COMMIT:
+// before that an insert proves nothing.
 func (c *retryState) probeKey(ctx context.Context, s *Session) error {
 	if err := s.insertKey(ctx, c.key); err != nil {
 		return err
@@ -149,7 +147,7 @@ func (c *retryState) probeKey(ctx context.Context, s *Session) error {
 	return err
 }
 
-// errKeyFree: the key could be inserted. It has the insert rolled back.
+// errKeyFree: the key could be inserted. Returning it rolls the insert back.
 var errKeyFree = errors.New("livepool: the key is free")
 
 // CreateCommitTable creates the table that Once and VerifyCommit need

@@ -107,9 +107,9 @@ func (s *Session) isWriteInReadOnly(err error) bool {
 	return s.options.tx.ReadOnly && mysqlerr.Number(s.retryCause(err)) == 1792
 }
 
-// explainFailure adds what the caller of a failed unit must know: also that it would be
-// run again, had its context not ended. The first attempt's own error, with
-// nothing to add, stays as it is.
+// explainFailure adds what the caller of a failed unit must know, for example that only
+// the end of its context kept it from being run again. An error of the first attempt that
+// needs no addition stays as it is.
 func (s *Session) explainFailure(err error, c *retryState) error {
 	switch {
 	case s.observed.ImplicitCommit != "":
@@ -213,7 +213,7 @@ const maxFreeWithoutPause = 2
 
 // awaitAvailable waits for a server that cannot be reached, or takes no writes, if that
 // is why the attempt failed: nothing of it ran, or is left, so that it counts
-// against MaxElapsed alone. It is not for a unit that is never to be run again.
+// against MaxElapsed alone. A unit that is tried only once does not wait.
 func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	ctr, limit := c.pool.ctr, c.pool.cfg.MaxElapsed
 	unreachable := ctr.IsUnreachable(cause)

@@ -57,11 +57,11 @@ type Session struct {
 	observed connector.Observed // of the attempt, once it has ended
 
 	place           fifo.Place
-	inFlight        sync.RWMutex // held to read by a statement that is being sent, of this unit or of one inside it
+	inFlight        sync.RWMutex // read-locked while a statement is being sent, of this unit or of one inside it
 	ended           atomic.Bool
 	innerRunning    atomic.Bool // a unit inside this one is running
-	innerUnreleased atomic.Bool // and has its savepoint: what there is of it may be half of it
-	notUndone       bool        // of a unit inside another one that has ended: it could not be undone by itself
+	innerUnreleased atomic.Bool // and its savepoint is not released: half of its work may be there
+	notUndone       bool        // it could not be undone by itself, because the unit around it had ended
 
 	hooks hooks
 }
@@ -74,7 +74,7 @@ func FromContext(ctx context.Context) (*Session, bool) {
 
 // WithSession runs fn as a unit of work: its statements in one transaction on
 // one connection, committed if fn returns nil, rolled back if it returns an
-// error, panics or exits. It is run again, on a fresh session, if its
+// error, panics or calls runtime.Goexit. It is run again, on a fresh session, if its
 // transaction cannot have been committed and the cause is one that may pass: a
 // lost connection, a deadlock, a server that refuses or cannot be reached;
 // within MaxAttempts, MaxElapsed and ctx. So fn may run more than once: what it
@@ -174,9 +174,9 @@ func (s *Session) openTx(ctx context.Context) (*sql.Tx, error) {
 	return root.startTx(ctx)
 }
 
-// startTx takes a place and a connection, and begins. If it fails no statement of
-// the attempt runs: those after one that was swallowed would be half of the
-// work. root.mu is held.
+// startTx takes a place and a connection, and begins. If it fails no later statement of
+// the attempt runs either: the function may have swallowed the error of the first one,
+// and the rest would be half of the work. root.mu is held.
 func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
 	start := time.Now()
 	deadline := start.Add(s.pool.cfg.PoolTimeout)
@@ -217,7 +217,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 	if !s.retryDeadline.IsZero() && s.retryDeadline.Before(deadline) {
 		waitUntil = s.retryDeadline
 	}
-	if s.pool.cfg.PoolTimeout > 0 || !s.resolveDeadline.IsZero() { // with 0 it does not wait, but may dial
+	if s.pool.cfg.PoolTimeout > 0 || !s.resolveDeadline.IsZero() { // PoolTimeout 0: it may dial, and waits for nothing else
 		s.beginCtx.DialDeadline = waitUntil
 	}
 	for {
@@ -241,14 +241,13 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 	}
 }
 
-// beginTx begins on a connection of the pool. A place is one of as many as
-// there may be connections, so that one is free unless the pool is also used
-// without sessions; only then is there a wait to be bounded, and the price of
-// that to be paid. A session that may have to wait lets those go first for which a
-// connection is free.
+// beginTx begins on a connection of the pool. There are as many places as there may be
+// connections, so a session that has a place finds one free, unless the pool is also used
+// without sessions. Only then may it have to wait, and pays for a bound of that wait; it
+// lets sessions go first for which a connection is free.
 func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	ps := s.pool
-	ps.unboundedBegins.Add(1)          // before it counts for the others, who would else not wait for it
+	ps.unboundedBegins.Add(1)          // before begins, so that the others see it and wait
 	beginning := int(ps.begins.Add(1)) // this one and others at the same time
 	defer ps.begins.Add(-1)
 	st := s.pool.DB.Stats()
@@ -327,8 +326,8 @@ func (s *Session) rollback() {
 	}
 }
 
-// release gives the connection and the place back; except for the place of a COMMIT
-// that is to be resolved.
+// release gives the connection and the place back. The place is kept while a lost COMMIT
+// is still to be resolved.
 func (s *Session) release() {
 	s.mu.Lock()
 	conn := s.conn
@@ -362,8 +361,8 @@ func (s *Session) stopStatements() {
 	defer s.inFlight.Unlock()
 }
 
-// beginStatement and endStatement are around each statement: what ends this unit, or one around it,
-// waits in between. They are locked from the inside out.
+// beginStatement and endStatement enclose each statement: whatever ends this unit, or one
+// around it, waits for endStatement. They lock from the inside out.
 func (s *Session) beginStatement() {
 	for ; s != nil; s = s.parent {
 		s.inFlight.RLock()
@@ -376,8 +375,8 @@ func (s *Session) endStatement() {
 	}
 }
 
-// hasEnded says whether the unit has ended, or one that it is inside of: with that
-// its work is undone or applied, and no more can be added.
+// hasEnded says whether the unit, or one that it is inside of, has ended. Then its work is
+// undone or applied, and no more can be added.
 func (s *Session) hasEnded() bool {
 	for ; s != nil; s = s.parent {
 		if s.ended.Load() {

@@ -27,7 +27,7 @@ type Stats struct {
 	Reused        int64 // checkouts of connections that were open already
 	ConnectFailed int64 // attempts to open one that failed
 	Outages       int64 // times that the server could not be reached, or took no more connections, or no writes
-	Pinged        int64 // pings sent to verify a connection, by whomever
+	Pinged        int64 // pings sent to verify a connection, in the background or by a caller
 	KeptAlive     int64 // of those, the ones sent in the background
 	Deaths        int64 // connections found dead: closed by the other end, or silent
 	Swept         int64 // idle connections found dead in the background, before a caller met them
