@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/livepool/livepool/internal/dsntext"
 )
 
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$"
@@ -52,7 +54,7 @@ func durations(c *Config) map[string]time.Duration {
 // driverReads is the driver's reading of the whole DSN, which takes a pool_*
 // parameter for a variable to be SET.
 func driverReads(dsn string) (cfg *mysql.Config, ours map[string]string, err error) {
-	cfg, err = safeParse(dsn)
+	cfg, err = dsntext.SafeParse(dsn)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,7 +5,6 @@
 package livepool
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -15,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/dsntext"
 	"github.com/livepool/livepool/internal/setting"
 	"github.com/livepool/livepool/internal/spelling"
 )
@@ -29,21 +28,16 @@ import (
 // takes. No error holds the password.
 func ParseDSN(dsn string) (*Config, error) {
 	cfg := NewConfig()
-	ours, theirs := splitDSN(dsn)
-	my, err := parseDriverDSN(theirs)
+	my, ours, err := dsntext.Parse(dsn)
 	if err != nil {
 		return nil, err
 	}
 	cfg.MySQL = my
-	err = cfg.read(ours)
-	switch {
-	case err == nil:
-		cfg.fitConnectTimeout()
-		return cfg, nil
-	case mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]):
-		return nil, errUnreadableDSN
+	if err := cfg.read(ours); err != nil {
+		return nil, dsntext.HidePassword(dsn, err)
 	}
-	return nil, err
+	cfg.fitConnectTimeout()
+	return cfg, nil
 }
 
 // read reads the name=value pairs of a DSN, and validates what comes of it.
@@ -64,45 +58,6 @@ func (c *Config) fitConnectTimeout() {
 	if c.MySQL != nil && !c.connectTimeoutGiven && c.ConnectTimeout == defaultConnectTimeout {
 		c.ConnectTimeout = max(c.ConnectTimeout, c.MySQL.Timeout)
 	}
-}
-
-// errUnreadableDSN quotes nothing. With a slash, a bracket or the @ astray, what
-// the driver takes for a network or a parameter is a piece of the password.
-var errUnreadableDSN = errors.New("livepool: the DSN cannot be read; it has the form user:password@tcp(host:port)/database?name=value, " +
-	"where names and values are URL-escaped (/ is %2F, @ is %40) and the slash before the database is never left out " +
-	"(it is not quoted here because it may hold the password)")
-
-// mayHoldPassword says whether what follows a DSN's last slash has signs of what
-// belongs before it.
-func mayHoldPassword(tail string) bool {
-	return strings.ContainsAny(tail, "@()") || strings.Contains(tail, "%40")
-}
-
-// splitDSN takes the pool_* parameters out of a DSN. The parameters begin at
-// the first question mark after the last slash, as in the driver, which refuses
-// a DSN without a slash.
-func splitDSN(dsn string) (ours []string, theirs string) {
-	head := strings.LastIndexByte(dsn, '/') + 1
-	if head == 0 {
-		return nil, dsn
-	}
-	db, query, found := strings.Cut(dsn[head:], "?")
-	if !found {
-		return nil, dsn
-	}
-	var rest []string
-	for pair := range strings.SplitSeq(query, "&") {
-		if strings.HasPrefix(pair, "pool_") {
-			ours = append(ours, pair)
-		} else {
-			rest = append(rest, pair)
-		}
-	}
-	theirs = dsn[:head] + db
-	if len(rest) > 0 {
-		theirs += "?" + strings.Join(rest, "&")
-	}
-	return ours, theirs
 }
 
 // set reads one of them.
@@ -161,40 +116,6 @@ func paramNames() []string {
 		names[i] = p.DSN
 	}
 	return names
-}
-
-// networkName is what a network can be called: what a DSN with its @ astray has
-// in this place is no such name.
-var networkName = regexp.MustCompile(`^[A-Za-z0-9_.+-]*$`)
-
-// parseDriverDSN lets the driver read its part. Its errors quote what they
-// could not read; so the two parts are tried apart, and only an error about
-// parameters is passed on.
-func parseDriverDSN(dsn string) (*mysql.Config, error) {
-	cfg, err := safeParse(dsn)
-	if err == nil {
-		if !networkName.MatchString(cfg.Net) || strings.ContainsAny(cfg.Addr, "@()") && cfg.Net != "unix" {
-			return nil, errUnreadableDSN
-		}
-		return cfg, nil
-	}
-	base, query, _ := strings.Cut(dsn[strings.LastIndexByte(dsn, '/')+1:], "?")
-	_, baseErr := safeParse(dsn[:strings.LastIndexByte(dsn, '/')+1] + base)
-	if baseErr != nil || mayHoldPassword(query) {
-		return nil, errUnreadableDSN
-	}
-	return nil, fmt.Errorf("livepool: the driver refuses a parameter of the DSN: %w", err)
-}
-
-// safeParse is the driver's ParseDSN, which panics on a parameter it no longer
-// has (strict).
-func safeParse(dsn string) (cfg *mysql.Config, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%v", p)
-		}
-	}()
-	return mysql.ParseDSN(dsn)
 }
 
 // maxConns is the most connections a server can be set to take (max_connections).

@@ -14,7 +14,7 @@ import (
 // stories are the packages of the library, from the lowest up. One imports only what is
 // in a story below its own.
 var stories = [][]string{
-	{"boundctx", "clock", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
+	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
 	{"committable", "wire"},
 	{"connector"},
 	{"the root"},

@@ -665,7 +665,7 @@ var mutants = []mutant{
 
 	// What is told.
 	{"an error of the DSN shows the password",
-		"dsn.go", "baseErr != nil ||", "baseErr != nil &&",
+		"internal/dsntext/dsntext.go", "baseErr != nil ||", "baseErr != nil &&",
 		"TestNoErrorHoldsThePassword"},
 	{"the thread id of the handshake is read backwards",
 		"internal/wire/handshake.go", "8 * (h.pos - h.idAt - 1)", "8 * (h.idAt + 4 - h.pos)",

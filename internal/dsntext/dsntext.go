@@ -1,0 +1,103 @@
+// Package dsntext takes a DSN apart: the parameters of the pool from what is the driver's. None
+// of its errors holds the password, wherever a mistake in the DSN has put it. It knows no
+// parameter by name. The root calls it at Open.
+package dsntext
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// Parse has the driver read its part of a DSN, and returns the rest, the name=value pairs
+// of pool_* parameters.
+func Parse(dsn string) (driver *mysql.Config, ours []string, err error) {
+	ours, theirs := split(dsn)
+	driver, err = parseDriver(theirs)
+	return driver, ours, err
+}
+
+// HidePassword returns an error about a parameter of the DSN as it is, unless what looks
+// like a parameter may be a piece of the password.
+func HidePassword(dsn string, err error) error {
+	if err != nil && mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]) {
+		return errUnreadable
+	}
+	return err
+}
+
+// errUnreadable quotes nothing. With a slash, a bracket or the @ astray, what
+// the driver takes for a network or a parameter is a piece of the password.
+var errUnreadable = errors.New("livepool: the DSN cannot be read; it has the form user:password@tcp(host:port)/database?name=value, " +
+	"where names and values are URL-escaped (/ is %2F, @ is %40) and the slash before the database is never left out " +
+	"(it is not quoted here because it may hold the password)")
+
+// mayHoldPassword says whether what follows a DSN's last slash has signs of what
+// belongs before it.
+func mayHoldPassword(tail string) bool {
+	return strings.ContainsAny(tail, "@()") || strings.Contains(tail, "%40")
+}
+
+// split takes the pool_* parameters out of a DSN. The parameters begin at
+// the first question mark after the last slash, as in the driver, which refuses
+// a DSN without a slash.
+func split(dsn string) (ours []string, theirs string) {
+	head := strings.LastIndexByte(dsn, '/') + 1
+	if head == 0 {
+		return nil, dsn
+	}
+	db, query, found := strings.Cut(dsn[head:], "?")
+	if !found {
+		return nil, dsn
+	}
+	var rest []string
+	for pair := range strings.SplitSeq(query, "&") {
+		if strings.HasPrefix(pair, "pool_") {
+			ours = append(ours, pair)
+		} else {
+			rest = append(rest, pair)
+		}
+	}
+	theirs = dsn[:head] + db
+	if len(rest) > 0 {
+		theirs += "?" + strings.Join(rest, "&")
+	}
+	return ours, theirs
+}
+
+// networkName is what a network can be called: what a DSN with its @ astray has
+// in this place is no such name.
+var networkName = regexp.MustCompile(`^[A-Za-z0-9_.+-]*$`)
+
+// parseDriver lets the driver read its part. Its errors quote what they
+// could not read; so the two parts are tried apart, and only an error about
+// parameters is passed on.
+func parseDriver(dsn string) (*mysql.Config, error) {
+	cfg, err := SafeParse(dsn)
+	if err == nil {
+		if !networkName.MatchString(cfg.Net) || strings.ContainsAny(cfg.Addr, "@()") && cfg.Net != "unix" {
+			return nil, errUnreadable
+		}
+		return cfg, nil
+	}
+	base, query, _ := strings.Cut(dsn[strings.LastIndexByte(dsn, '/')+1:], "?")
+	_, baseErr := SafeParse(dsn[:strings.LastIndexByte(dsn, '/')+1] + base)
+	if baseErr != nil || mayHoldPassword(query) {
+		return nil, errUnreadable
+	}
+	return nil, fmt.Errorf("livepool: the driver refuses a parameter of the DSN: %w", err)
+}
+
+// SafeParse is the driver's ParseDSN, which panics on a parameter it no longer
+// has (strict).
+func SafeParse(dsn string) (cfg *mysql.Config, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	return mysql.ParseDSN(dsn)
+}
