@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/livepool/livepool/internal/connector"
@@ -95,6 +96,64 @@ func (e *sessionDoneError) Unwrap() (causes []error) {
 	return causes
 }
 
+// ErrUnreachable is what errors.Is finds in the error of a unit or statement for which no
+// connection could be opened: the server cannot be reached, is full or does not answer.
+// It was not sent.
+var ErrUnreachable = mysqlerr.ErrUnreachable
+
+// UnitError is the error of WithSession, Job, Do and Retry, if livepool has something to
+// say of it; a function's own error is returned as it is.
+type UnitError struct {
+	Name     string        // of the unit, see the option Name
+	Key      string        // of Once or VerifyCommit, "" for none
+	Attempts int           // how often it was tried
+	Elapsed  time.Duration // since it began
+	Reason   string        // why it was not tried again, "" if Err says so
+	Err      error         // of the last attempt
+
+	retryable  bool
+	idempotent bool // it is a function of Retry, of which something may have run
+}
+
+// Error has the cause first, then what was tried, then what to do.
+func (e *UnitError) Error() string {
+	cause := strings.ReplaceAll(strings.TrimPrefix(e.Err.Error(), "livepool: "), "\n", "; ")
+	text := fmt.Sprintf("livepool: %s; %s failed after %d attempt(s) in %s", cause, e.Name, e.Attempts, e.Elapsed.Round(time.Millisecond))
+	if e.Key != "" {
+		text += fmt.Sprintf(" (key %q)", e.Key)
+	}
+	if e.Reason != "" {
+		text += ", " + e.Reason
+	}
+	switch {
+	case e.retryable && e.idempotent:
+		text += "; run it again later"
+	case e.retryable:
+		text += "; nothing of it was applied: deliver it again later"
+	}
+	return text
+}
+
+func (e *UnitError) Unwrap() error { return e.Err }
+
+// Retryable says whether a job that failed with err may be delivered again with hope:
+// nothing of its unit was applied, and the cause may pass. That is so for an outage, an
+// exhausted pool, attempts that are used up and a context that ended. It is not for nil,
+// for ErrCommitUnknown (which is to be looked at, or delivered again if the unit has
+// Once), for the function's own error, and for one that will not pass. It is meant for
+// the errors of WithSession, Job, Do and Retry; of a plain statement it only knows that
+// the server could not be reached. docs/errors.md has what to do with each.
+func Retryable(err error) bool {
+	var unit *UnitError
+	switch {
+	case errors.As(err, &unit):
+		return unit.retryable
+	case errors.Is(err, ErrCommitUnknown):
+		return false
+	}
+	return errors.Is(err, ErrUnreachable) || errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrSessionDone)
+}
+
 // contextError is why a context has ended: its error, and the cause where it was
 // given one. It is nil as long as it has not.
 func contextError(ctx context.Context) error {
@@ -112,6 +171,7 @@ var ErrPoolTimeout = errors.New("livepool: no connection within PoolTimeout")
 // poolTimeoutError is ErrPoolTimeout with the reason: the pool is exhausted, or
 // the database cannot be reached.
 type poolTimeoutError struct {
+	unit          string
 	waited        time.Duration
 	inUse         int // sessions that have a place
 	waiting       int // sessions that wait for one, this one included
@@ -123,7 +183,7 @@ type poolTimeoutError struct {
 }
 
 func (e *poolTimeoutError) Error() string {
-	text := fmt.Sprintf("livepool: no connection within PoolTimeout (pool_timeout): waited %s; ", e.waited.Round(time.Millisecond))
+	text := fmt.Sprintf("livepool: no connection for %s within PoolTimeout (pool_timeout): waited %s; ", e.unit, e.waited.Round(time.Millisecond))
 	if e.lastErr != nil {
 		text += fmt.Sprintf("the database cannot be reached: %v; ", e.lastErr)
 	} else {
@@ -147,9 +207,9 @@ func (e *poolTimeoutError) Unwrap() error        { return e.lastErr }
 
 // poolTimeout is the error of a session that has waited for its place, or its
 // connection, in vain.
-func (p *Pool) poolTimeout(waited time.Duration) error {
+func (p *Pool) poolTimeout(unit string, waited time.Duration) error {
 	st := p.DB.Stats()
-	e := &poolTimeoutError{waited: waited, openConns: st.InUse, lastErr: p.ctr.Outage.LastError()}
+	e := &poolTimeoutError{unit: unit, waited: waited, openConns: st.InUse, lastErr: p.ctr.Outage.LastError()}
 	if st.MaxOpenConnections != p.ctr.Cfg.MaxOpenConns() {
 		e.limit = st.MaxOpenConnections
 	}

@@ -97,7 +97,9 @@ type sessionOptions struct {
 	verify      bool
 	oncePerID   bool // which only Job can complete
 	onceName    string
-	refused     error // what Job does not take
+	refused     error // for an option that is none, or that Job does not take
+
+	reportApplied bool
 }
 
 // Name names the unit in errors, logs, statistics and leak reports.
@@ -113,7 +115,13 @@ func Isolation(level sql.IsolationLevel) SessionOption {
 }
 
 // MaxAttempts takes the place of Config.MaxAttempts; 1 never retries.
-func MaxAttempts(n int) SessionOption { return func(o *sessionOptions) { o.maxAttempts = n } }
+func MaxAttempts(n int) SessionOption {
+	return func(o *sessionOptions) {
+		if o.maxAttempts = n; n < 1 {
+			o.refused = fmt.Errorf("livepool: MaxAttempts(%d): takes 1 or more", n)
+		}
+	}
+}
 
 // RequiresNew gives a unit inside another one a session of its own, with its
 // own connection and commit, in place of a savepoint. It needs a second place
@@ -125,8 +133,6 @@ func (o *sessionOptions) check(p *Pool) error {
 	switch {
 	case o.refused != nil:
 		return o.refused
-	case o.maxAttempts < 0:
-		return fmt.Errorf("livepool: MaxAttempts(%d): takes 1 or more", o.maxAttempts)
 	case o.oncePerID && o.onceName == "":
 		return errors.New("livepool: OncePerID: the name is empty")
 	case o.oncePerID:

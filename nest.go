@@ -66,7 +66,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 		s.takeHooks(inner)
 	case errors.Is(err, errKeyTaken):
 		inner.undoInner()
-		err = nil
+		err = o.alreadyApplied()
 	default:
 		inner.undoInner()
 	}
@@ -92,7 +92,7 @@ func (s *Session) checkInner(o *sessionOptions) error {
 // that same transaction the key would be a redelivery.
 func isKeyHeld(ctx context.Context, p *Pool, key string, own bool) bool {
 	for {
-		s, ok := ctx.Value(poolKey{p}).(*Session)
+		s, ok := p.FromContext(ctx)
 		if !ok {
 			return false
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/livepool/livepool"
@@ -286,21 +287,24 @@ func TestConnectionLostWhileAnInnerUnitIsUndone(t *testing.T) {
 
 // An inner unit's context ends when its work is done: by then it is the outer's.
 func TestInnerContextEndsDuringTheRelease(t *testing.T) {
-	f := &fakedb.DB{}
-	var cancel context.CancelFunc
-	f.OnExec = func(ctx context.Context, _ *fakedb.Conn, query string) error {
-		if strings.HasPrefix(query, "RELEASE") {
-			cancel()
-			return ctx.Err()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{}
+		var cancel context.CancelFunc
+		f.OnExec = func(ctx context.Context, _ *fakedb.Conn, query string) error {
+			if strings.HasPrefix(query, "RELEASE") {
+				cancel()
+				time.Sleep(time.Second) // the end of a context may reach the statement's with a delay
+				return ctx.Err()
+			}
+			return nil
 		}
-		return nil
-	}
-	p := labtest.OpenFake(t, f, nil)
-	err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
-		ctx, cancel = context.WithCancel(ctx)
-		return p.WithSession(ctx, labtest.Work)
+		p := labtest.OpenFake(t, f, nil)
+		err := p.WithSession(t.Context(), func(ctx context.Context, outer *livepool.Session) error {
+			ctx, cancel = context.WithCancel(ctx)
+			return p.WithSession(ctx, labtest.Work)
+		})
+		if err != nil {
+			t.Error(err)
+		}
 	})
-	if err != nil {
-		t.Error(err)
-	}
 }

@@ -44,6 +44,21 @@ func VerifyCommit() SessionOption {
 	return func(o *sessionOptions) { o.verify = true }
 }
 
+// ErrAlreadyApplied is what errors.Is finds in the error of a unit that was not run,
+// because a unit with its key was applied before, where ReportApplied asks for an error.
+var ErrAlreadyApplied = errors.New("livepool: not run again, because a unit with its key was applied before")
+
+// ReportApplied has a unit with Once return ErrAlreadyApplied in place of nil, if its key
+// was found and its function not run.
+func ReportApplied() SessionOption { return func(o *sessionOptions) { o.reportApplied = true } }
+
+func (o *sessionOptions) alreadyApplied() error {
+	if o.reportApplied {
+		return fmt.Errorf("%w: %s (key %q)", ErrAlreadyApplied, o.name, o.once)
+	}
+	return nil
+}
+
 // errKeyTaken: a unit with this key has been committed.
 var errKeyTaken = errors.New("livepool: a unit with this key has been committed")
 
@@ -129,7 +144,7 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 	case p.ctr.Ctx.Err() != nil:
 		why = "because the pool was closed, before its lost COMMIT was resolved"
 	}
-	return false, c.newUnitError(errors.Join(commitErr, ended, lastErr), why)
+	return false, c.unitError(errors.Join(commitErr, ended, lastErr), why)
 }
 
 // probeKey is a transaction that can be committed only if the lost COMMIT did not

@@ -38,7 +38,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 			s.runHooks()
 			return nil
 		case errors.Is(err, errKeyTaken):
-			return nil
+			return o.alreadyApplied()
 		case s.commitUnknown && c.key != "":
 			committed, unresolvedErr := c.resolveCommit(ctx, s, err)
 			if unresolvedErr != nil {
@@ -53,7 +53,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 		case !s.mayRetry(err):
 			return s.explainFailure(err, c)
 		case s.tx != nil && c.lossCounter.Add(s.observed.LostStatement):
-			return c.newUnitError(err, connector.RepeatedLossText(s.observed.LostStatement.Query))
+			return c.unitError(err, connector.RepeatedLossText(s.observed.LostStatement.Query))
 		}
 		if err := c.waitToRetry(ctx, cause, err); err != nil {
 			return err
@@ -113,11 +113,15 @@ func (s *Session) isWriteInReadOnly(err error) bool {
 func (s *Session) explainFailure(err error, c *retryState) error {
 	switch {
 	case s.observed.ImplicitCommit != "":
-		return c.newUnitError(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.observed.ImplicitCommit))
-	case s.caller.Err() != nil && !s.commitUnknown && s.isTransient(err) && !errors.Is(err, ErrSessionDone):
+		return c.unitError(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.observed.ImplicitCommit))
+	case s.caller.Err() != nil && !s.commitUnknown && !errors.Is(err, ErrSessionDone) && (s.isTransient(err) || mysqlerr.CallerGaveUp(err)):
 		return c.contextEndedError(contextError(s.caller), err)
-	case c.attempts > 1 || errors.Is(err, mysqlerr.ErrCommitUnknown):
-		return c.newUnitError(err, "")
+	case errors.Is(err, mysqlerr.ErrCommitUnknown):
+		return c.unitError(err, "")
+	case errors.Is(err, ErrPoolTimeout), errors.Is(err, ErrSessionDone):
+		return c.retryableError(err, "")
+	case c.attempts > 1:
+		return c.unitError(err, "")
 	}
 	return err
 }
@@ -136,6 +140,7 @@ type retryState struct {
 	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing
 	backOff           backoff.BackOff // made at the first retry
 	lossCounter       connector.LossCounter
+	idempotent        bool // it is a function of Retry, and no unit
 }
 
 func (p *Pool) newRetryState(o *sessionOptions) *retryState {
@@ -168,14 +173,14 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	lostByPause := connector.IsLossByPause(cause)
 	switch {
 	case lostByPause && c.retriedAfterPause:
-		return c.newUnitError(err, "because its connection died twice while its function sent nothing for too long")
+		return c.retryableError(err, "because its connection died twice while its function sent nothing for too long")
 	case waited && ctx.Err() != nil:
 	case c.attempts-c.freeAttempts >= c.options.maxAttempts:
-		return c.newUnitError(err, "the limit of MaxAttempts (pool_max_attempts)")
+		return c.retryableError(err, "the limit of MaxAttempts (pool_max_attempts)")
 	case wait == backoff.Stop:
-		return c.newUnitError(err, "where BackOff stops")
+		return c.retryableError(err, "where BackOff stops")
 	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
-		return c.newUnitError(err, "the limit of MaxElapsed (pool_max_elapsed)")
+		return c.retryableError(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
 	c.retriedAfterPause = c.retriedAfterPause || lostByPause
 	c.pool.ctr.Stats.Retried.Add(1)
@@ -262,36 +267,20 @@ func (c *retryState) noteWritable() {
 // contextEndedError is the error of a unit that would be run again, had its context not
 // ended.
 func (c *retryState) contextEndedError(ended, err error) error {
-	return c.newUnitError(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
+	return c.retryableError(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
 }
 
-// newUnitError is the error of a unit that is not tried again.
-func (c *retryState) newUnitError(cause error, reason string) error {
-	return &unitError{c.options.name, c.key, c.attempts, time.Since(c.started), reason, cause}
+// unitError is the error of a unit that is not tried again.
+func (c *retryState) unitError(cause error, reason string) *UnitError {
+	return &UnitError{Name: c.options.name, Key: c.key, Attempts: c.attempts, Elapsed: time.Since(c.started), Reason: reason, Err: cause}
 }
 
-// unitError is the last error of a unit of work that was tried more than once,
-// or whose outcome needs an explanation.
-type unitError struct {
-	name     string
-	key      string
-	attempts int
-	elapsed  time.Duration
-	why      string // it was not tried again
-	cause    error
+// retryableError is unitError where another delivery of the job may succeed.
+func (c *retryState) retryableError(cause error, reason string) error {
+	e := c.unitError(cause, reason)
+	e.retryable, e.idempotent = true, c.idempotent
+	return e
 }
-
-func (e *unitError) Error() string {
-	text := fmt.Sprintf("livepool: %s failed after %d attempt(s) in %s", e.name, e.attempts, e.elapsed.Round(time.Millisecond))
-	if e.key != "" {
-		text += fmt.Sprintf(" (key %q)", e.key)
-	}
-	if e.why != "" {
-		text += ", " + e.why
-	}
-	return text + ": " + e.cause.Error()
-}
-func (e *unitError) Unwrap() error { return e.cause }
 
 // Retry runs fn, which must tolerate being run twice, until it succeeds or fails
 // with an error that will not pass: lost connections, deadlocks, servers that
@@ -305,7 +294,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 	for _, opt := range opts {
 		opt(&o)
 	}
-	if rest := (sessionOptions{name: o.name, maxAttempts: o.maxAttempts}); o != rest {
+	if rest := (sessionOptions{name: o.name, maxAttempts: o.maxAttempts, refused: o.refused}); o != rest {
 		return errors.New("livepool: Retry takes the options Name and MaxAttempts; the others are about a transaction, which it has not: see WithSession")
 	}
 	o.name = cmp.Or(o.name, "a retried function")
@@ -313,7 +302,7 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 		return err
 	}
 	c := p.newRetryState(&o)
-	c.elapsedFrom = c.started
+	c.elapsedFrom, c.idempotent = c.started, true
 	for {
 		c.attempts++
 		err := fn(connector.WithIdempotent(ctx, &c.lossCounter))

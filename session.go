@@ -72,6 +72,13 @@ func FromContext(ctx context.Context) (*Session, bool) {
 	return s, ok
 }
 
+// FromContext returns the Session of the innermost unit of work of this pool that ctx
+// belongs to.
+func (p *Pool) FromContext(ctx context.Context) (*Session, bool) {
+	s, ok := ctx.Value(poolKey{p}).(*Session)
+	return s, ok
+}
+
 // WithSession runs fn as a unit of work: its statements in one transaction on
 // one connection, committed if fn returns nil, rolled back if it returns an
 // error, panics or calls runtime.Goexit. It is run again, on a fresh session, if its
@@ -115,10 +122,25 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 		return fmt.Errorf("livepool: %s: Once(%q): a unit that it is inside of holds this key, and has not committed it: "+
 			"it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
 	}
-	if outer, ok := ctx.Value(poolKey{p}).(*Session); ok && !o.requiresNew {
+	if outer, ok := p.FromContext(ctx); ok && !o.requiresNew {
 		return outer.runInner(ctx, fn, &o)
 	}
 	return p.runUnit(ctx, fn, &o)
+}
+
+// Do is WithSession for a function with a result: it returns that of the attempt that was
+// applied, and the zero value with an error. If a unit with the key of Once was applied
+// before, the error is ErrAlreadyApplied.
+func Do[T any](ctx context.Context, p *Pool, fn func(ctx context.Context, s *Session) (T, error), opts ...SessionOption) (T, error) {
+	var result, none T
+	err := p.WithSession(ctx, func(ctx context.Context, s *Session) (err error) {
+		result, err = fn(ctx, s)
+		return err
+	}, append(opts[:len(opts):len(opts)], ReportApplied())...)
+	if err != nil {
+		return none, err
+	}
+	return result, nil
 }
 
 // newSession is one attempt.
@@ -201,7 +223,7 @@ func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
 	case s.caller.Err() != nil:
 		err = &sessionDoneError{s.options.name, contextError(s.caller), s.pool.ctr.Outage.LastError()}
 	case err == fifo.ErrTimeout:
-		err = s.pool.poolTimeout(time.Since(start))
+		err = s.pool.poolTimeout(s.options.name, time.Since(start))
 	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:
 		s.attempt.NoteFailure(err) // nothing has run
 	}
@@ -235,7 +257,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 			if err = ctr.Outage.LastError(); err == nil {
 				err = os.ErrDeadlineExceeded
 			}
-			return &connector.ConnectError{Text: "livepool: no connection within MaxElapsed (pool_max_elapsed): the server cannot be reached", Cause: err}
+			return &connector.ConnectError{Unreachable: true, Text: "livepool: no connection within MaxElapsed (pool_max_elapsed): the server cannot be reached", Cause: err}
 		}
 		return err
 	}

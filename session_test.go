@@ -269,7 +269,8 @@ func TestUnitRaceOnTheAttempt(t *testing.T) {
 }
 
 func TestUnitAllocatesLittleMoreThanItsTransaction(t *testing.T) {
-	plain, _ := openNoop(t)
+	plain := sql.OpenDB(fakedb.Noop{})
+	defer plain.Close()
 	p, err := livepool.OpenConnector(fakedb.Noop{}, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -276,14 +276,16 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 // ConnectError is the error of a connection that could not be opened: how far the attempt
 // came, and why it failed.
 type ConnectError struct {
-	Text      string
-	Cause     error
-	startedAt time.Duration
-	notDialed bool // no network connection was made
-	noReply   bool // one was made, and the server did not answer in time
+	Text        string
+	Cause       error
+	Unreachable bool // for want of a server that takes it
+	startedAt   time.Duration
+	notDialed   bool // no network connection was made
+	noReply     bool // one was made, and the server did not answer in time
 }
 
 func (e *ConnectError) Error() string         { return e.Text + ": " + e.Cause.Error() }
+func (e *ConnectError) Is(target error) bool  { return e.Unreachable && target == mysqlerr.ErrUnreachable }
 func (e *ConnectError) Unwrap() error         { return e.Cause }
 func (e *ConnectError) Class() mysqlerr.Class { return mysqlerr.ConnectClass(e.Cause) }
 
@@ -322,6 +324,7 @@ func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished boo
 	case ctr.ownDialer && w != nil && w.IOErr != nil:
 		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IOErr)
 	}
+	e.Unreachable = ctr.IsUnreachable(e)
 	return e
 }
 

@@ -150,7 +150,8 @@ func (e *gateError) Error() string {
 	}
 	return text + ": " + e.cause.Error()
 }
-func (e *gateError) Unwrap() error { return e.cause }
+func (e *gateError) Is(target error) bool { return target == mysqlerr.ErrUnreachable }
+func (e *gateError) Unwrap() error        { return e.cause }
 
 // gateErrLocked is why nobody may dial by itself, nil if all may. o.mu is held.
 func (o *outage) gateErrLocked() error {

@@ -351,6 +351,10 @@ func IsNodeNotReady(err error) bool {
 	return errors.As(err, &my) && my.Number == 1047 && strings.Contains(my.Message, "WSREP")
 }
 
+// ErrUnreachable is what errors.Is finds in the error of whoever needed a connection, if
+// none could be opened for want of a server that takes it.
+var ErrUnreachable = errors.New("livepool: the server cannot be reached")
+
 // ErrCommitUnknown matches the error of a commit whose outcome is open: COMMIT was sent,
 // and its answer was lost. The work was applied once or not at all.
 var ErrCommitUnknown = errors.New("livepool: the outcome of the commit is unknown")
