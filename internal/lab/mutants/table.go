@@ -335,7 +335,7 @@ var mutants = []mutant{
 		"retry.go", "case errors.Is(err, mysqlerr.ErrCommitUnknown):\n\t\treturn c.unitError(err, \"\")", "case errors.Is(err, mysqlerr.ErrCommitUnknown):\n\t\treturn c.retryableError(err, \"\")",
 		"TestRetryable"},
 	{"the result of an attempt that was not applied is returned",
-		"session.go", "return none, err", "return result, err",
+		"session.go", "return none, err", "_ = none\n\t\treturn result, err",
 		"TestDoReturnsTheResultOfTheAppliedAttempt"},
 	{"the work of a unit inside another one is released under its own context",
 		"nest.go", `s.execOwn(&s.root.fnContext, "RELEASE`, `s.execOwn(ctx, "RELEASE`,
