@@ -154,7 +154,8 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	c.used, c.answeredSinceCheckout, c.needsCheck, c.pingSkipped, c.rawExposed = false, false, c.unconnected, false, false
 	if !c.unconnected {
 		v := c.check(ctx, c.ctr.Cfg.PrePing)
-		if v == keep {
+		if v == keep || v == postponed {
+			c.needsCheck = v == postponed
 			c.reuses.Add(1)
 			c.trackCheckout("")
 			c.park()
@@ -306,10 +307,11 @@ func (c *conn) deferredCheckout(ctx context.Context) error {
 		return c.reconnect(ctx, ByDriver)
 	}
 	switch v := c.check(ctx, mode); {
-	case v == keep && !c.needsCheck:
+	case v == keep:
 		return nil
 	case ctx.Err() != nil:
-		return ctx.Err() // and the check is still to be done
+		c.needsCheck = true
+		return ctx.Err()
 	default:
 		return c.reconnect(ctx, v)
 	}

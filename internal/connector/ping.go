@@ -14,11 +14,13 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// Verdict is the result of a check: keep, or the reason to discard the connection.
+// Verdict is the result of a check: keep, postponed, or the reason to discard the
+// connection.
 type Verdict int
 
 const (
-	keep Verdict = iota
+	keep      Verdict = iota
+	postponed         // the caller's context had ended before: the first use is to check it
 	ByRecycle
 	ByAge
 	BySilence // no answer since another connection did not answer in time
@@ -130,14 +132,12 @@ func (c *conn) hasNoTimeForPing(ctx context.Context) bool {
 	return ok && rtt > 0 && c.wire != nil && c.wire.Raw != nil && c.ctr.peekSockets && time.Until(deadline) < 4*rtt
 }
 
-// prePing pings within PingTimeout. If the caller's context has ended already, the check
-// is left to the first use. Neither the timeout nor the end of the caller's context
+// prePing pings within PingTimeout. Neither the timeout nor the end of the caller's context
 // proves anything about the connection: the ping continues in the background, and its
 // result counts for the others.
 func (c *conn) prePing(ctx context.Context) Verdict {
 	if ctx.Err() != nil {
-		c.needsCheck = true
-		return keep
+		return postponed
 	}
 	q := c.ctr.newPendingPing(c.link)
 	if !c.ctr.spawn(func() { q.run() }) {

@@ -270,16 +270,15 @@ func (c *conn) Ping(ctx context.Context) error {
 		c.touch()
 		return nil
 	}
-	neededCheck := c.needsCheck
-	c.used, c.needsCheck = false, false
+	c.used = false
 	if !c.ctr.IsMySQL {
+		neededCheck := c.needsCheck
 		err := c.pingOther(ctx, true)
 		c.needsCheck = c.needsCheck || neededCheck
 		return err
 	}
 	switch v := c.prePing(ctx); {
-	case v == keep && !c.needsCheck:
-		c.needsCheck = neededCheck
+	case v == keep:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
