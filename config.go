@@ -145,6 +145,10 @@ type Config struct {
 	// longer, default 0: off.
 	LeakAfter time.Duration
 
+	// Strict (pool_strict) refuses a statement of the Pool itself under the context of one
+	// of its units: it would run outside the unit's transaction, on another connection.
+	// Default false: it runs, and is logged once for each unit's name. It needs a Pool.
+	Strict bool
 	// MaxAttempts (pool_max_attempts) is how often one unit of work is tried,
 	// default 10; 1 never retries.
 	MaxAttempts int

@@ -148,6 +148,7 @@ var params = []setting.Setting[Config]{
 	setting.OneOf("pool_beacon", "Beacon", beaconNames, func(c *Config) *Beacon { return &c.Beacon }),
 	setting.Duration("pool_stall_after", "StallAfter", false, func(c *Config) *time.Duration { return &c.StallAfter }),
 	setting.Duration("pool_leak_after", "LeakAfter", false, func(c *Config) *time.Duration { return &c.LeakAfter }),
+	setting.OneOf("pool_strict", "Strict", setting.Bools, func(c *Config) *bool { return &c.Strict }),
 	setting.Int("pool_max_attempts", "MaxAttempts", 1, math.MaxInt32, func(c *Config) *int { return &c.MaxAttempts }),
 	setting.Duration("pool_max_elapsed", "MaxElapsed", false, func(c *Config) *time.Duration { return &c.MaxElapsed }),
 	setting.Text("pool_commit_table", "CommitTable", "a table name of letters, digits, _ and $, or schema.table", tableName,

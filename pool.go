@@ -1,9 +1,13 @@
 package livepool
 
 import (
+	"context"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/livepool/livepool/internal/connector"
@@ -28,6 +32,9 @@ type Pool struct {
 
 	begins          atomic.Int32 // sessions that have a place and take a connection
 	unboundedBegins atomic.Int32 // of those, the ones that need not wait for it
+
+	bypassedMu sync.Mutex
+	bypassed   map[string]bool // units beside whose transaction the pool was used, see checkContext; guarded by bypassedMu
 }
 
 // Open opens a pool on a driver's DSN with livepool's pool_* parameters in it;
@@ -81,7 +88,8 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxOpenConns(ctr.Cfg.MaxOpenConns())
 	db.SetMaxIdleConns(cfg.PoolSize)
 	db.SetConnMaxIdleTime(cfg.IdleTimeout)
-	p := &Pool{DB: db, cfg: cfg, ctr: ctr}
+	p := &Pool{DB: db, cfg: cfg, ctr: ctr, bypassed: map[string]bool{}}
+	ctr.Cfg.CheckContext = p.checkContext
 	p.queue.Init(ctr.Cfg.MaxOpenConns(), ctr.ServePool(db, p.queue.SetLimit), connector.ErrPoolClosed)
 	ctr.StartMaintainer()
 	return p, nil
@@ -107,6 +115,33 @@ func openConnector(c driver.Connector, cfg *Config) (*connector.Connector, *Conf
 	}
 	ctr, err := connector.New(c, cfg.settings())
 	return ctr, cfg, err
+}
+
+// maxBypassed bounds how many units' names are remembered: a name may hold an id.
+const maxBypassed = 1000
+
+// checkContext finds a statement that a unit's function sends on the pool in place of its
+// Session: it is not undone with the unit, and not repeated with it.
+func (p *Pool) checkContext(ctx context.Context) error {
+	s, ok := p.FromContext(ctx)
+	if !ok || s.hasEnded() || ctx.Value(connector.DialDeadlineKey{}) != nil { // by which a session waits for its connection
+		return nil
+	}
+	if p.cfg.Strict {
+		return fmt.Errorf("livepool: refused (pool_strict): a statement of the pool under the context of %s would run outside its transaction; "+
+			"use the Session, or a context that is not the unit's", s.options.name)
+	}
+	p.bypassedMu.Lock()
+	told := p.bypassed[s.options.name] || len(p.bypassed) >= maxBypassed
+	if !told {
+		p.bypassed[s.options.name] = true
+	}
+	p.bypassedMu.Unlock()
+	if !told {
+		p.cfg.log.Warn("livepool: the pool is used under the context of a unit of work, and so outside its transaction; use the Session "+
+			"(pool_strict refuses this; it is logged once for each unit)", slog.String("unit", s.options.name))
+	}
+	return nil
 }
 
 // GetDBConn returns the *sql.DB itself; GORM asks for it.

@@ -9,6 +9,7 @@ import (
 	"encoding/gob"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -546,4 +547,68 @@ func TestContextOfAHook(t *testing.T) {
 	if !ran || !errors.Is(err, livepool.ErrSessionDone) { // the outer unit's context has ended
 		t.Errorf("ran %v, %v", ran, err)
 	}
+}
+
+// A function that uses the pool where it means its session is told, or refused: what it
+// does there is not undone with the unit.
+func TestThePoolInsideItsUnit(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		t.Run(fmt.Sprintf("strict=%t", strict), func(t *testing.T) {
+			log := &labtest.CapturedLog{}
+			p := labtest.OpenFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.Strict, c.Logger = strict, slog.New(log) })
+			other := labtest.OpenFake(t, &fakedb.DB{}, nil)
+			var late context.Context
+			for range 2 { // on a new connection, and on one that was used before
+				if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					late = ctx
+					_, execErr := p.ExecContext(ctx, "UPDATE t SET v = 1")
+					stmt, prepareErr := p.PrepareContext(ctx, "SELECT 1")
+					tx, beginErr := p.BeginTx(ctx, nil)
+					for _, err := range []error{execErr, prepareErr, beginErr} {
+						if refused := err != nil && strings.Contains(err.Error(), "pool_strict"); refused != strict || !strict && err != nil {
+							t.Error(err)
+						}
+					}
+					if !strict {
+						stmt.Close()
+						tx.Rollback()
+					}
+					// What is meant to be outside.
+					for what, err := range map[string]error{
+						"another pool":         do(ctx, other),
+						"a context of its own": do(context.Background(), p),
+						"the session":          do(ctx, s),
+						"a unit of its own":    p.WithSession(ctx, labtest.Work, livepool.RequiresNew()),
+						"a unit inside":        p.WithSession(ctx, labtest.Work),
+					} {
+						if err != nil {
+							t.Errorf("%s: %v", what, err)
+						}
+					}
+					s.AfterCommit(func(ctx context.Context) {
+						if err := do(ctx, p); err != nil {
+							t.Errorf("after the commit: %v", err)
+						}
+					})
+					return nil
+				}, livepool.Name("pay")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := do(late, p); err != nil {
+				t.Errorf("after the unit: %v", err)
+			}
+			want := map[bool]int{false: 1}[strict]
+			if lines := log.LinesWith("outside its transaction"); len(lines) != want || want > 0 && !strings.Contains(lines[0], "pay") {
+				t.Errorf("logged %q", lines)
+			}
+		})
+	}
+}
+
+func do(ctx context.Context, on interface {
+	ExecContext(context.Context, string, ...any) (sql.Result, error)
+}) error {
+	_, err := on.ExecContext(ctx, "DO 1")
+	return err
 }

@@ -155,7 +155,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	if !c.unconnected {
 		v := c.check(ctx, c.ctr.Cfg.PrePing)
 		if v == keep || v == postponed {
-			c.needsCheck = v == postponed
+			c.needsCheck = v == postponed || !session && c.ctr.checkContext(ctx) != nil // which the first request returns
 			c.reuses.Add(1)
 			c.trackCheckout("")
 			c.park()
@@ -167,6 +167,14 @@ func (c *conn) ResetSession(ctx context.Context) error {
 		return driver.ErrBadConn
 	}
 	return nil
+}
+
+// checkContext is Settings.CheckContext, which needs no call for most contexts.
+func (ctr *Connector) checkContext(ctx context.Context) error {
+	if ctr.Cfg.CheckContext == nil || ctx == context.Background() {
+		return nil
+	}
+	return ctr.Cfg.CheckContext(ctx)
 }
 
 // discard removes the link of a conn that is not handed out. A suspect is pinged in the
@@ -296,6 +304,9 @@ func (c *conn) isBroken() bool {
 
 // deferredCheckout checks a conn that was handed out without a checkout.
 func (c *conn) deferredCheckout(ctx context.Context) error {
+	if err := c.ctr.checkContext(ctx); err != nil {
+		return err
+	}
 	c.acquire(ctx)
 	c.trackCheckout("")
 	c.needsCheck = false

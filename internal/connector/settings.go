@@ -4,6 +4,7 @@
 package connector
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -36,6 +37,10 @@ type Settings struct {
 	CommitTable string
 	Classify    func(error) (mysqlerr.Class, bool) // nil where livepool decides
 	Log         *slog.Logger                       // never nil; its panics go no further
+
+	// CheckContext says why a request under ctx is refused that is not a session's, nil if
+	// it is not. It is nil without a Pool, which sets it before anything is connected.
+	CheckContext func(ctx context.Context) error
 }
 
 // PingMode has the values of the root's PrePing.
