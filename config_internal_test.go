@@ -33,6 +33,10 @@ var documented = map[string]func(c *Config) bool{
 	"pool_stall_after":     func(c *Config) bool { return c.StallAfter >= 0 },
 	"pool_kill_abandoned":  func(*Config) bool { return true },
 	"pool_beacon":          func(c *Config) bool { return c.Beacon >= BeaconOff && c.Beacon <= BeaconOn },
+	"pool_hold_limit":      func(c *Config) bool { return c.HoldLimit >= 0 },
+	"pool_outage_wait":     func(c *Config) bool { return c.OutageWait >= 0 },
+	"pool_connect_limit":   func(c *Config) bool { return c.ConnectLimit >= 1 },
+	"pool_strict":          func(*Config) bool { return true },
 	"pool_leak_after":      func(c *Config) bool { return c.LeakAfter >= 0 },
 	"pool_max_attempts":    func(c *Config) bool { return c.MaxAttempts >= 1 },
 	"pool_max_elapsed":     func(c *Config) bool { return c.MaxElapsed >= 0 },
@@ -41,13 +45,21 @@ var documented = map[string]func(c *Config) bool{
 	},
 }
 
+func TestEverySettingIsFuzzed(t *testing.T) {
+	for _, p := range params {
+		if documented[p.DSN] == nil {
+			t.Errorf("%s is not among what is documented", p.DSN)
+		}
+	}
+}
+
 // durations are those of the settings that are times.
 func durations(c *Config) map[string]time.Duration {
 	return map[string]time.Duration{
 		"pool_idle_timeout": c.IdleTimeout, "pool_recycle": c.Recycle, "pool_ping_after": c.PingAfter,
 		"pool_ping_timeout": c.PingTimeout, "pool_keepalive": c.KeepAlive, "pool_connect_timeout": c.ConnectTimeout,
 		"pool_commit_timeout": c.CommitTimeout, "pool_timeout": c.PoolTimeout, "pool_stall_after": c.StallAfter,
-		"pool_leak_after": c.LeakAfter, "pool_max_elapsed": c.MaxElapsed,
+		"pool_hold_limit": c.HoldLimit, "pool_outage_wait": c.OutageWait, "pool_leak_after": c.LeakAfter, "pool_max_elapsed": c.MaxElapsed,
 	}
 }
 
@@ -80,9 +92,36 @@ func sameDriverSettings(a, b *mysql.Config) bool {
 	return a.FormatDSN() == b.FormatDSN() && reflect.DeepEqual(a, b)
 }
 
+// dsnSeeds are DSNs that were, or may be, read wrongly.
+var dsnSeeds = map[string]struct {
+	user, before, after, rest string
+	escaped                   bool
+}{
+	"all of ours":             {"app", "", "", "tcp(db:3306)/shop?pool_size=5&pool_max_overflow=-1&pool_min_idle=2&pool_idle_timeout=0&pool_recycle=3600&pool_recycle_jitter=0.5&pool_pre_ping=always&pool_ping_after=2m&pool_ping_timeout=250ms&pool_keepalive=0&pool_connect_timeout=2&pool_commit_timeout=3s&pool_timeout=1.5&pool_stall_after=10s&pool_kill_abandoned=false&pool_beacon=on&pool_leak_after=1h30m&pool_max_attempts=1&pool_max_elapsed=1m&pool_commit_table=ops.commits", false},
+	"all of the drivers":      {"app", "", "", "tcp([fe80::1]:3307)/a%2Fb?allowNativePasswords=false&charset=utf8mb4,latin1&collation=utf8mb4_bin&loc=Local&multiStatements=true&interpolateParams=true&readTimeout=30s&writeTimeout=30s&timeout=5s&tls=skip-verify&maxAllowedPacket=0&connectionAttributes=a%3Ab&compress=true&time_zone=%27%2B00%3A00%27&pool_size=3", false},
+	"at in the password":      {"app", "p@tcp(", "@", "tcp(db:3306)/shop", false},
+	"bracket in the password": {"app", "p(", ")", "tcp(db:3306)/shop?pool_size=x", false},
+	"escaped at":              {"app@tcp(db", "p)/x?parseTime=", "", "tcp", true},
+	"escaped value":           {"app", "", "", "tcp(db:3306)/shop?pool_size=%33&pool_recycle=1%68", false},
+	"network without address": {"app", "", "", "tcp/shop?pool_size=0&pool_max_overflow=1", false},
+	"no host":                 {"root", "", "", "/", false},
+	"no name":                 {"0", "", "", "/?=2", false},
+	"no value":                {"app", "", "", "tcp(db:3306)/shop?pool_size&parseTime", false},
+	"overflowing duration":    {"app", "", "", "tcp(db:3306)/shop?pool_recycle=9223372036.854775807&pool_keepalive=9223372037", false},
+	"readme":                  {"app", "", "", "tcp(db:3306)/shop?parseTime=true&pool_size=20&pool_recycle=30m", false},
+	"slash in the password":   {"app", "a/b", "c/d?e", "tcp(db:3306)/shop?pool_size=3", false},
+	"slash in the password and none before the database": {"app", "p/x?parseTime=", "", "tcp(db:3306)", false},
+	"socket":            {"root", "", "", "unix(/run/mysqld/mysqld.sock)/?pool_size=3", false},
+	"twice":             {"app", "", "", "tcp(db:3306)/shop?pool_size=3&pool_size=4", false},
+	"unknown parameter": {"app", "", "", "tcp(db:3306)/shop?pool_sise=3", false},
+}
+
 // FuzzParseDSN puts a known password between before and after, and @ or its
 // escape behind it.
 func FuzzParseDSN(f *testing.F) {
+	for _, seed := range dsnSeeds {
+		f.Add(seed.user, seed.before, seed.after, seed.rest, seed.escaped)
+	}
 	for _, params := range []string{
 		"", "?parseTime=true&pool_size=20&pool_recycle=30m", "?pool_recycle=1.5&pool_keepalive=0&time_zone=%27%2B00%3A00%27",
 		"?pool_pre_ping=always&pool_beacon=on&pool_kill_abandoned=off", "?pool_commit_table=ops.commits&pool_recycle_jitter=1e-1",

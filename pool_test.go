@@ -362,7 +362,7 @@ func TestOpenConnectorOnSqlmock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	p, err := livepool.OpenConnector(dsnConnector{db.Driver(), dsn}, nil)
+	p, err := livepool.OpenConnector(fakedb.ByDSN{Of: db.Driver(), DSN: dsn}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,15 +406,6 @@ func TestOpenConnectorOnSqlmock(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-type dsnConnector struct {
-	driver driver.Driver
-	dsn    string
-}
-
-func (c dsnConnector) Connect(context.Context) (driver.Conn, error) { return c.driver.Open(c.dsn) }
-
-func (c dsnConnector) Driver() driver.Driver { return c.driver }
 
 func TestConnForwardsAllOptionalInterfaces(t *testing.T) {
 	ctr, err := livepool.NewConnector(&fakedb.DB{}, nil)

@@ -22,7 +22,7 @@ var stories = [][]string{
 
 const (
 	module     = "github.com/livepool/livepool"
-	mostAtRoot = 40   // entries of the root, so that a stranger sees them at once
+	mostAtRoot = 41   // entries of the root, so that a stranger sees them at once
 	mostOfRoot = 2650 // lines of its code: what a user sees, and the unit of work
 )
 
@@ -99,7 +99,7 @@ func TestRootIsSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), ".") })
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Name() == ".git" })
 	if len(entries) > mostAtRoot {
 		t.Errorf("%d entries, want at most %d", len(entries), mostAtRoot)
 	}

@@ -3,6 +3,7 @@ package fakedb
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"testing"
 )
 
@@ -51,3 +52,15 @@ func GiveBack(held []*sql.Conn) {
 		c.Close()
 	}
 }
+
+// ByDSN is the connector of a driver that opens by a DSN only.
+type ByDSN struct {
+	Of  driver.Driver
+	DSN string
+}
+
+// Connect opens a connection.
+func (c ByDSN) Connect(context.Context) (driver.Conn, error) { return c.Of.Open(c.DSN) }
+
+// Driver is the driver.
+func (c ByDSN) Driver() driver.Driver { return c.Of }

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 import (
 	"context"
@@ -454,7 +454,7 @@ func TestPingOfAnyDriverSaysWhatTheDriverSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	p := labtest.Open(t, dsnConnector{db.Driver(), dsn}, nil)
+	p := labtest.Open(t, fakedb.ByDSN{Of: db.Driver(), DSN: dsn}, nil)
 	sick := errors.New("sick")
 	mock.ExpectPing().WillReturnError(sick)
 	mock.ExpectPing()

@@ -1,4 +1,4 @@
-package livepool_test
+package connector_test
 
 import (
 	"context"
