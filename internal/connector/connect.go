@@ -284,8 +284,10 @@ type ConnectError struct {
 	noReply     bool // one was made, and the server did not answer in time
 }
 
-func (e *ConnectError) Error() string         { return e.Text + ": " + e.Cause.Error() }
-func (e *ConnectError) Is(target error) bool  { return e.Unreachable && target == mysqlerr.ErrUnreachable }
+func (e *ConnectError) Error() string { return e.Text + ": " + e.Cause.Error() }
+func (e *ConnectError) Is(target error) bool {
+	return e.Unreachable && target == mysqlerr.ErrUnreachable
+}
 func (e *ConnectError) Unwrap() error         { return e.Cause }
 func (e *ConnectError) Class() mysqlerr.Class { return mysqlerr.ConnectClass(e.Cause) }
 
