@@ -557,10 +557,10 @@ func TestThePoolInsideItsUnit(t *testing.T) {
 			log := &labtest.CapturedLog{}
 			p := labtest.OpenFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.Strict, c.Logger = strict, slog.New(log) })
 			other := labtest.OpenFake(t, &fakedb.DB{}, nil)
-			var late context.Context
+			var late func() error // what a goroutine that outlives its unit may do
 			for range 2 { // on a new connection, and on one that was used before
 				if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-					late = ctx
+					late = func() error { return do(ctx, p) }
 					_, execErr := p.ExecContext(ctx, "UPDATE t SET v = 1")
 					stmt, prepareErr := p.PrepareContext(ctx, "SELECT 1")
 					tx, beginErr := p.BeginTx(ctx, nil)
@@ -595,7 +595,7 @@ func TestThePoolInsideItsUnit(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := do(late, p); err != nil {
+			if err := late(); err != nil {
 				t.Errorf("after the unit: %v", err)
 			}
 			want := map[bool]int{false: 1}[strict]
