@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -188,6 +189,62 @@ func TestConnectionHeldUnusedIsCheckedBeforeItsFirstUse(t *testing.T) {
 // Twenty idle connections are dead. One caller finds out and pays for it, with
 // no more than one ping that waits in vain; meanwhile the maintainer sweeps the
 // others, and no later caller pays for any.
+// Whether the others are silent too is asked of many at once, and not of a few at a time,
+// for nobody gets one of them before it answers; but not of any number.
+func TestSuspectsAreAskedAHundredAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const idle, limit = 150, 100
+		var asked atomic.Int64
+		f := &fakedb.DB{OnPing: func(ctx context.Context, c *fakedb.Conn) error {
+			asked.Add(1)
+			defer asked.Add(-1)
+			return fakedb.BlackHole(ctx, c)
+		}}
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PoolSize = idle })
+		fakedb.Warm(t, p.DB, idle)
+		time.Sleep(10 * time.Second)
+		f.Kill()
+		var most int64
+		go func() {
+			for range 2000 {
+				most = max(most, asked.Load())
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		fakedb.ServedBy(t, p)
+		time.Sleep(3 * time.Second)
+		if most < limit || most > limit+2 { // and what callers have met
+			t.Errorf("%d pings at the same time, want %d", most, limit)
+		}
+	})
+}
+
+// One that nothing runs for in the background does not wait for what is suspect either.
+func TestNoCallerWaitsForWhatIsSuspectWithoutAPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{OnPing: fakedb.BlackHole}
+		cfg := livepool.NewConfig()
+		cfg.Logger = labtest.DiscardLogger
+		ctr, err := livepool.NewConnector(f, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db := sql.OpenDB(ctr)
+		defer db.Close()
+		db.SetMaxIdleConns(10)
+		fakedb.Warm(t, db, 10)
+		time.Sleep(10 * time.Second)
+		f.Kill()
+		start := time.Now()
+		for range 10 {
+			fakedb.ServedBy(t, db)
+		}
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("callers waited for %s, want one PingTimeout of 1s", took)
+		}
+	})
+}
+
 func TestOneCallerWaitsAfterAMassDeath(t *testing.T) {
 	const dial = time.Millisecond
 	for _, tt := range []struct {
