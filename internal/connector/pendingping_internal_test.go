@@ -11,8 +11,8 @@ import (
 	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
-// A caller who gave up in a hurry has another connection asked, by his own goroutine,
-// while all the maintainer's hands are busy. It is the race detector that sees it.
+// A caller without time for a ping has another connection pinged, by its own goroutine,
+// while all tasks of the maintainer are busy. It is the race detector that sees it.
 func TestCallersPingBesideTheMaintainer(t *testing.T) {
 	l := &exclusiveDB{onPing: func(context.Context) error { time.Sleep(20 * time.Millisecond); return nil }}
 	p := l.pool(t, func(c *Settings) { c.KeepAlive, c.PoolSize, c.MaxOverflow = 4*time.Millisecond, 40, 0 })
@@ -34,8 +34,8 @@ func TestCallersPingBesideTheMaintainer(t *testing.T) {
 	}
 }
 
-// He has one asked if a hand is free, and leaves the maintainer's own list alone if
-// none is.
+// It has one pinged if a task is free, and leaves the maintainer's own list alone if none
+// is.
 func TestACallerWithoutTimeHasOnePinged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &exclusiveDB{}
@@ -73,8 +73,8 @@ func TestACallerWithoutTimeHasOnePinged(t *testing.T) {
 	})
 }
 
-// A unit that does not wait for a suspect connection, and fills its shell with another
-// link, returns one that is not suspect.
+// A unit that does not wait for a suspect connection, and gets another
+// link for its connection, returns one that is not suspect.
 func TestConnectionIsNotSuspectWithItsNextLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var hole atomic.Bool
@@ -143,6 +143,32 @@ func TestASilenceIsRecordedBeforeAnybodyGoesOn(t *testing.T) {
 			if !c.isSuspect(p.ctr) {
 				t.Error("a connection was not suspect yet when the one who waited was let go")
 			}
+		}
+	})
+}
+
+// A process that was suspended has had no time to read an answer: a tick that comes late
+// does not count. But it may not be excused for ever.
+func TestASuspendedProcessJudgesNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := (&maintainDB{}).pool(t, func(c *Settings) { c.KeepAlive = 0 })
+		q := p.ctr.newPendingPing(link{})
+		defer q.cancel()
+		defer q.timer.Stop()
+		q.sentAt = p.ctr.clock.Now()
+		q.ticks = ticksUntilLate - 1
+		judgeAfter := func(sinceLastTick time.Duration) (isLate bool) {
+			q.lastTick = p.ctr.clock.Now() - sinceLastTick
+			_, isLate = q.judge()
+			return isLate
+		}
+		for n := range maxProcessStops {
+			if judgeAfter(2*q.interval + 1) {
+				t.Fatalf("late after %d suspensions", n+1)
+			}
+		}
+		if !judgeAfter(2*q.interval + 1) {
+			t.Error("one more suspension is excused, too")
 		}
 	})
 }

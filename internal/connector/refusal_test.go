@@ -22,14 +22,16 @@ func TestRefusedUnitMeetsNoOtherOldConnection(t *testing.T) {
 		f := &fakedb.DB{}
 		p := labtest.OpenFake(t, f, nil)
 		fakedb.Warm(t, p.DB, 5)
+		refused := 0
 		f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
 			if c.ID <= 5 {
+				refused++
 				return fakedb.ServerError(1290, readOnlyText)
 			}
 			return nil
 		}
-		if err := p.WithSession(t.Context(), labtest.Insert(1), livepool.MaxAttempts(2)); err != nil {
-			t.Errorf("got %v, want success at the second attempt", err)
+		if err := p.WithSession(t.Context(), labtest.Insert(1), livepool.MaxAttempts(2)); err != nil || refused != 1 {
+			t.Errorf("got %v after %d refusals, want success at the second attempt", err, refused)
 		}
 	})
 }

@@ -567,7 +567,7 @@ var mutants = []mutant{
 		"TestASilenceIsRecordedBeforeAnybodyGoesOn"},
 	{"a process that was stopped takes the answers that lie in its sockets for silence",
 		"internal/connector/pendingping.go", "q.processStops < maxProcessStops && ", "q.processStops < 0 && ",
-		"TestAStoppedClientLosesNoConnections"},
+		"TestASuspendedProcessJudgesNoSilence"},
 	{"a closed connection is no news for the other ones",
 		"internal/connector/ping.go", "case c.noRoundTripSince(&c.ctr.news.lastHangup), c.wire != nil", "case c.wire != nil",
 		"TestHangUpIsNewsWithoutAPool"},
