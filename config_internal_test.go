@@ -15,7 +15,7 @@ import (
 
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$"
 
-// documented is what the README says of each parameter: its name, and what it may be.
+// documented is what docs/settings.md says of each parameter: its name, and what it may be.
 var documented = map[string]func(c *Config) bool{
 	"pool_size":            func(c *Config) bool { return c.PoolSize >= 0 && c.PoolSize <= 100000 },
 	"pool_max_overflow":    func(c *Config) bool { return c.MaxOverflow >= -1 && c.MaxOverflow <= 100000 },
