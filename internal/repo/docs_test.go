@@ -1,4 +1,4 @@
-package livepool_test
+package repo_test
 
 import (
 	"go/ast"
@@ -27,15 +27,6 @@ func pages(t *testing.T) []string {
 		t.Fatal("there are no pages in docs", err)
 	}
 	return append(docs, "README.md")
-}
-
-func read(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
 }
 
 func write(t *testing.T, name, text string) {
