@@ -96,6 +96,10 @@ func (e *sessionDoneError) Unwrap() (causes []error) {
 	return causes
 }
 
+// ErrPoolClosed is what errors.Is finds in the error of a unit that needed a connection
+// after Close. Nothing of it was applied.
+var ErrPoolClosed = connector.ErrPoolClosed
+
 // ErrUnreachable is what errors.Is finds in the error of a unit or statement for which no
 // connection could be opened: the server cannot be reached, is full or does not answer.
 // It was not sent.
@@ -138,7 +142,7 @@ func (e *UnitError) Unwrap() error { return e.Err }
 
 // Retryable says whether a job that failed with err may be delivered again with hope:
 // nothing of its unit was applied, and the cause may pass. That is so for an outage, an
-// exhausted pool, attempts that are used up and a context that ended. It is not for nil,
+// exhausted or closed pool, attempts that are used up and a context that ended. It is not for nil,
 // for ErrCommitUnknown (which is to be looked at, or delivered again if the unit has
 // Once), for the function's own error, and for one that will not pass. It is meant for
 // the errors of WithSession, Job, Do and Retry; of a plain statement it only knows that
@@ -151,7 +155,13 @@ func Retryable(err error) bool {
 	case errors.Is(err, ErrCommitUnknown):
 		return false
 	}
-	return errors.Is(err, ErrUnreachable) || errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrSessionDone)
+	return errors.Is(err, ErrUnreachable) || isUnstarted(err)
+}
+
+// isUnstarted says whether err is of a unit that got no connection, or whose session has
+// ended: nothing of it was applied.
+func isUnstarted(err error) bool {
+	return errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrSessionDone) || errors.Is(err, ErrPoolClosed)
 }
 
 // contextError is why a context has ended: its error, and the cause where it was

@@ -175,6 +175,22 @@ func TestPoolTimeoutIsRetryable(t *testing.T) {
 	})
 }
 
+// A worker that is stopped delivers again what it could not begin.
+func TestAUnitOnAClosedPoolIsRetryable(t *testing.T) {
+	for name, end := range map[string]func(p *livepool.Pool) error{
+		"Pool": func(p *livepool.Pool) error { return p.Close() },
+		"DB":   func(p *livepool.Pool) error { return p.DB.Close() },
+	} {
+		p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+		if err := end(p); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.WithSession(t.Context(), labtest.Work); !errors.Is(err, livepool.ErrPoolClosed) || !livepool.Retryable(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // The result is that of the attempt that was applied, and with an error there is none.
 func TestDoReturnsTheResultOfTheAppliedAttempt(t *testing.T) {
 	f := &fakedb.DB{}

@@ -118,7 +118,7 @@ func (s *Session) explainFailure(err error, c *retryState) error {
 		return c.contextEndedError(contextError(s.caller), err)
 	case errors.Is(err, mysqlerr.ErrCommitUnknown):
 		return c.unitError(err, "")
-	case errors.Is(err, ErrPoolTimeout), errors.Is(err, ErrSessionDone):
+	case isUnstarted(err):
 		return c.retryableError(err, "")
 	case c.attempts > 1:
 		return c.unitError(err, "")

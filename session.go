@@ -23,7 +23,7 @@ import (
 
 // A Session is one attempt of a unit of work: it runs statements on one
 // connection, in one transaction, which ends with the function that got it. It
-// satisfies sqlc's DBTX, GORM's ConnPool and bun's IConn. It may be used from
+// satisfies sqlc's DBTX and bun's IConn; for GORM and sqlx there is Tx. It may be used from
 // several goroutines, which then take turns; a result must be closed before the
 // next statement. While a unit inside it is running they should wait: what
 // they send meanwhile is undone with that unit if it fails.
@@ -222,6 +222,8 @@ func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
 	switch {
 	case s.caller.Err() != nil:
 		err = &sessionDoneError{s.options.name, contextError(s.caller), s.pool.ctr.Outage.LastError()}
+	case s.pool.ctr.Ctx.Err() != nil:
+		err = ErrPoolClosed // database/sql's own error for this is not exported
 	case err == fifo.ErrTimeout:
 		err = s.pool.poolTimeout(s.options.name, time.Since(start))
 	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:

@@ -558,7 +558,7 @@ func TestThePoolInsideItsUnit(t *testing.T) {
 			p := labtest.OpenFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.Strict, c.Logger = strict, slog.New(log) })
 			other := labtest.OpenFake(t, &fakedb.DB{}, nil)
 			var late func() error // what a goroutine that outlives its unit may do
-			for range 2 { // on a new connection, and on one that was used before
+			for range 2 {         // on a new connection, and on one that was used before
 				if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
 					late = func() error { return do(ctx, p) }
 					_, execErr := p.ExecContext(ctx, "UPDATE t SET v = 1")

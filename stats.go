@@ -18,8 +18,8 @@ import (
 // waits and refusals. ConnectFailed and Outages growing is a server that cannot
 // be reached. WaitCount and SessionsWaited growing is a pool that is too small,
 // or connections that are held too long: see Leaks. KillUnproved growing is a
-// proxy or NAT without the Beacon. CommitsUnknown less CommitsResolved is units
-// to be looked at by hand.
+// proxy or NAT without the Beacon. CommitsUnknown less CommitsResolved bounds how many
+// units are to be looked at by hand.
 type Stats struct {
 	sql.DBStats
 
