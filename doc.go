@@ -53,7 +53,7 @@
 // dead connection is abandoned (stall.go). The thread that an abandoned connection
 // leaves on the server is killed, once it is proved to be its own (orphans.go,
 // reaper.go, proclist.go). While the server cannot be reached one prober dials for all
-// sessions (outage.go).
+// sessions (internal/outage).
 //
 // # Transactions
 //

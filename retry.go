@@ -231,7 +231,7 @@ func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 		deadline = time.Now().Add(time.Hour) // then it tries again itself
 	}
 	if unreachable {
-		ctr.AwaitServer(ctx, deadline)
+		ctr.Outage.AwaitServer(ctx, deadline)
 	} else {
 		ctr.AwaitWrites(ctx, deadline, cause)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -59,8 +60,8 @@ func (ctr *Connector) connectToWorkingNode(caller context.Context) (l link, err 
 		if !mysqlerr.IsNodeNotReady(err) {
 			return l, err
 		}
-		if tried == maxNodeTries || took > ctr.Cfg.ConnectTimeout || ctr.Outage.isDown() || ctr.Ctx.Err() != nil {
-			if !errors.As(err, new(*gateError)) { // a gateError shares its cause with other callers
+		if tried == maxNodeTries || took > ctr.Cfg.ConnectTimeout || ctr.Outage.IsDown() || ctr.Ctx.Err() != nil {
+			if !errors.As(err, new(*outage.Error)) { // an outage.Error shares its cause with other callers
 				err = addNodeTries(err, tried, took)
 				ctr.recordConnectFailure(err)
 			}

@@ -212,7 +212,7 @@ func (c *conn) IsValid() bool {
 		return false
 	}
 	c.idleSince = c.lastRoundTrip
-	if c.ctr.Outage.fullAndAwaited.Load() {
+	if c.ctr.Outage.WantsRoom() {
 		c.handOverOnClose = true
 		return false
 	}
@@ -224,10 +224,7 @@ func (c *conn) IsValid() bool {
 // connections. database/sql would keep the link idle while that caller waits.
 func (ctr *Connector) handOver(l link) {
 	ctr.addSpare(l)
-	select {
-	case ctr.Outage.handedOver <- struct{}{}:
-	default: // one is announced already
-	}
+	ctr.Outage.Offer()
 }
 
 // releaseLocks releases the named locks of the last user at once. After the close the

@@ -18,6 +18,7 @@ import (
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -61,12 +62,12 @@ func (ctr *Connector) connect(caller context.Context) (link, error) {
 func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error) {
 	start := ctr.clock.Now()
 	if side {
-		if err := ctr.Outage.gateErr(); err != nil {
+		if err := ctr.Outage.Cause(); err != nil {
 			return link{}, err
 		}
-		return ctr.open(caller, side, ctr.Cfg.ConnectLimit, noDialLimit)
+		return ctr.open(caller, side, ctr.Cfg.ConnectLimit, noTurn)
 	}
-	if err := ctr.Outage.acquireDial(caller); err != nil {
+	if err := ctr.Outage.Enter(caller); err != nil {
 		if !mysqlerr.CallerGaveUp(err) {
 			return link{}, err
 		}
@@ -76,7 +77,7 @@ func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error
 		ctr.recordConnectFailure(err)
 		return link{}, err
 	}
-	return ctr.open(caller, side, ctr.Cfg.ConnectLimit, ctr.finishDial)
+	return ctr.open(caller, side, ctr.Cfg.ConnectLimit, ctr.leaveGate)
 }
 
 // open opens a connection at once. If its caller gives up, the attempt continues for the
@@ -106,9 +107,9 @@ func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, relea
 	case <-caller.Done():
 		err = caller.Err()
 	}
-	continues := o.wire.Load() != nil && !o.loggedIn.Load() && ctr.Outage.addLeftAttempt(o, maxLeft)
+	continues := o.wire.Load() != nil && !o.loggedIn.Load() && ctr.Outage.Keep(o, maxLeft)
 	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just finished
-		ctr.Outage.removeLeftAttempt(o)
+		ctr.Outage.Drop(o)
 		<-o.done
 		return o.link, o.err
 	}
@@ -116,7 +117,7 @@ func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, relea
 	if continues {
 		o.continueForPool(err)
 	} else {
-		o.abort(err)
+		o.Abort(err)
 	}
 	return link{}, err
 }
@@ -171,7 +172,7 @@ func (o *connectAttempt) finish() {
 		close(o.done)
 		return
 	}
-	switch wasLeft := ctr.Outage.removeLeftAttempt(o); {
+	switch wasLeft := ctr.Outage.Drop(o); {
 	case o.err == nil:
 		ctr.keepLateLink(o)
 	case wasLeft && !noted: // it was not aborted
@@ -231,7 +232,7 @@ func (o *connectAttempt) continueForPool(err error) {
 		wait = ctr.Cfg.ConnectTimeout
 	}
 	time.AfterFunc(wait, func() {
-		if !ctr.Outage.hasLeftAttempt(o) {
+		if !ctr.Outage.IsKept(o) {
 			return
 		}
 		if beforeTimeout {
@@ -240,14 +241,14 @@ func (o *connectAttempt) continueForPool(err error) {
 				ctr.recordConnectFailure(err)
 			}
 		}
-		if !ctr.Outage.isDown() && ctr.Outage.removeLeftAttempt(o) {
-			o.abort(err)
+		if !ctr.Outage.IsDown() && ctr.Outage.Drop(o) {
+			o.Abort(err)
 		}
 	})
 }
 
-// abort ends an attempt whose caller gave up.
-func (o *connectAttempt) abort(err error) {
+// Abort ends an attempt whose caller gave up.
+func (o *connectAttempt) Abort(err error) {
 	o.releaseDial(0, err)
 	o.cancel()
 }
@@ -265,7 +266,7 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	ready, inUse := ctr.countConns()
 	isFull := limit > 0 && ready+inUse >= limit
 	isSurplus := ready > 0 && ready+inUse >= ctr.Limits.allowed(ctr.Cfg.PoolSize)
-	if !ctr.Outage.isDown() && (isFull || isSurplus) {
+	if !ctr.Outage.IsDown() && (isFull || isSurplus) {
 		l.close()
 	} else {
 		ctr.addSpare(l)
@@ -385,7 +386,7 @@ func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 			ctr.Cfg.Log.Debug("livepool: a statement's context ended before it had a connection", slog.String("addr", ctr.addr), slog.Any("cause", err))
 			return link{}, caller.Err()
 		case !available:
-			return link{}, ctr.Outage.latestError(err, time.Since(started))
+			return link{}, ctr.latestError(err, time.Since(started))
 		}
 		if l, ok := ctr.takeSpare(caller); ok {
 			return l, nil
@@ -399,15 +400,15 @@ func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 // result if that error is old.
 func (ctr *Connector) awaitOutageEnd(caller context.Context, started time.Time, err error) bool {
 	if wait := ctr.Cfg.OutageWait; wait > 0 && !isCalledByPing() {
-		return ctr.AwaitServer(caller, started.Add(wait))
+		return ctr.Outage.AwaitServer(caller, started.Add(wait))
 	}
-	if !errors.As(err, new(*gateError)) {
+	if !errors.As(err, new(*outage.Error)) {
 		return false // it has dialed itself
 	}
-	if changed := ctr.Outage.requestProbe(ctr); changed != nil {
+	if changed := ctr.Outage.RequestProbe(); changed != nil {
 		clock.Wait(caller, changed, ctr.Cfg.ConnectTimeout)
 	}
-	return !ctr.Outage.isDown()
+	return !ctr.Outage.IsDown()
 }
 
 // isCalledByPing says whether the connection is opened for a ping. Only the stack shows

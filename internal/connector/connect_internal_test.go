@@ -20,24 +20,24 @@ func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 		began := ctr.clock.Now()
 		time.Sleep(time.Millisecond)
 		var cancelled atomic.Bool
-		o := &connectAttempt{ctr: ctr, startedAt: began, cancel: func() { cancelled.Store(true) }, releaseDial: noDialLimit}
-		ctr.Outage.addLeftAttempt(o, 16)
+		o := &connectAttempt{ctr: ctr, startedAt: began, cancel: func() { cancelled.Store(true) }, releaseDial: noTurn}
+		ctr.Outage.Keep(o, 16)
 		o.continueForPool(context.Canceled)
 		time.Sleep(ctr.Cfg.ConnectTimeout - time.Second)
 		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &connectTimeoutError{}, startedAt: ctr.clock.Now(), noReply: true})
-		if !ctr.Outage.isDown() {
+		if !ctr.Outage.IsDown() {
 			t.Fatal("no outage")
 		}
 		time.Sleep(2 * time.Second)
 		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &mysql.MySQLError{Number: 1045, Message: "Access denied"}, startedAt: ctr.clock.Now()})
-		if ctr.Outage.isDown() {
+		if ctr.Outage.IsDown() {
 			t.Fatal("outage goes on")
 		}
 		time.Sleep(time.Hour)
 		ctr.recordConnected()
 		time.Sleep(time.Hour)
-		if !cancelled.Load() || len(ctr.Outage.leftAttempts) != 0 {
-			t.Errorf("two hours after the outage: cancelled %v, %d remembered", cancelled.Load(), len(ctr.Outage.leftAttempts))
+		if !cancelled.Load() || ctr.Outage.IsKept(o) {
+			t.Errorf("two hours after the outage: cancelled %v, remembered %v", cancelled.Load(), ctr.Outage.IsKept(o))
 		}
 	})
 }

@@ -36,8 +36,7 @@ func (ctr *Connector) AwaitOrphan(ctx context.Context, o *orphan) {
 	if o == nil {
 		return
 	}
-	ctr.Outage.addWaiters(ctr, &ctr.Outage.server, 1)
-	defer ctr.Outage.addWaiters(ctr, &ctr.Outage.server, -1)
+	defer ctr.Outage.Join()()
 	clock.Wait(ctx, o.done, ctr.Cfg.PingTimeout)
 }
 

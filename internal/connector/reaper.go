@@ -156,7 +156,7 @@ func (ctr *Connector) reap() {
 	failedAt, lingered := -clock.Never, false // failedAt: when the server could last not be asked
 	for ctr.Ctx.Err() == nil {
 		now := ctr.clock.Now()
-		if pause := failedAt + reapOutagePause - now; failedAt > 0 && pause > 0 && ctr.Outage.isDown() {
+		if pause := failedAt + reapOutagePause - now; failedAt > 0 && pause > 0 && ctr.Outage.IsDown() {
 			ctr.awaitOrphans(pause)
 			continue
 		}
@@ -191,17 +191,11 @@ func (ctr *Connector) reap() {
 // awaitOrphans waits for d, for another orphan, or for the end of an outage, after
 // which all are due.
 func (ctr *Connector) awaitOrphans(d time.Duration) {
-	var opened chan struct{}
-	if o := &ctr.Outage; o.isDown() {
-		o.mu.Lock()
-		opened = o.server.opened
-		o.mu.Unlock()
-	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctr.reaper.wake:
-	case <-opened:
+	case <-ctr.Outage.End():
 		ctr.reaper.retryNow()
 	case <-timer.C:
 	case <-ctr.Ctx.Done():

@@ -13,6 +13,7 @@ import (
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
 )
 
 // side is such a connection.
@@ -31,7 +32,7 @@ type side struct {
 // another (max_connections, max_user_connections).
 func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*side, error) {
 	s, err := ctr.openSide(ctx)
-	if err == nil || ctr.shortageOf(err) != noRoom {
+	if err == nil || ctr.shortageOf(err) != outage.NoRoom {
 		return s, err
 	}
 	if own := ctr.borrowSide(ctx); own != nil {
@@ -46,8 +47,8 @@ func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
 	l, err := ctr.openQueued(ctx, true)
 	if err != nil {
 		switch {
-		case errors.As(err, new(*gateError)):
-			ctr.Outage.requestProbe(ctr)
+		case errors.As(err, new(*outage.Error)):
+			ctr.Outage.RequestProbe()
 		case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
 			// A silent server may only be busy, and a full one has room for the pool's own:
 			// neither is an outage.

@@ -44,7 +44,7 @@ func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, 
 		return
 	}
 	l.lossReported = true
-	ctr.Outage.slowDials()
+	ctr.Outage.SlowDials()
 	defer ctr.maintainer.wake()
 	ctr.Stats.Deaths.Add(1)
 	ctr.logNews(l, ctr.news.record(kind, since, ctr.clock.Now()),
