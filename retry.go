@@ -233,7 +233,7 @@ func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	if unreachable {
 		ctr.Outage.AwaitServer(ctx, deadline)
 	} else {
-		ctr.AwaitWrites(ctx, deadline, cause)
+		ctr.Outage.AwaitWrites(ctx, deadline, cause)
 	}
 	return true
 }

@@ -1,7 +1,7 @@
 // connect.go opens connections, each in a goroutine of its own, so that neither a server
 // nor a dialer delays a caller beyond ConnectTimeout or its context. An attempt whose
-// caller gave up may continue for the pool. outage.go limits how many there are at a
-// time and decides what a failure means.
+// caller gave up may continue for the pool. internal/outage limits how many there are at
+// a time; outage.go decides what a failure means.
 
 package connector
 
@@ -31,6 +31,7 @@ type connectAttempt struct {
 	// loggedIn: the handshake is over; its goroutine writes it.
 	loggedIn atomic.Bool
 	cancel   context.CancelFunc
+	kept     atomic.Bool // it continues without its caller
 	// releaseDial releases its place among the dials, once, and says whether that recorded a
 	// failure.
 	releaseDial func(took time.Duration, err error) (noted bool)
@@ -107,17 +108,17 @@ func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, relea
 	case <-caller.Done():
 		err = caller.Err()
 	}
-	continues := o.wire.Load() != nil && !o.loggedIn.Load() && ctr.Outage.Keep(o, maxLeft)
+	continues := o.wire.Load() != nil && !o.loggedIn.Load() && o.keep(maxLeft)
 	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just finished
-		ctr.Outage.Drop(o)
+		o.drop()
 		<-o.done
 		return o.link, o.err
 	}
 	err = ctr.newConnectError(o, err, false)
 	if continues {
-		o.continueForPool(err)
+		o.continueForPool(ctx, err)
 	} else {
-		o.Abort(err)
+		o.abort(err)
 	}
 	return link{}, err
 }
@@ -172,7 +173,7 @@ func (o *connectAttempt) finish() {
 		close(o.done)
 		return
 	}
-	switch wasLeft := ctr.Outage.Drop(o); {
+	switch wasLeft := o.drop(); {
 	case o.err == nil:
 		ctr.keepLateLink(o)
 	case wasLeft && !noted: // it was not aborted
@@ -219,11 +220,30 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	return nil
 }
 
+// keep lets an attempt continue without its caller, unless maxLeft do so already.
+func (o *connectAttempt) keep(maxLeft int) bool {
+	if o.ctr.keptAttempts.Add(1) > int64(maxLeft) {
+		o.ctr.keptAttempts.Add(-1)
+		return false
+	}
+	o.kept.Store(true)
+	return true
+}
+
+// drop says whether the attempt was kept until now.
+func (o *connectAttempt) drop() bool {
+	wasKept := o.kept.Swap(false)
+	if wasKept {
+		o.ctr.keptAttempts.Add(-1)
+	}
+	return wasKept
+}
+
 // continueForPool lets an attempt continue whose caller gave up. A server that was
 // stopped answers it when it continues; and abandoning many handshakes makes a server
 // block this host (error 1129, max_connect_errors). The attempt is aborted if others
-// connect meanwhile.
-func (o *connectAttempt) continueForPool(err error) {
+// connect meanwhile. ctx ends with the attempt.
+func (o *connectAttempt) continueForPool(ctx context.Context, err error) {
 	ctr := o.ctr
 	wait := ctr.Cfg.ConnectTimeout - (ctr.clock.Now() - o.startedAt)
 	beforeTimeout := wait > 0 // so the lack of an answer was not reported yet
@@ -231,8 +251,8 @@ func (o *connectAttempt) continueForPool(err error) {
 		o.releaseDial(0, err)
 		wait = ctr.Cfg.ConnectTimeout
 	}
-	time.AfterFunc(wait, func() {
-		if !ctr.Outage.IsKept(o) {
+	ctr.spawn(func() {
+		if clock.Wait(ctx, nil, wait); ctx.Err() != nil {
 			return
 		}
 		if beforeTimeout {
@@ -241,14 +261,20 @@ func (o *connectAttempt) continueForPool(err error) {
 				ctr.recordConnectFailure(err)
 			}
 		}
-		if !ctr.Outage.IsDown() && ctr.Outage.Drop(o) {
-			o.Abort(err)
+		if ended := ctr.Outage.End(); ended != nil {
+			// The server answers again then, and an attempt that has no answer after
+			// ConnectTimeout more will get none.
+			clock.Wait(ctx, ended, clock.Never)
+			clock.Wait(ctx, nil, ctr.Cfg.ConnectTimeout)
+		}
+		if ctx.Err() == nil && o.drop() {
+			o.abort(err)
 		}
 	})
 }
 
-// Abort ends an attempt whose caller gave up.
-func (o *connectAttempt) Abort(err error) {
+// abort ends an attempt whose caller gave up.
+func (o *connectAttempt) abort(err error) {
 	o.releaseDial(0, err)
 	o.cancel()
 }
@@ -259,7 +285,7 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
 	if o.side { // it allows several statements in one request, which the pool must not
 		l.close()
-		ctr.recordConnected()
+		ctr.Outage.Connected()
 		return
 	}
 	limit := int(ctr.Limits.Open.Load())
@@ -271,7 +297,7 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	} else {
 		ctr.addSpare(l)
 	}
-	ctr.recordConnected()
+	ctr.Outage.Connected()
 }
 
 // ConnectError is the error of a connection that could not be opened: how far the attempt
@@ -366,7 +392,7 @@ func (ctr *Connector) dialOnce(caller context.Context) (link, error) {
 	if err != nil {
 		return link{}, err
 	}
-	ctr.recordConnected()
+	ctr.Outage.Connected()
 	return l, nil
 }
 

@@ -21,8 +21,8 @@ func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		var cancelled atomic.Bool
 		o := &connectAttempt{ctr: ctr, startedAt: began, cancel: func() { cancelled.Store(true) }, releaseDial: noTurn}
-		ctr.Outage.Keep(o, 16)
-		o.continueForPool(context.Canceled)
+		o.keep(16)
+		o.continueForPool(t.Context(), context.Canceled)
 		time.Sleep(ctr.Cfg.ConnectTimeout - time.Second)
 		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &connectTimeoutError{}, startedAt: ctr.clock.Now(), noReply: true})
 		if !ctr.Outage.IsDown() {
@@ -34,10 +34,10 @@ func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 			t.Fatal("outage goes on")
 		}
 		time.Sleep(time.Hour)
-		ctr.recordConnected()
+		ctr.Outage.Connected()
 		time.Sleep(time.Hour)
-		if !cancelled.Load() || ctr.Outage.IsKept(o) {
-			t.Errorf("two hours after the outage: cancelled %v, remembered %v", cancelled.Load(), ctr.Outage.IsKept(o))
+		if !cancelled.Load() || o.kept.Load() || ctr.keptAttempts.Load() != 0 {
+			t.Errorf("two hours after the outage: cancelled %v, kept %v", cancelled.Load(), o.kept.Load())
 		}
 	})
 }

@@ -75,6 +75,7 @@ type Connector struct {
 	reaper            reaper
 	slowCommits       slowCommits
 	Outage            *outage.Gate
+	keptAttempts      atomic.Int64 // how many connect without their callers
 
 	Stats counters
 }
@@ -89,16 +90,17 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr.minKeepAliveNanos.Store(int64(ctr.Cfg.KeepAlive))
 	ctr.servers = servers{identifying: make(chan struct{}, 1), known: map[string]*knownServer{}}
 	ctr.Ctx, ctr.cancel = context.WithCancel(context.Background())
-	ctr.Outage = ctr.newGate()
 	if c != nil {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
 		ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, "", false)
+		ctr.Outage = ctr.newGate()
 		return ctr, nil
 	}
 	if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
 		return nil, err
 	}
 	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, true)
+	ctr.Outage = ctr.newGate()
 	return ctr, nil
 }
 

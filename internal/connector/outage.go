@@ -1,18 +1,16 @@
 // outage.go reports to the gate of internal/outage which connects succeeded and which
-// failed, decides what a failure says about the server, and counts and logs outages.
+// failed, decides what a failure says about the server, and connects for the prober.
 
 package connector
 
 import (
 	"database/sql/driver"
 	"errors"
-	"log/slog"
 	"net"
 	"os"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/outage"
 )
@@ -20,12 +18,42 @@ import (
 // newGate makes the connector's gate. The prober calls the user's BeforeConnect once a
 // second at most.
 func (ctr *Connector) newGate() *outage.Gate {
-	s := outage.Settings{Clock: ctr.clock, Closed: ctr.Ctx, Spawn: ctr.spawn, NewServer: func() outage.Server { return &probedServer{ctr: ctr} },
+	s := outage.Settings{Clock: ctr.clock, Closed: ctr.Ctx, Log: ctr.Cfg.Log, Addr: ctr.addr, Spawn: ctr.spawn,
+		NewServer: func() outage.Server { return &probedServer{ctr: ctr} }, Ended: ctr.resumeOpening,
 		ConnectLimit: ctr.Cfg.ConnectLimit, ConnectTimeout: ctr.Cfg.ConnectTimeout}
 	if my := ctr.Cfg.MySQL; my != nil && hasBeforeConnect(my) {
 		s.ProbePause = time.Second
 	}
 	return outage.New(s)
+}
+
+// resumeOpening has the maintainer open connections at once: an outage has ended.
+func (ctr *Connector) resumeOpening() {
+	if m := ctr.maintainer; m != nil {
+		m.openPausedUntil.Store(0)
+		m.wake()
+	}
+}
+
+// probedServer is what one run of the prober asks; only that run uses link and openedAt.
+type probedServer struct {
+	ctr      *Connector
+	link     link // on which it asks whether writes are taken
+	openedAt time.Duration
+}
+
+// Connect dials. The connection that ends the outage becomes a spare.
+func (p *probedServer) Connect() {
+	ctr := p.ctr
+	switch l, err := ctr.open(ctr.Ctx, false, maxUnansweredProbes, noTurn); {
+	case err != nil:
+		ctr.recordConnectFailure(err)
+	case !ctr.Outage.IsDown():
+		l.close() // another attempt succeeded before
+	default:
+		ctr.addSpare(l)
+		ctr.Outage.Connected()
+	}
 }
 
 // shortageOf is why an attempt to connect failed: None if the server is there and
@@ -80,44 +108,11 @@ func (ctr *Connector) recordConnectFailure(err error) { ctr.noteConnectFailure(e
 // noteConnectFailure is recordConnectFailure without the log line, which it returns.
 func (ctr *Connector) noteConnectFailure(err error) (log func()) {
 	ctr.Stats.ConnectFailed.Add(1)
-	if mysqlerr.CallerGaveUp(err) || ctr.Ctx.Err() != nil {
+	var connect *ConnectError
+	if mysqlerr.CallerGaveUp(err) || ctr.Ctx.Err() != nil || !errors.As(err, &connect) {
 		return func() {}
 	}
-	startedAt := clock.Never
-	if connect := (*ConnectError)(nil); errors.As(err, &connect) {
-		startedAt = connect.startedAt
-	}
-	short := ctr.shortageOf(err)
-	begins, ended := ctr.Outage.Failed(err, startedAt, short)
-	if begins {
-		ctr.Stats.Outages.Add(1)
-	}
-	return func() {
-		ctr.reportOutageEnd(ended, slog.Any("refusal", err))
-		if begins {
-			ctr.reportOutageStart(short, err)
-		}
-	}
-}
-
-// recordConnected records a connection that was opened.
-func (ctr *Connector) recordConnected() { ctr.reportOutageEnd(ctr.Outage.Connected()) }
-
-func (ctr *Connector) reportOutageStart(short outage.Shortage, cause error) {
-	ctr.Cfg.Log.Warn(short.Begins(), slog.String("addr", ctr.addr), slog.Any("cause", cause))
-}
-
-// reportOutageEnd logs the outage that has just ended, nil for none.
-func (ctr *Connector) reportOutageEnd(ended *outage.Ended, attrs ...any) {
-	if ended == nil {
-		return
-	}
-	if m := ctr.maintainer; m != nil {
-		m.openPausedUntil.Store(0)
-		m.wake()
-	}
-	ctr.Cfg.Log.Info(ended.Shortage.Ends(), append([]any{
-		slog.String("addr", ctr.addr), slog.Duration("after", ended.Lasted), slog.Int("waited", ended.Waited)}, attrs...)...)
+	return ctr.Outage.Failed(err, connect.startedAt, ctr.shortageOf(err))
 }
 
 // leaveGate records the result of a dial and ends it. A failure is recorded first, as
@@ -125,8 +120,7 @@ func (ctr *Connector) reportOutageEnd(ended *outage.Ended, attrs ...any) {
 // which tries other nodes.
 func (ctr *Connector) leaveGate(took time.Duration, err error) (noted bool) {
 	if noted = err != nil && !mysqlerr.IsNodeNotReady(err); noted {
-		log := ctr.noteConnectFailure(err)
-		defer log() // after Leave: the user's logger may take its time
+		defer ctr.noteConnectFailure(err)() // notes it now, and logs it after Leave
 	}
 	ctr.Outage.Leave(took, err == nil)
 	return noted

@@ -233,7 +233,7 @@ func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
 			w.Reads.Store(1)
 			w.stallWatch.reads = 1
 			for range tt.looks {
-				ctr.recordConnected() // and the outage is over that a look without an answer began
+				ctr.Outage.Connected() // and the outage is over that a look without an answer began
 				(&maintainer{ctr: ctr}).checkStalls([]*serverSide{w})
 			}
 			if dead := w.AbortErr.Load() != nil; dead != tt.dead {

@@ -11,23 +11,12 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/livepool/livepool/internal/outage"
 )
-
-// AwaitWrites waits until the server takes writes; cause is its refusal of one. It
-// returns false if the deadline or the context ends first.
-func (ctr *Connector) AwaitWrites(ctx context.Context, deadline time.Time, cause error) bool {
-	if ctr.Outage.WritesRefused(cause) {
-		ctr.Stats.Outages.Add(1)
-		ctr.reportOutageStart(outage.NoWrites, cause)
-	}
-	return ctr.Outage.AwaitWrites(ctx, deadline)
-}
 
 // RecordWritable lets the units that wait for writes go on.
 func (ctr *Connector) RecordWritable() {
 	ctr.demotion.clear()
-	ctr.reportOutageEnd(ctr.Outage.WritesTaken())
+	ctr.Outage.WritesTaken()
 }
 
 // writesReconnectEvery is how often the prober asks on a new connection: its old one may
@@ -35,21 +24,19 @@ func (ctr *Connector) RecordWritable() {
 const writesReconnectEvery = time.Second
 
 // AskForWrites asks once whether writes are taken.
-func (p *probedServer) AskForWrites(cause error) (taken bool, err error) {
-	ctr := p.ctr
-	now := ctr.clock.Now()
+func (p *probedServer) AskForWrites(cause error) {
+	ctr, now := p.ctr, p.ctr.clock.Now()
 	if p.link.driverConn.Conn == nil || now-p.openedAt > writesReconnectEvery {
 		l, err := ctr.open(ctr.Ctx, false, 0, noTurn)
 		if err != nil {
 			ctr.recordConnectFailure(err)
-			return false, err
+			return
 		}
 		p.link.close()
 		p.link, p.openedAt = l, now
-		ctr.recordConnected()
+		ctr.Outage.Connected()
 	}
-	taken, err = p.link.isWritable(ctr, cause)
-	switch {
+	switch taken, err := p.link.isWritable(ctr, cause); {
 	case err != nil:
 		p.Release()
 	case taken:
@@ -57,7 +44,12 @@ func (p *probedServer) AskForWrites(cause error) (taken bool, err error) {
 		p.link = link{}
 		ctr.RecordWritable()
 	}
-	return taken, nil
+}
+
+// Release closes the connection on which it asked, if it has one.
+func (p *probedServer) Release() {
+	p.link.close()
+	p.link = link{}
 }
 
 // readOnlyQuery asks for the variables that make a server refuse writes. Only MySQL has,

@@ -57,7 +57,7 @@ func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
 		}
 		return nil, err
 	}
-	ctr.recordConnected()
+	ctr.Outage.Connected()
 	s.link = l
 	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()

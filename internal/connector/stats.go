@@ -11,7 +11,7 @@ import (
 
 // counters are the live values behind Stats.
 type counters struct {
-	Opened, Reused, ConnectFailed, Outages             atomic.Int64
+	Opened, Reused, ConnectFailed                      atomic.Int64
 	Pings, KeptAlive, Swept, Deaths, Resent, Leaks     atomic.Int64
 	Killed, KillUnneeded, KillUnproved, KillFailed     atomic.Int64
 	StallChecks, Stalled                               atomic.Int64

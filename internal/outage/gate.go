@@ -3,15 +3,13 @@
 // it is read-only. One prober (prober.go) asks for all of them, and lets them go on when
 // it succeeds. Only a few connections are opened at a time (diallimit.go).
 //
-// The connector reports to the Gate each connect that failed or succeeded. It also
-// opens connections, says what an error means, counts and logs: the Gate does none of
-// that.
+// The connector opens connections, says what an error means, and reports to the Gate each
+// connect that failed or succeeded.
 package outage
 
 import (
 	"context"
-	"maps"
-	"slices"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,20 +21,18 @@ import (
 type Settings struct {
 	Clock  *clock.Clock
 	Closed context.Context // ends when the pool is closed
+	Log    *slog.Logger
+	Addr   string // of the server, for the log
 	// Spawn runs f in the background, or returns false once the pool is closed. It is
 	// called under the lock of the Gate: no method of the Gate may be called under a
 	// lock that it takes.
 	Spawn     func(f func()) bool
 	NewServer func() Server // what the prober asks, new each time that it starts
+	Ended     func()        // is called when an outage has ended
 
 	ConnectLimit   int           // how many connections are opened at a time, at most
 	ConnectTimeout time.Duration // how long one may take
 	ProbePause     time.Duration // between two probes, at least
-}
-
-// Attempt is an attempt to connect that goes on without its caller.
-type Attempt interface {
-	Abort(cause error)
 }
 
 // resource is one thing that a server gives, and may be short of. It is guarded by
@@ -52,7 +48,8 @@ type resource struct {
 
 // Gate is what is known of what the server gives, and who waits for it.
 type Gate struct {
-	cfg Settings // never changed
+	cfg     Settings     // never changed
+	Outages atomic.Int64 // how many have begun
 
 	mu          sync.Mutex // guards what follows, up to the blank line
 	connections resource
@@ -60,13 +57,11 @@ type Gate struct {
 	lastErr     error // of the last connect, nil if it succeeded
 	// connectedAt and failedAt are when a connect last succeeded, and last failed.
 	connectedAt, failedAt time.Duration
-	changed               chan struct{} // closed at each failure and at the end of an outage of connections
+	changed               chan struct{} // closed at the next success or failure
 	probing               bool          // the prober runs
 	probeRequested        bool          // it is to connect once, even if nobody waits
-	kept                  map[Attempt]struct{}
 	dials                 dialLimiter
 
-	down      atomic.Bool // connections are short; written under mu
 	wantsRoom atomic.Bool // the server is full, and somebody waits; written under mu
 	// offered has a token for each connection that was returned for the callers that
 	// wait because the server is full.
@@ -79,14 +74,14 @@ type Gate struct {
 
 // New returns a Gate that lets all callers in.
 func New(s Settings) *Gate {
-	g := &Gate{cfg: s, changed: make(chan struct{}), kept: map[Attempt]struct{}{},
+	g := &Gate{cfg: s, changed: make(chan struct{}),
 		offered: make(chan struct{}, 64), singleTries: make(chan struct{})}
 	g.dials.init(s.ConnectLimit)
 	return g
 }
 
 // IsDown says whether connections are short.
-func (g *Gate) IsDown() bool { return g.down.Load() }
+func (g *Gate) IsDown() bool { return g.Cause() != nil }
 
 // LastError is why the last connect failed, nil if it succeeded.
 func (g *Gate) LastError() error {
@@ -110,14 +105,16 @@ func (g *Gate) causeLocked() error {
 	return &Error{Shortage: g.connections.shortage, Cause: g.lastErr}
 }
 
-// Failed records a connect that began at startedAt and failed with err. It says whether
-// that begins an outage, or ends one: a server that refuses the login (None) is back. An
-// attempt that began before the last success says nothing, and is ignored.
-func (g *Gate) Failed(err error, startedAt time.Duration, short Shortage) (begins bool, ended *Ended) {
+// Failed records a connect that began at startedAt and failed with err. That may begin an
+// outage, or end one: a server that refuses the login (None) is back. An attempt that
+// began before the last success says nothing, and is ignored. Failed returns what logs it,
+// for a caller that gives its turn back first: the user's logger may take its time.
+func (g *Gate) Failed(err error, startedAt time.Duration, short Shortage) (log func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	log = func() {}
 	if startedAt < g.connectedAt {
-		return false, nil
+		return log
 	}
 	g.lastErr, g.failedAt = err, g.cfg.Clock.Now()
 	g.signalChange()
@@ -125,47 +122,33 @@ func (g *Gate) Failed(err error, startedAt time.Duration, short Shortage) (begin
 	r := &g.connections
 	switch {
 	case short == None:
-		return false, g.end(r)
+		return g.end(r, slog.Any("refusal", err))
 	case r.shortage == None:
-		begins = true
-		g.begin(r, short, err)
-		g.down.Store(true)
+		log = g.begin(r, short, err)
 		g.dials.rejectAll(g.causeLocked())
 	default:
 		r.shortage = short // the same outage goes on
 	}
-	g.addWaiters(r, 0)
-	return begins, nil
+	g.addWaitersLocked(r, 0)
+	return log
 }
 
-// Connected records a connect that succeeded, and returns the outage that it ends.
-func (g *Gate) Connected() *Ended {
+// Connected records a connect that succeeded, which ends an outage of connections.
+func (g *Gate) Connected() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.lastErr, g.connectedAt = nil, g.cfg.Clock.Now()
-	ended := g.end(&g.connections)
-	if ended != nil {
-		g.signalChange()
-	}
-	return ended
+	g.signalChange()
+	log := g.end(&g.connections)
+	g.mu.Unlock()
+	log()
 }
 
-// WritesRefused records that a write was refused, and says whether an outage begins.
-func (g *Gate) WritesRefused(cause error) (begins bool) {
+// WritesTaken ends an outage of writes.
+func (g *Gate) WritesTaken() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.writes.shortage != None {
-		return false
-	}
-	g.begin(&g.writes, NoWrites, cause)
-	return true
-}
-
-// WritesTaken records that writes are taken, and returns the outage that it ends.
-func (g *Gate) WritesTaken() *Ended {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.end(&g.writes)
+	log := g.end(&g.writes)
+	g.mu.Unlock()
+	log()
 }
 
 // signalChange wakes those who wait for news. g.mu is held.
@@ -174,97 +157,52 @@ func (g *Gate) signalChange() {
 	g.changed = make(chan struct{})
 }
 
-// begin begins an outage. g.mu is held.
-func (g *Gate) begin(r *resource, short Shortage, cause error) {
+// begin begins an outage, and returns what logs it. g.mu is held.
+func (g *Gate) begin(r *resource, short Shortage, cause error) (log func()) {
 	r.shortage, r.cause, r.ended, r.since, r.waitedTotal = short, cause, make(chan struct{}), g.cfg.Clock.Now(), r.waiting
+	g.Outages.Add(1)
+	return func() {
+		g.cfg.Log.Warn(texts[short].begins, slog.String("addr", g.cfg.Addr), slog.Any("cause", cause))
+	}
 }
 
-// end ends an outage and returns it, nil if there is none. g.mu is held.
-func (g *Gate) end(r *resource) *Ended {
+// end ends the outage that there may be, and returns what logs it. g.mu is held.
+func (g *Gate) end(r *resource, attrs ...any) (log func()) {
 	if r.shortage == None {
-		return nil
+		return func() {}
 	}
-	ended := &Ended{r.shortage, g.cfg.Clock.Now() - r.since, r.waitedTotal}
+	text := texts[r.shortage].ends
+	attrs = append([]any{slog.String("addr", g.cfg.Addr), slog.Duration("after", g.cfg.Clock.Now()-r.since), slog.Int("waited", r.waitedTotal)}, attrs...)
 	close(r.ended)
 	r.shortage = None
-	if r == &g.connections {
-		g.down.Store(false)
-		g.wantsRoom.Store(false)
-		g.abortKept()
+	g.addWaitersLocked(r, 0)
+	return func() {
+		g.cfg.Ended()
+		g.cfg.Log.Info(text, attrs...)
 	}
-	return ended
-}
-
-// abortKept aborts, after ConnectTimeout, the attempts whose callers have left: the
-// server answers again, so one without an answer by then will get none. g.mu is held.
-func (g *Gate) abortKept() {
-	if len(g.kept) == 0 {
-		return
-	}
-	attempts := slices.Collect(maps.Keys(g.kept))
-	time.AfterFunc(g.cfg.ConnectTimeout, func() {
-		for _, a := range attempts {
-			if g.Drop(a) {
-				a.Abort(context.Canceled) // which says nothing about the server
-			}
-		}
-	})
-}
-
-// Keep records an attempt that goes on without its caller, unless there are limit
-// already.
-func (g *Gate) Keep(a Attempt, limit int) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.kept) >= limit {
-		return false
-	}
-	g.kept[a] = struct{}{}
-	return true
-}
-
-// IsKept says whether the attempt is recorded.
-func (g *Gate) IsKept(a Attempt) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	_, ok := g.kept[a]
-	return ok
-}
-
-// Drop removes an attempt, and says whether it was recorded.
-func (g *Gate) Drop(a Attempt) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	_, ok := g.kept[a]
-	delete(g.kept, a)
-	return ok
 }
 
 // Join counts the caller among those that wait for connections until it calls leave:
 // during an outage the prober runs for it.
 func (g *Gate) Join() (leave func()) {
-	_, leave = g.join(&g.connections)
-	return leave
+	g.addWaiters(&g.connections, 1)
+	return func() { g.addWaiters(&g.connections, -1) }
 }
 
-// join also returns the end of an outage that there is, nil if there is none.
-func (g *Gate) join(r *resource) (ended chan struct{}, leave func()) {
+// addWaiters counts callers that wait. It returns what is closed at the end of the outage,
+// nil if there is none.
+func (g *Gate) addWaiters(r *resource, more int) (ended chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.addWaiters(r, 1)
-	if r.shortage != None {
-		ended = r.ended
+	g.addWaitersLocked(r, more)
+	if r.shortage == None {
+		return nil
 	}
-	return ended, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.addWaiters(r, -1)
-	}
+	return r.ended
 }
 
-// addWaiters counts callers that wait, and starts the prober if any do during an outage.
-// g.mu is held.
-func (g *Gate) addWaiters(r *resource, more int) {
+// addWaitersLocked also starts the prober if any wait during an outage. g.mu is held.
+func (g *Gate) addWaitersLocked(r *resource, more int) {
 	r.waiting += more
 	r.waitedTotal += max(more, 0)
 	g.wantsRoom.Store(g.connections.shortage == NoRoom && g.connections.waiting > 0)
@@ -296,14 +234,7 @@ func (g *Gate) RequestProbe() (changed <-chan struct{}) {
 }
 
 // End is closed when the outage of connections ends. It is nil if there is none.
-func (g *Gate) End() <-chan struct{} {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.connections.shortage == None {
-		return nil
-	}
-	return g.connections.ended
-}
+func (g *Gate) End() <-chan struct{} { return g.addWaiters(&g.connections, 0) }
 
 // WantsRoom says whether the server takes no more connections, and somebody waits
 // for one: a connection that is not needed should be offered.
@@ -324,15 +255,23 @@ func (g *Gate) AwaitServer(ctx context.Context, deadline time.Time) bool {
 	return g.await(ctx, &g.connections, deadline, g.offered)
 }
 
-// AwaitWrites waits until writes are taken, or until it is the caller's turn to try
-// one. It returns false if the deadline or the context ends first.
-func (g *Gate) AwaitWrites(ctx context.Context, deadline time.Time) bool {
+// AwaitWrites waits until writes are taken, or until it is the caller's turn to try one;
+// cause is the refusal of one, which may begin an outage. It returns false if the deadline
+// or the context ends first.
+func (g *Gate) AwaitWrites(ctx context.Context, deadline time.Time, cause error) bool {
+	g.mu.Lock()
+	log := func() {}
+	if g.writes.shortage == None {
+		log = g.begin(&g.writes, NoWrites, cause)
+	}
+	g.mu.Unlock()
+	log()
 	return g.await(ctx, &g.writes, deadline, g.singleTries)
 }
 
 func (g *Gate) await(ctx context.Context, r *resource, deadline time.Time, early <-chan struct{}) bool {
-	ended, leave := g.join(r)
-	defer leave()
+	ended := g.addWaiters(r, 1)
+	defer g.addWaiters(r, -1)
 	if ended == nil {
 		return ctx.Err() == nil && time.Now().Before(deadline)
 	}

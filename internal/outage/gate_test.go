@@ -3,6 +3,7 @@ package outage_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,26 @@ type fakeServer struct {
 	clock                   *clock.Clock
 	background              sync.WaitGroup
 	short                   atomic.Int64 // an outage.Shortage
+	log                     lockedBuffer
 	connects, asked, opened atomic.Int64
+}
+
+// lockedBuffer may be read while it is written to.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // newGate returns the gate of a server that is there; the test ends when its
@@ -30,7 +50,7 @@ type fakeServer struct {
 func newGate(t *testing.T, change func(*outage.Settings)) (*outage.Gate, *fakeServer) {
 	s := &fakeServer{clock: clock.New()}
 	closed, cancel := context.WithCancel(context.Background())
-	settings := outage.Settings{Clock: s.clock, Closed: closed,
+	settings := outage.Settings{Clock: s.clock, Closed: closed, Ended: func() {}, Log: slog.New(slog.NewTextHandler(&s.log, nil)), Addr: "tcp(db)",
 		Spawn:     func(f func()) bool { s.background.Go(f); return closed.Err() == nil },
 		NewServer: func() outage.Server { s.opened.Add(1); return s },
 		// What a Pool has.
@@ -52,28 +72,25 @@ func newGate(t *testing.T, change func(*outage.Settings)) (*outage.Gate, *fakeSe
 }
 
 // fail begins an outage, or goes on with it.
-func (s *fakeServer) fail(short outage.Shortage) (begins bool) {
+func (s *fakeServer) fail(short outage.Shortage) {
 	s.short.Store(int64(short))
-	begins, _ = s.gate.Failed(errAway, s.clock.Now(), short)
-	return begins
+	s.gate.Failed(errAway, s.clock.Now(), short)()
 }
 
 func (s *fakeServer) Connect() {
 	s.connects.Add(1)
 	if short := outage.Shortage(s.short.Load()); short != outage.None {
-		s.gate.Failed(errAway, s.clock.Now(), short)
+		s.gate.Failed(errAway, s.clock.Now(), short)()
 		return
 	}
 	s.gate.Connected()
 }
 
-func (s *fakeServer) AskForWrites(error) (bool, error) {
+func (s *fakeServer) AskForWrites(error) {
 	s.asked.Add(1)
-	if s.short.Load() != int64(outage.None) {
-		return false, nil
+	if s.short.Load() == int64(outage.None) {
+		s.gate.WritesTaken()
 	}
-	s.gate.WritesTaken()
-	return true, nil
 }
 
 func (s *fakeServer) Release() { s.opened.Add(-1) }
@@ -118,7 +135,9 @@ func TestWhoeverIsKeptWaitingHasAReason(t *testing.T) {
 func TestOneProberForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, s := newGate(t, nil)
-		if !s.fail(outage.NoServer) || s.fail(outage.NoServer) || !g.IsDown() {
+		s.fail(outage.NoServer)
+		s.fail(outage.NoServer)
+		if g.Outages.Load() != 1 || !g.IsDown() {
 			t.Fatal("want one beginning of one outage")
 		}
 		time.Sleep(time.Minute)
@@ -173,11 +192,15 @@ func TestPaceOfTheProber(t *testing.T) {
 	}
 }
 
-// What an outage was is told once, by what ended it.
+// The log tells of the beginning and of the end of an outage, once each, and of what
+// ended it.
 func TestEndOfAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, s := newGate(t, nil)
-		if g.Connected() != nil || g.WritesTaken() != nil || g.End() != nil || g.RequestProbe() != nil {
+		var ends atomic.Int64
+		g, s := newGate(t, func(set *outage.Settings) { set.Ended = func() { ends.Add(1) } })
+		g.Connected()
+		g.WritesTaken()
+		if g.End() != nil || g.RequestProbe() != nil || ends.Load() != 0 || s.log.String() != "" {
 			t.Error("the end of no outage")
 		}
 		s.fail(outage.NoServer)
@@ -185,17 +208,28 @@ func TestEndOfAnOutage(t *testing.T) {
 		leave := g.Join()
 		time.Sleep(time.Second)
 		leave()
-		_, ended := g.Failed(errAway, s.clock.Now(), outage.None) // a refusal: the server is there
-		if ended == nil || *ended != (outage.Ended{Shortage: outage.NoServer, Lasted: time.Second, Waited: 1}) {
-			t.Errorf("ended %+v", ended)
-		}
+		refusal := errors.New("access denied") // the server is there
+		log := g.Failed(refusal, s.clock.Now(), outage.None)
 		select {
 		case <-end:
 		default:
 			t.Error("who waits for the end is not told")
 		}
-		if g.IsDown() || g.LastError() != errAway {
+		if g.IsDown() || g.LastError() != refusal {
 			t.Errorf("down %v, last error %v", g.IsDown(), g.LastError())
+		}
+		if ends.Load() != 0 || strings.Contains(s.log.String(), "again") {
+			t.Error("logged before the caller says so")
+		}
+		log()
+		g.Connected()
+		if ends.Load() != 1 {
+			t.Errorf("the connector is told of %d ends", ends.Load())
+		}
+		lines := strings.Split(s.log.String(), "\n")
+		if len(lines) != 3 || !strings.Contains(lines[0], `cannot be reached; sessions`) || !strings.HasSuffix(lines[0], `addr=tcp(db) cause="connection refused"`) ||
+			!strings.HasSuffix(lines[1], `can be reached again" addr=tcp(db) after=1s waited=1 refusal="access denied"`) {
+			t.Errorf("log: %q", lines)
 		}
 	})
 }
@@ -207,7 +241,7 @@ func TestLateFailureIsIgnored(t *testing.T) {
 		startedAt := s.clock.Now()
 		time.Sleep(time.Second)
 		g.Connected()
-		if begins, _ := g.Failed(errAway, startedAt, outage.NoServer); begins || g.IsDown() || g.LastError() != nil {
+		if g.Failed(errAway, startedAt, outage.NoServer)(); g.IsDown() || g.LastError() != nil || s.log.String() != "" {
 			t.Error("an outage")
 		}
 	})
@@ -275,14 +309,10 @@ func TestWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, s := newGate(t, nil)
 		s.short.Store(int64(outage.NoWrites))
-		if !g.WritesRefused(errAway) || g.WritesRefused(errAway) || g.IsDown() || g.Enter(t.Context()) != nil {
-			t.Fatal("want one outage of writes, and connections")
-		}
-		g.Leave(0, true)
 		var tries, letIn atomic.Int64
 		for range 100 {
 			go func() {
-				if g.AwaitWrites(t.Context(), time.Now().Add(time.Hour)) {
+				if g.AwaitWrites(t.Context(), time.Now().Add(time.Hour), errAway) {
 					if s.short.Load() != 0 {
 						tries.Add(1)
 					}
@@ -291,6 +321,10 @@ func TestWrites(t *testing.T) {
 			}()
 		}
 		time.Sleep(11 * time.Second)
+		if g.Outages.Load() != 1 || g.IsDown() || g.Enter(t.Context()) != nil {
+			t.Fatal("want one outage of writes, and connections")
+		}
+		g.Leave(0, true)
 		if n := tries.Load(); n < 4 || n > 5 {
 			t.Errorf("%d single tries in 11s", n)
 		}
@@ -298,6 +332,26 @@ func TestWrites(t *testing.T) {
 		time.Sleep(time.Second)
 		if letIn.Load() != 100 || s.connects.Load() != 0 {
 			t.Errorf("%d of 100 let in, %d connects", letIn.Load(), s.connects.Load())
+		}
+	})
+}
+
+// A server whose writes nobody waits for is not asked, also if it was asked before.
+func TestNobodyWaitsForWritesNobodyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, s := newGate(t, nil)
+		s.short.Store(int64(outage.NoWrites))
+		if g.AwaitWrites(t.Context(), time.Now().Add(time.Second), errAway) {
+			t.Error("let in")
+		}
+		time.Sleep(time.Second)
+		asked := s.asked.Load()
+		time.Sleep(time.Minute)
+		if n := s.asked.Load(); asked == 0 || n != asked || s.opened.Load() != 0 {
+			t.Errorf("asked %d times, %d more while nobody waited; %d runs of the prober", asked, n-asked, s.opened.Load())
+		}
+		if time.AfterFunc(time.Second, func() { s.short.Store(0) }); !g.AwaitWrites(t.Context(), time.Now().Add(10*time.Second), errAway) {
+			t.Error("who waits later is not let in")
 		}
 	})
 }
@@ -319,32 +373,6 @@ func TestRequestProbe(t *testing.T) {
 	})
 }
 
-type fakeAttempt struct{ aborted atomic.Bool }
-
-func (a *fakeAttempt) Abort(error) { a.aborted.Store(true) }
-
-// Attempts that go on are aborted ConnectTimeout after the outage, and there is a limit.
-func TestKeptAttempts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g, s := newGate(t, nil)
-		var left, done, tooMany fakeAttempt
-		if !g.Keep(&left, 2) || !g.Keep(&done, 2) || g.Keep(&tooMany, 2) {
-			t.Fatal("the limit is not 2")
-		}
-		s.fail(outage.NoAnswer)
-		time.Sleep(time.Hour)
-		g.Connected()
-		time.Sleep(4 * time.Second)
-		if !g.IsKept(&left) || !g.Drop(&done) || g.Drop(&done) {
-			t.Error("not kept until its end")
-		}
-		time.Sleep(2 * time.Second)
-		if g.IsKept(&left) || !left.aborted.Load() || done.aborted.Load() {
-			t.Error("want the one that is left aborted")
-		}
-	})
-}
-
 func TestErrorText(t *testing.T) {
 	err := &outage.Error{Shortage: outage.NoRoom, Cause: errAway, Waited: 1500 * time.Millisecond}
 	if text := err.Error(); !strings.Contains(text, "no more connections") || !strings.Contains(text, "1.5s (pool_outage_wait): connection refused") {
@@ -352,10 +380,5 @@ func TestErrorText(t *testing.T) {
 	}
 	if !errors.Is(err, errAway) {
 		t.Error("its cause is hidden")
-	}
-	for s := outage.NoServer; s <= outage.NoWrites; s++ {
-		if s.Begins() == "" || s.Ends() == "" {
-			t.Errorf("the log would not say what %d is", s)
-		}
 	}
 }

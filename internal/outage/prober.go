@@ -11,9 +11,9 @@ import (
 type Server interface {
 	// Connect tries once to open a connection, and calls Failed or Connected.
 	Connect()
-	// AskForWrites asks whether writes are taken, and calls WritesTaken if they are; cause
-	// is the refusal of one. err is why it could not connect.
-	AskForWrites(cause error) (taken bool, err error)
+	// AskForWrites asks once whether writes are taken, and calls WritesTaken if they are;
+	// cause is the refusal of one.
+	AskForWrites(cause error)
 	// Release closes the connection on which it asked.
 	Release()
 }
@@ -50,8 +50,8 @@ func (g *Gate) probe() {
 	for {
 		g.mu.Lock()
 		connections, writes := g.connections, g.writes
-		isWanted := g.probeRequested || connections.waiting+writes.waiting > 0
-		if !isWanted || g.cfg.Closed.Err() != nil || connections.shortage == None && writes.shortage == None {
+		isWanted := connections.shortage != None && (g.probeRequested || connections.waiting > 0) || writes.shortage != None && writes.waiting > 0
+		if !isWanted || g.cfg.Closed.Err() != nil {
 			g.probing = false
 			g.mu.Unlock()
 			return
@@ -59,30 +59,23 @@ func (g *Gate) probe() {
 		g.mu.Unlock()
 		if connections.shortage == None {
 			p.askForWrites(&writes)
-		} else if p.connect(&connections) {
-			g.clearProbeRequest()
+		} else {
+			p.connect(&connections)
 		}
 	}
 }
 
-// clearProbeRequest: the requested attempt was made.
-func (g *Gate) clearProbeRequest() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.probeRequested = false
-}
-
-// connect tries to connect, if it is time, and says whether it did. Of attempts without
-// an answer a few may be under way at the same time.
-func (p *prober) connect(r *resource) (tried bool) {
+// connect tries to connect, if it is time. Of attempts without an answer a few may be
+// under way at the same time.
+func (p *prober) connect(r *resource) {
 	if wait := p.untilNext(r); wait > 0 {
 		clock.Wait(p.cfg.Closed, r.ended, wait)
-		return false
+		return
 	}
 	p.lastProbe = p.cfg.Clock.Now()
 	done := make(chan struct{})
 	if !p.cfg.Spawn(func() { defer close(done); p.server.Connect() }) {
-		return true
+		return
 	}
 	p.unanswered = true
 	timer := time.NewTimer(p.untilNext(r))
@@ -94,7 +87,9 @@ func (p *prober) connect(r *resource) (tried bool) {
 	case <-timer.C:
 	case <-p.cfg.Closed.Done():
 	}
-	return true
+	p.mu.Lock()
+	p.probeRequested = false // the attempt was made
+	p.mu.Unlock()
 }
 
 // untilNext is how long to wait before the next attempt to connect.
@@ -103,7 +98,7 @@ func (p *prober) untilNext(r *resource) time.Duration {
 	if lasted < 0 {
 		return 0
 	}
-	pause := min(max(lasted/150, probeShortest), probeLongest)
+	pause := probePause(lasted)
 	switch {
 	case r.shortage == NoAnswer, p.unanswered:
 		pause = max(probeAnswerWait, p.cfg.ConnectTimeout/8, min(lasted/2, silentProbeLongest))
@@ -114,20 +109,23 @@ func (p *prober) untilNext(r *resource) time.Duration {
 	return p.lastProbe + pause + rand.N(pause/5) - p.cfg.Clock.Now()
 }
 
-// askForWrites asks once whether writes are taken, and waits for its next turn.
+// probePause is the pause between two probes of an outage that has lasted that long.
+func probePause(lasted time.Duration) time.Duration {
+	return min(max(lasted/150, probeShortest), probeLongest)
+}
+
+// askForWrites asks once whether writes are taken, and waits for its next turn, or for the
+// end that it has brought about.
 func (p *prober) askForWrites(r *resource) {
 	now := p.cfg.Clock.Now()
-	taken, err := p.server.AskForWrites(r.cause)
-	if taken {
-		return
-	}
-	if p.lastSingleTry = max(p.lastSingleTry, r.since); err == nil && now-p.lastSingleTry > singleTryEvery {
+	p.server.AskForWrites(r.cause)
+	if p.lastSingleTry = max(p.lastSingleTry, r.since); now-p.lastSingleTry > singleTryEvery {
 		p.lastSingleTry = now
 		select {
 		case p.singleTries <- struct{}{}:
 		default:
 		}
 	}
-	pause := min(max((p.cfg.Clock.Now()-r.since)/150, probeShortest), probeLongest)
+	pause := probePause(p.cfg.Clock.Now() - r.since)
 	clock.Wait(p.cfg.Closed, r.ended, pause+rand.N(pause/5))
 }

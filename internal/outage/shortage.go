@@ -33,12 +33,6 @@ var texts = [...]struct{ is, begins, ends string }{
 		"livepool: the server takes writes again"},
 }
 
-// Begins is what the log says when it begins.
-func (s Shortage) Begins() string { return texts[s].begins }
-
-// Ends is what the log says when it ends.
-func (s Shortage) Ends() string { return texts[s].ends }
-
 // Error is returned to a caller that must not dial, because of an outage.
 type Error struct {
 	Shortage Shortage
@@ -55,10 +49,3 @@ func (e *Error) Error() string {
 }
 func (e *Error) Is(target error) bool { return target == mysqlerr.ErrUnreachable }
 func (e *Error) Unwrap() error        { return e.Cause }
-
-// Ended is an outage that is over.
-type Ended struct {
-	Shortage Shortage
-	Lasted   time.Duration
-	Waited   int // how many callers waited for its end
-}
