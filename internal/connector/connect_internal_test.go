@@ -21,7 +21,9 @@ func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		var cancelled atomic.Bool
 		o := &connectAttempt{ctr: ctr, startedAt: began, cancel: func() { cancelled.Store(true) }, releaseDial: noTurn}
-		o.keep(16)
+		if !o.keep(1) || (&connectAttempt{ctr: ctr}).keep(1) {
+			t.Error("the limit is not 1")
+		}
 		o.continueForPool(t.Context(), context.Canceled)
 		time.Sleep(ctr.Cfg.ConnectTimeout - time.Second)
 		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &connectTimeoutError{}, startedAt: ctr.clock.Now(), noReply: true})
@@ -32,6 +34,9 @@ func TestAttemptsThatGoOnEndAfterARefusalToo(t *testing.T) {
 		ctr.recordConnectFailure(&ConnectError{Text: "x", Cause: &mysql.MySQLError{Number: 1045, Message: "Access denied"}, startedAt: ctr.clock.Now()})
 		if ctr.Outage.IsDown() {
 			t.Fatal("outage goes on")
+		}
+		if time.Sleep(ctr.Cfg.ConnectTimeout - time.Second); cancelled.Load() {
+			t.Error("aborted before the server had the time to answer")
 		}
 		time.Sleep(time.Hour)
 		ctr.Outage.Connected()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/outage"
 )
 
@@ -153,8 +154,8 @@ func TestOneProberForAll(t *testing.T) {
 			}()
 		}
 		time.Sleep(10 * time.Second)
-		if n := s.connects.Load(); n < 30 || n > 50 {
-			t.Errorf("%d probes in 10s, want one in about 250ms", n)
+		if n := s.connects.Load(); n < 30 || n > 50 || s.opened.Load() != 1 {
+			t.Errorf("%d probes in 10s by %d probers, want one in about 250ms by one", n, s.opened.Load())
 		}
 		s.short.Store(int64(outage.None))
 		time.Sleep(time.Second)
@@ -378,7 +379,7 @@ func TestErrorText(t *testing.T) {
 	if text := err.Error(); !strings.Contains(text, "no more connections") || !strings.Contains(text, "1.5s (pool_outage_wait): connection refused") {
 		t.Error(text)
 	}
-	if !errors.Is(err, errAway) {
-		t.Error("its cause is hidden")
+	if !errors.Is(err, errAway) || !errors.Is(err, mysqlerr.ErrUnreachable) {
+		t.Error("its cause is hidden, or what it is")
 	}
 }
