@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/outage"
 	"github.com/livepool/livepool/internal/wire"
@@ -33,7 +34,7 @@ func (c *conn) noteNotReady(err error) {
 
 // pingForWork pings the server; in a cluster by workPing, since a node may answer a ping
 // and do no work.
-func (ctr *Connector) pingForWork(ctx context.Context, in *driverConn) error {
+func (ctr *Connector) pingForWork(ctx context.Context, in *driverconn.Conn) error {
 	if !ctr.InCluster.Load() {
 		return in.Ping(ctx)
 	}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -81,7 +82,7 @@ type conn struct {
 // link is one connection to the server. Whoever has it, by conn or reservation, writes it.
 type link struct {
 	serial           int64 // unique in the pool
-	driverConn       driverConn
+	driverConn       driverconn.Conn
 	wire             *wire.Conn  // nil where livepool's dialer is not in use
 	serverSide       *serverSide // also nil until afterLogin
 	born             time.Duration

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/outage"
 	"github.com/livepool/livepool/internal/wire"
@@ -192,7 +193,7 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 	if err != nil {
 		return link{}, err
 	}
-	return link{driverConn: newDriverConn(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
+	return link{driverConn: driverconn.New(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 
 // initLink makes a connection that has logged in ready for the pool.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -80,7 +81,7 @@ func TestKillOfSeveralOfWhichOneIsGone(t *testing.T) {
 	}
 	defer ctr.Close()
 	there := &fakeProcesslist{execErrs: []error{serverErrorNumber(noSuchThread), serverErrorNumber(noSuchThread)}}
-	s := &side{ctr: ctr, link: link{driverConn: newDriverConn(&fakeSideConn{there, "Query"}), wire: &wire.Conn{MultiStatements: true}}}
+	s := &side{ctr: ctr, link: link{driverConn: driverconn.New(&fakeSideConn{there, "Query"}), wire: &wire.Conn{MultiStatements: true}}}
 	var orphans []*orphan
 	var ids []string
 	for _, id := range []string{"1", "2", "3"} {

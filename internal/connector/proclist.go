@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -46,8 +47,8 @@ const (
 
 // queryView asks what the processlist shows of the connection itself. MySQL may not show
 // a connection to itself: that of a proxy user or of an anonymous account.
-func queryView(ctx context.Context, in *driverConn) (s clientView, err error) {
-	row, err := in.queryRow(ctx, viewQuery)
+func queryView(ctx context.Context, in *driverconn.Conn) (s clientView, err error) {
+	row, err := in.QueryRow(ctx, viewQuery)
 	if err != nil {
 		return s, err
 	}
@@ -123,7 +124,7 @@ func (s *side) findThreads(ctx context.Context, ws []*serverSide) ([]foundThread
 	}
 	// An idle thread is shown as Killed where its transaction was ended, as by a Galera
 	// node in favour of another node's.
-	rows, err := s.link.driverConn.queryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
+	rows, err := s.link.driverConn.QueryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
 		" FROM information_schema.PROCESSLIST WHERE ID IN ("+strings.Join(ids, ", ")+")")
 	if err != nil {
 		return nil, err
@@ -151,7 +152,7 @@ func (s *side) beaconHolders(ctx context.Context, ws []*serverSide) ([]string, e
 	if len(locks) == 0 {
 		return all, nil
 	}
-	row, err := s.link.driverConn.queryRow(ctx, "SELECT "+strings.Join(locks, ", "))
+	row, err := s.link.driverConn.QueryRow(ctx, "SELECT "+strings.Join(locks, ", "))
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -187,7 +188,7 @@ func TestThreadIsKilledWithProofOnly(t *testing.T) {
 				s.view = clientView{}
 			}
 			there := &fakeProcesslist{threads: tt.threads, locks: map[string]string{"b": tt.holder}}
-			s.link.driverConn = newDriverConn(&fakeSideConn{there, "Query"})
+			s.link.driverConn = driverconn.New(&fakeSideConn{there, "Query"})
 			s.link.wire = &wire.Conn{Conn: addrConn{from: tcpAddr("10.0.0.2", 6000), to: tt.to}}
 			if tt.restarted {
 				s.serverStarted = time.Hour

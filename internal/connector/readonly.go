@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/driverconn"
 )
 
 // RecordWritable lets the units that wait for writes go on.
@@ -64,9 +65,9 @@ func (l *link) isWritable(ctr *Connector, cause error) (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.PingTimeout)
 	defer cancel()
-	row, err := l.driverConn.queryRow(ctx, readOnlyQuery)
+	row, err := l.driverConn.QueryRow(ctx, readOnlyQuery)
 	if err != nil {
-		if isServerAnswer(err) {
+		if driverconn.IsAnswer(err) {
 			err = nil
 		}
 		return false, err

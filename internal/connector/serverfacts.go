@@ -7,9 +7,7 @@ package connector
 import (
 	"context"
 	"crypto/rand"
-	"database/sql/driver"
 	"fmt"
-	"io"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -17,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/wire"
 )
@@ -67,12 +66,12 @@ func (f *serverFacts) rejectsPacket(size int) bool {
 
 // queryFacts asks for them. Given the name of a beacon it takes that lock too, and says
 // whether it got it.
-func queryFacts(ctx context.Context, in *driverConn, beacon string) (f *serverFacts, taken bool, err error) {
+func queryFacts(ctx context.Context, in *driverconn.Conn, beacon string) (f *serverFacts, taken bool, err error) {
 	lock := "NULL"
 	if beacon != "" {
 		lock = "GET_LOCK('" + beacon + "', 0)"
 	}
-	row, err := in.queryRow(ctx, factsQuery+lock)
+	row, err := in.QueryRow(ctx, factsQuery+lock)
 	if err != nil {
 		return nil, false, err
 	}
@@ -93,51 +92,6 @@ func queryFacts(ctx context.Context, in *driverConn, beacon string) (f *serverFa
 	f.threadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
 	return f, row[8] == "1", nil
 }
-
-// queryRow asks the server for one row, without any bookkeeping. NULL becomes "".
-func (in *driverConn) queryRow(ctx context.Context, query string) ([]string, error) {
-	rows, err := in.queryRows(ctx, query)
-	if err == nil && len(rows) == 0 {
-		err = io.EOF
-	}
-	if err != nil {
-		return nil, err
-	}
-	return rows[0], nil
-}
-
-// queryRows is queryRow for any number of rows.
-func (in *driverConn) queryRows(ctx context.Context, query string) (all [][]string, err error) {
-	rows, err := in.QueryContext(ctx, query, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	values := make([]driver.Value, len(rows.Columns()))
-	for {
-		err := rows.Next(values)
-		if err == io.EOF {
-			return all, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		row := make([]string, len(values))
-		for i, v := range values {
-			switch v := v.(type) {
-			case nil:
-			case []byte:
-				row[i] = string(v)
-			default:
-				row[i] = fmt.Sprint(v)
-			}
-		}
-		all = append(all, row)
-	}
-}
-
-// isServerAnswer says whether an error is the server's answer: a refusal, or no row.
-func isServerAnswer(err error) bool { return mysqlerr.Number(err) != 0 || err == io.EOF }
 
 // servers are those that the pool's connections have reached.
 type servers struct {
@@ -204,7 +158,7 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string
 	}
 	facts, taken, err := queryFacts(ctx, &l.driverConn, beacon)
 	switch {
-	case isServerAnswer(err):
+	case driverconn.IsAnswer(err):
 		ctr.Cfg.Log.Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
 			"a lock wait that is too long counts as the end of its transaction, and what is abandoned there is killed only by a beacon",
 			slog.String("addr", ctr.addr), slog.Any("cause", err))
@@ -248,7 +202,7 @@ func (ctr *Connector) serverFor(ctx context.Context, l *link, facts *serverFacts
 	if seen.inCluster || notReady {
 		ctr.InCluster.Store(true)
 	}
-	if err != nil && (notReady || !isServerAnswer(err)) {
+	if err != nil && (notReady || !driverconn.IsAnswer(err)) {
 		return nil, err
 	}
 	s := &knownServer{direct: seen.isDirect(l.wire) && facts.isHandshakeID(l.wire)}
@@ -296,9 +250,9 @@ func newBeaconName() string { return "livepool:" + rand.Text() }
 
 // takeBeacon takes a beacon in a query of its own. If the server refuses, the connection
 // has none.
-func takeBeacon(ctx context.Context, in *driverConn, w *serverSide) error {
+func takeBeacon(ctx context.Context, in *driverconn.Conn, w *serverSide) error {
 	name := newBeaconName()
-	row, err := in.queryRow(ctx, "SELECT GET_LOCK('"+name+"', 0)")
+	row, err := in.QueryRow(ctx, "SELECT GET_LOCK('"+name+"', 0)")
 	switch {
 	case mysqlerr.Number(err) != 0:
 		return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/outage"
 )
@@ -61,7 +62,7 @@ func (ctr *Connector) openSide(ctx context.Context) (*side, error) {
 	s.link = l
 	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
-	if err := s.identify(ctx); err != nil && !isServerAnswer(err) {
+	if err := s.identify(ctx); err != nil && !driverconn.IsAnswer(err) {
 		s.link.close()
 		return nil, err
 	}
@@ -93,7 +94,7 @@ func (ctr *Connector) borrowSide(ctx context.Context) *side {
 		bounded, cancel := context.WithTimeout(ctx, ctr.Cfg.PingTimeout)
 		err := s.identify(bounded)
 		cancel()
-		if err == nil || isServerAnswer(err) {
+		if err == nil || driverconn.IsAnswer(err) {
 			return s
 		}
 		ctr.recordDiscard(&s.link, ctr.judgePing(&s.link, sent, err))
@@ -113,7 +114,7 @@ func (s *side) identify(ctx context.Context) (err error) {
 		return err
 	}
 	s.direct = s.view.isDirect(s.link.wire) && s.facts.isHandshakeID(s.link.wire)
-	row, err := s.link.driverConn.queryRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
+	row, err := s.link.driverConn.QueryRow(ctx, "SHOW GLOBAL STATUS LIKE 'Uptime'")
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
@@ -152,7 +153,7 @@ func (ctr *Connector) findThreads(stalled []*serverSide) (all []foundThread, err
 	ctr.Stats.StallChecks.Add(int64(len(stalled)))
 	s, err := ctr.openOrBorrowSide(ctr.Ctx)
 	if err == nil {
-		if all, err = s.findThreads(ctr.Ctx, stalled); isServerAnswer(err) {
+		if all, err = s.findThreads(ctr.Ctx, stalled); driverconn.IsAnswer(err) {
 			s.close(nil)
 		} else {
 			s.close(err)

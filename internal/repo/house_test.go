@@ -15,7 +15,7 @@ import (
 // in a story below its own.
 var stories = [][]string{
 	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
-	{"committable", "outage", "wire"},
+	{"committable", "driverconn", "outage", "wire"},
 	{"connector"},
 	{"the root"},
 }
