@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/driverconn"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -67,10 +68,10 @@ type conn struct {
 	// Other goroutines may read these at any time.
 	hasLink atomic.Bool // attach and detach write it
 	// rechecking: it is idle and being pinged; until that ends it is not ready for use.
-	rechecking  atomic.Bool
-	currentWire atomic.Pointer[serverSide] // of its link; attach and detach write it
-	checkout    atomic.Pointer[checkout]   // who has it, if LeakAfter is set
-	reuses      atomic.Int64               // checkouts after the first
+	rechecking    atomic.Bool
+	currentThread atomic.Pointer[proclist.Thread] // of its link; attach and detach write it
+	checkout      atomic.Pointer[checkout]        // who has it, if LeakAfter is set
+	reuses        atomic.Int64                    // checkouts after the first
 
 	transaction transaction
 
@@ -83,8 +84,8 @@ type conn struct {
 type link struct {
 	serial           int64 // unique in the pool
 	driverConn       driverconn.Conn
-	wire             *wire.Conn  // nil where livepool's dialer is not in use
-	serverSide       *serverSide // also nil until afterLogin
+	wire             *wire.Conn       // nil where livepool's dialer is not in use
+	thread           *proclist.Thread // also nil until afterLogin
 	born             time.Duration
 	expires          time.Duration
 	lastRoundTrip    time.Duration // when the last round trip completed
@@ -363,7 +364,7 @@ func (c *conn) detach() link {
 	l := c.link
 	c.link, c.unconnected, c.needsCheck = link{}, true, true
 	c.hasLink.Store(false)
-	c.currentWire.Store(nil)
+	c.currentThread.Store(nil)
 	return l
 }
 
@@ -372,5 +373,5 @@ func (c *conn) attach(l link) {
 	c.link, c.unconnected, c.needsCheck, c.everConnected = l, false, false, true
 	c.hasLink.Store(true)
 	c.ctr.noteActivity()
-	c.currentWire.Store(l.serverSide)
+	c.currentThread.Store(l.thread)
 }

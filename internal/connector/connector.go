@@ -24,6 +24,7 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/committable"
 	"github.com/livepool/livepool/internal/outage"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -72,8 +73,8 @@ type Connector struct {
 	Limits            limits
 	minKeepAliveNanos atomic.Int64 // the shortest keep-alive of the links so far, in ns
 	servers           servers
-	reaper            reaper
-	slowCommits       slowCommits
+	reaper            proclist.Reaper
+	stalls            proclist.Stalls
 	Outage            *outage.Gate
 	keptAttempts      atomic.Int64 // how many connect without their callers
 
@@ -94,6 +95,7 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
 		ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, "", false)
 		ctr.Outage = ctr.newGate()
+		ctr.initProclist()
 		return ctr, nil
 	}
 	if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
@@ -101,6 +103,7 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	}
 	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, true)
 	ctr.Outage = ctr.newGate()
+	ctr.initProclist()
 	return ctr, nil
 }
 
@@ -209,7 +212,7 @@ func (ctr *Connector) Close() error {
 	if m != nil {
 		m.stop()
 	}
-	ctr.reaper.drain(ctr.Cfg.PingTimeout)
+	ctr.reaper.Drain(ctr.Cfg.PingTimeout)
 	ctr.cancel()
 	if m != nil {
 		<-m.done

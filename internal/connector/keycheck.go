@@ -51,7 +51,7 @@ func (ss *servers) commitTableOK(facts *serverFacts, mark bool) bool {
 	}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	s := ss.known[facts.server]
+	s := ss.known[facts.identity.Server]
 	if s == nil {
 		return false
 	}

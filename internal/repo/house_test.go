@@ -16,6 +16,7 @@ import (
 var stories = [][]string{
 	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
 	{"committable", "driverconn", "outage", "wire"},
+	{"proclist"},
 	{"connector"},
 	{"the root"},
 }
