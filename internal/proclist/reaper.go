@@ -191,7 +191,8 @@ func (r *Reaper) reap() {
 	if s != nil {
 		s.Close(nil)
 	}
-	for batch, wait := r.nextBatch(clock.Never); wait < clock.Never || len(batch) > 0; batch, wait = r.nextBatch(clock.Never) {
+	for !r.tryExit() {
+		batch, _ := r.nextBatch(clock.Never)
 		r.fail(batch)
 		r.putBack(nil)
 	}

@@ -127,5 +127,10 @@ func TestDrainEndsInTime(t *testing.T) {
 		if !isClosed(o.done) || r.Counters.KillFailed.Load() != 1 {
 			t.Errorf("given up: %v, KillFailed %d", isClosed(o.done), r.Counters.KillFailed.Load())
 		}
+		r.Spawn = func(func()) bool { return false } // as after Close
+		if o := r.Abandon(newThread("b"), false); !isClosed(o.done) || r.Counters.KillFailed.Load() != 2 {
+			t.Error("an orphan after the end is waited for")
+		}
+		r.Drain(time.Hour)
 	})
 }
