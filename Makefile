@@ -7,7 +7,7 @@ help: ## list these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 fast: ## the tests that need no server
-	go test . ./internal/connector ./internal/wire ./internal/mysqlerr ./internal/fifo ./internal/committable ./internal/repo
+	go test . ./internal/connector ./internal/proclist ./internal/driverconn ./internal/wire ./internal/mysqlerr ./internal/fifo ./internal/committable ./internal/repo
 
 test: ## everything, as it must pass before a change lands
 	bash ./test.sh

@@ -50,10 +50,9 @@
 // before they are too old, keeps MinIdle of them ready, and sweeps them after a
 // death, so that no caller waits for it (maintain.go). A statement that gets no
 // reply for StallAfter is looked up on the server: a slow one is waited for, a
-// dead connection is abandoned (stall.go). The thread that an abandoned connection
-// leaves on the server is killed, once it is proved to be its own (orphans.go,
-// reaper.go, proclist.go). While the server cannot be reached one prober dials for all
-// sessions (outage.go).
+// dead connection is abandoned. The thread that an abandoned connection leaves on
+// the server is killed, once it is proved to be its own (internal/proclist). While
+// the server cannot be reached one prober dials for all sessions (internal/outage).
 //
 // # Transactions
 //

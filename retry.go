@@ -231,9 +231,9 @@ func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 		deadline = time.Now().Add(time.Hour) // then it tries again itself
 	}
 	if unreachable {
-		ctr.AwaitServer(ctx, deadline)
+		ctr.Outage.AwaitServer(ctx, deadline)
 	} else {
-		ctr.AwaitWrites(ctx, deadline, cause)
+		ctr.Outage.AwaitWrites(ctx, deadline, cause)
 	}
 	return true
 }

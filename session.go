@@ -249,7 +249,7 @@ func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) er
 		switch {
 		case err == nil:
 			return nil
-		case ctr.IsUnreachable(err) && ctr.AwaitServer(ctx, waitUntil):
+		case ctr.IsUnreachable(err) && ctr.Outage.AwaitServer(ctx, waitUntil):
 			continue
 		case ctx.Err() != nil, s.caller.Err() != nil:
 			return err

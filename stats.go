@@ -84,7 +84,7 @@ func (p *Pool) Stats() Stats {
 		Opened:          s.Opened.Load(),
 		Reused:          s.Reused.Load(),
 		ConnectFailed:   s.ConnectFailed.Load(),
-		Outages:         s.Outages.Load(),
+		Outages:         p.ctr.Outage.Outages.Load(),
 		Pinged:          s.Pings.Load(),
 		KeptAlive:       s.KeptAlive.Load(),
 		Deaths:          s.Deaths.Load(),

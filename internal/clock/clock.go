@@ -60,6 +60,14 @@ func Wait(ctx context.Context, done <-chan struct{}, d time.Duration) {
 	}
 }
 
+// Add is a sum that does not exceed Never.
+func Add(now, d, more time.Duration) time.Duration {
+	if d > Never-now-more {
+		return Never
+	}
+	return now + d + more
+}
+
 // Close stops the timer of the clock.
 func (k *Clock) Close() { k.expiry.Stop() }
 

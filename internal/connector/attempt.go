@@ -9,15 +9,17 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/livepool/livepool/internal/proclist"
 )
 
 // Attempt is one attempt at a unit of work, as the session and its connection share it.
 type Attempt struct {
-	Name               string                 // of the unit; set before the attempt begins
-	Orphan             atomic.Pointer[orphan] // what it has left on the server; the connection writes it
-	HasKey             atomic.Bool            // its key is in the transaction; the session writes it
-	CommitState        atomic.Int32           // CommitNotAllowed and so on; both write it
-	CommitTriedByOther atomic.Bool            // a COMMIT through Session.Tx was refused; the connection writes it
+	Name               string                          // of the unit; set before the attempt begins
+	Orphan             atomic.Pointer[proclist.Orphan] // what it has left on the server; the connection writes it
+	HasKey             atomic.Bool                     // its key is in the transaction; the session writes it
+	CommitState        atomic.Int32                    // CommitNotAllowed and so on; both write it
+	CommitTriedByOther atomic.Bool                     // a COMMIT through Session.Tx was refused; the connection writes it
 
 	mu       sync.Mutex // guards observed: a statement may still be under way while the session reads it
 	observed Observed   // the connection writes it

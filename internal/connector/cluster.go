@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -32,7 +34,7 @@ func (c *conn) noteNotReady(err error) {
 
 // pingForWork pings the server; in a cluster by workPing, since a node may answer a ping
 // and do no work.
-func (ctr *Connector) pingForWork(ctx context.Context, in *driverConn) error {
+func (ctr *Connector) pingForWork(ctx context.Context, in *driverconn.Conn) error {
 	if !ctr.InCluster.Load() {
 		return in.Ping(ctx)
 	}
@@ -59,8 +61,8 @@ func (ctr *Connector) connectToWorkingNode(caller context.Context) (l link, err 
 		if !mysqlerr.IsNodeNotReady(err) {
 			return l, err
 		}
-		if tried == maxNodeTries || took > ctr.Cfg.ConnectTimeout || ctr.Outage.isDown() || ctr.Ctx.Err() != nil {
-			if !errors.As(err, new(*gateError)) { // a gateError shares its cause with other callers
+		if tried == maxNodeTries || took > ctr.Cfg.ConnectTimeout || ctr.Outage.IsDown() || ctr.Ctx.Err() != nil {
+			if !errors.As(err, new(*outage.Error)) { // an outage.Error shares its cause with other callers
 				err = addNodeTries(err, tried, took)
 				ctr.recordConnectFailure(err)
 			}

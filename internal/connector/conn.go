@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/livepool/livepool/internal/driverconn"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -66,10 +68,10 @@ type conn struct {
 	// Other goroutines may read these at any time.
 	hasLink atomic.Bool // attach and detach write it
 	// rechecking: it is idle and being pinged; until that ends it is not ready for use.
-	rechecking  atomic.Bool
-	currentWire atomic.Pointer[serverSide] // of its link; attach and detach write it
-	checkout    atomic.Pointer[checkout]   // who has it, if LeakAfter is set
-	reuses      atomic.Int64               // checkouts after the first
+	rechecking    atomic.Bool
+	currentThread atomic.Pointer[proclist.Thread] // of its link; attach and detach write it
+	checkout      atomic.Pointer[checkout]        // who has it, if LeakAfter is set
+	reuses        atomic.Int64                    // checkouts after the first
 
 	transaction transaction
 
@@ -81,9 +83,9 @@ type conn struct {
 // link is one connection to the server. Whoever has it, by conn or reservation, writes it.
 type link struct {
 	serial           int64 // unique in the pool
-	driverConn       driverConn
-	wire             *wire.Conn  // nil where livepool's dialer is not in use
-	serverSide       *serverSide // also nil until afterLogin
+	driverConn       driverconn.Conn
+	wire             *wire.Conn       // nil where livepool's dialer is not in use
+	thread           *proclist.Thread // also nil until afterLogin
 	born             time.Duration
 	expires          time.Duration
 	lastRoundTrip    time.Duration // when the last round trip completed
@@ -212,7 +214,7 @@ func (c *conn) IsValid() bool {
 		return false
 	}
 	c.idleSince = c.lastRoundTrip
-	if c.ctr.Outage.fullAndAwaited.Load() {
+	if c.ctr.Outage.WantsRoom() {
 		c.handOverOnClose = true
 		return false
 	}
@@ -224,10 +226,7 @@ func (c *conn) IsValid() bool {
 // connections. database/sql would keep the link idle while that caller waits.
 func (ctr *Connector) handOver(l link) {
 	ctr.addSpare(l)
-	select {
-	case ctr.Outage.handedOver <- struct{}{}:
-	default: // one is announced already
-	}
+	ctr.Outage.Offer()
 }
 
 // releaseLocks releases the named locks of the last user at once. After the close the
@@ -365,7 +364,7 @@ func (c *conn) detach() link {
 	l := c.link
 	c.link, c.unconnected, c.needsCheck = link{}, true, true
 	c.hasLink.Store(false)
-	c.currentWire.Store(nil)
+	c.currentThread.Store(nil)
 	return l
 }
 
@@ -374,5 +373,5 @@ func (c *conn) attach(l link) {
 	c.link, c.unconnected, c.needsCheck, c.everConnected = l, false, false, true
 	c.hasLink.Store(true)
 	c.ctr.noteActivity()
-	c.currentWire.Store(l.serverSide)
+	c.currentThread.Store(l.thread)
 }

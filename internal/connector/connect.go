@@ -1,7 +1,7 @@
 // connect.go opens connections, each in a goroutine of its own, so that neither a server
 // nor a dialer delays a caller beyond ConnectTimeout or its context. An attempt whose
-// caller gave up may continue for the pool. outage.go limits how many there are at a
-// time and decides what a failure means.
+// caller gave up may continue for the pool. internal/outage limits how many there are at
+// a time; outage.go decides what a failure means.
 
 package connector
 
@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -30,6 +32,7 @@ type connectAttempt struct {
 	// loggedIn: the handshake is over; its goroutine writes it.
 	loggedIn atomic.Bool
 	cancel   context.CancelFunc
+	kept     atomic.Bool // it continues without its caller
 	// releaseDial releases its place among the dials, once, and says whether that recorded a
 	// failure.
 	releaseDial func(took time.Duration, err error) (noted bool)
@@ -61,12 +64,12 @@ func (ctr *Connector) connect(caller context.Context) (link, error) {
 func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error) {
 	start := ctr.clock.Now()
 	if side {
-		if err := ctr.Outage.gateErr(); err != nil {
+		if err := ctr.Outage.Cause(); err != nil {
 			return link{}, err
 		}
-		return ctr.open(caller, side, ctr.Cfg.ConnectLimit, noDialLimit)
+		return ctr.open(caller, side, ctr.Cfg.ConnectLimit, noTurn)
 	}
-	if err := ctr.Outage.acquireDial(caller); err != nil {
+	if err := ctr.Outage.Enter(caller); err != nil {
 		if !mysqlerr.CallerGaveUp(err) {
 			return link{}, err
 		}
@@ -76,7 +79,7 @@ func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error
 		ctr.recordConnectFailure(err)
 		return link{}, err
 	}
-	return ctr.open(caller, side, ctr.Cfg.ConnectLimit, ctr.finishDial)
+	return ctr.open(caller, side, ctr.Cfg.ConnectLimit, ctr.leaveGate)
 }
 
 // open opens a connection at once. If its caller gives up, the attempt continues for the
@@ -106,15 +109,15 @@ func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, relea
 	case <-caller.Done():
 		err = caller.Err()
 	}
-	continues := o.wire.Load() != nil && !o.loggedIn.Load() && ctr.Outage.addLeftAttempt(o, maxLeft)
+	continues := o.wire.Load() != nil && !o.loggedIn.Load() && o.keep(maxLeft)
 	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just finished
-		ctr.Outage.removeLeftAttempt(o)
+		o.drop()
 		<-o.done
 		return o.link, o.err
 	}
 	err = ctr.newConnectError(o, err, false)
 	if continues {
-		o.continueForPool(err)
+		o.continueForPool(ctx, err)
 	} else {
 		o.abort(err)
 	}
@@ -171,7 +174,7 @@ func (o *connectAttempt) finish() {
 		close(o.done)
 		return
 	}
-	switch wasLeft := ctr.Outage.removeLeftAttempt(o); {
+	switch wasLeft := o.drop(); {
 	case o.err == nil:
 		ctr.keepLateLink(o)
 	case wasLeft && !noted: // it was not aborted
@@ -190,7 +193,7 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 	if err != nil {
 		return link{}, err
 	}
-	return link{driverConn: newDriverConn(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
+	return link{driverConn: driverconn.New(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 
 // initLink makes a connection that has logged in ready for the pool.
@@ -218,11 +221,30 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	return nil
 }
 
+// keep lets an attempt continue without its caller, unless maxLeft do so already.
+func (o *connectAttempt) keep(maxLeft int) bool {
+	if o.ctr.keptAttempts.Add(1) > int64(maxLeft) {
+		o.ctr.keptAttempts.Add(-1)
+		return false
+	}
+	o.kept.Store(true)
+	return true
+}
+
+// drop says whether the attempt was kept until now.
+func (o *connectAttempt) drop() bool {
+	wasKept := o.kept.Swap(false)
+	if wasKept {
+		o.ctr.keptAttempts.Add(-1)
+	}
+	return wasKept
+}
+
 // continueForPool lets an attempt continue whose caller gave up. A server that was
 // stopped answers it when it continues; and abandoning many handshakes makes a server
 // block this host (error 1129, max_connect_errors). The attempt is aborted if others
-// connect meanwhile.
-func (o *connectAttempt) continueForPool(err error) {
+// connect meanwhile. ctx ends with the attempt.
+func (o *connectAttempt) continueForPool(ctx context.Context, err error) {
 	ctr := o.ctr
 	wait := ctr.Cfg.ConnectTimeout - (ctr.clock.Now() - o.startedAt)
 	beforeTimeout := wait > 0 // so the lack of an answer was not reported yet
@@ -230,8 +252,8 @@ func (o *connectAttempt) continueForPool(err error) {
 		o.releaseDial(0, err)
 		wait = ctr.Cfg.ConnectTimeout
 	}
-	time.AfterFunc(wait, func() {
-		if !ctr.Outage.hasLeftAttempt(o) {
+	ctr.spawn(func() {
+		if clock.Wait(ctx, nil, wait); ctx.Err() != nil {
 			return
 		}
 		if beforeTimeout {
@@ -240,7 +262,13 @@ func (o *connectAttempt) continueForPool(err error) {
 				ctr.recordConnectFailure(err)
 			}
 		}
-		if !ctr.Outage.isDown() && ctr.Outage.removeLeftAttempt(o) {
+		if ended := ctr.Outage.End(); ended != nil {
+			// The server answers again then, and an attempt that has no answer after
+			// ConnectTimeout more will get none.
+			clock.Wait(ctx, ended, clock.Never)
+			clock.Wait(ctx, nil, ctr.Cfg.ConnectTimeout)
+		}
+		if ctx.Err() == nil && o.drop() {
 			o.abort(err)
 		}
 	})
@@ -258,19 +286,19 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
 	if o.side { // it allows several statements in one request, which the pool must not
 		l.close()
-		ctr.recordConnected()
+		ctr.Outage.Connected()
 		return
 	}
 	limit := int(ctr.Limits.Open.Load())
 	ready, inUse := ctr.countConns()
 	isFull := limit > 0 && ready+inUse >= limit
 	isSurplus := ready > 0 && ready+inUse >= ctr.Limits.allowed(ctr.Cfg.PoolSize)
-	if !ctr.Outage.isDown() && (isFull || isSurplus) {
+	if !ctr.Outage.IsDown() && (isFull || isSurplus) {
 		l.close()
 	} else {
 		ctr.addSpare(l)
 	}
-	ctr.recordConnected()
+	ctr.Outage.Connected()
 }
 
 // ConnectError is the error of a connection that could not be opened: how far the attempt
@@ -365,7 +393,7 @@ func (ctr *Connector) dialOnce(caller context.Context) (link, error) {
 	if err != nil {
 		return link{}, err
 	}
-	ctr.recordConnected()
+	ctr.Outage.Connected()
 	return l, nil
 }
 
@@ -385,7 +413,7 @@ func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 			ctr.Cfg.Log.Debug("livepool: a statement's context ended before it had a connection", slog.String("addr", ctr.addr), slog.Any("cause", err))
 			return link{}, caller.Err()
 		case !available:
-			return link{}, ctr.Outage.latestError(err, time.Since(started))
+			return link{}, ctr.latestError(err, time.Since(started))
 		}
 		if l, ok := ctr.takeSpare(caller); ok {
 			return l, nil
@@ -399,15 +427,15 @@ func (ctr *Connector) dialAndWait(caller context.Context) (link, error) {
 // result if that error is old.
 func (ctr *Connector) awaitOutageEnd(caller context.Context, started time.Time, err error) bool {
 	if wait := ctr.Cfg.OutageWait; wait > 0 && !isCalledByPing() {
-		return ctr.AwaitServer(caller, started.Add(wait))
+		return ctr.Outage.AwaitServer(caller, started.Add(wait))
 	}
-	if !errors.As(err, new(*gateError)) {
+	if !errors.As(err, new(*outage.Error)) {
 		return false // it has dialed itself
 	}
-	if changed := ctr.Outage.requestProbe(ctr); changed != nil {
+	if changed := ctr.Outage.RequestProbe(); changed != nil {
 		clock.Wait(caller, changed, ctr.Cfg.ConnectTimeout)
 	}
-	return !ctr.Outage.isDown()
+	return !ctr.Outage.IsDown()
 }
 
 // isCalledByPing says whether the connection is opened for a ping. Only the stack shows

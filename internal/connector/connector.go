@@ -23,6 +23,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/committable"
+	"github.com/livepool/livepool/internal/outage"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -40,8 +42,6 @@ type Connector struct {
 	ownDialer   bool // livepool's dialer is in use
 	peekSockets bool // livepool peeks at the socket itself
 	IsMySQL     bool // the driver is the MySQL driver
-	// callsBeforeConnect: each attempt to connect calls the user's BeforeConnect.
-	callsBeforeConnect bool
 	// keepParkedAlive: checked-out connections on which nothing is sent are kept alive. It
 	// is set before the first connection is opened.
 	keepParkedAlive bool
@@ -73,9 +73,10 @@ type Connector struct {
 	Limits            limits
 	minKeepAliveNanos atomic.Int64 // the shortest keep-alive of the links so far, in ns
 	servers           servers
-	reaper            reaper
-	slowCommits       slowCommits
-	Outage            outage
+	reaper            proclist.Reaper
+	stalls            proclist.Stalls
+	Outage            *outage.Gate
+	keptAttempts      atomic.Int64 // how many connect without their callers
 
 	Stats counters
 }
@@ -89,17 +90,20 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr.Limits.Open.Store(int64(ctr.Cfg.MaxOpenConns()))
 	ctr.minKeepAliveNanos.Store(int64(ctr.Cfg.KeepAlive))
 	ctr.servers = servers{identifying: make(chan struct{}, 1), known: map[string]*knownServer{}}
-	ctr.Outage.init(ctr.Cfg.ConnectLimit)
 	ctr.Ctx, ctr.cancel = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
 		ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, "", false)
+		ctr.Outage = ctr.newGate()
+		ctr.initProclist()
 		return ctr, nil
 	}
 	if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
 		return nil, err
 	}
 	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, true)
+	ctr.Outage = ctr.newGate()
+	ctr.initProclist()
 	return ctr, nil
 }
 
@@ -178,9 +182,8 @@ func (ctr *Connector) useDriver(my *mysql.Config) error {
 		ctr.Cfg.Log.Warn(fmt.Sprintf("livepool: the driver's timeout of %s is cut short by ConnectTimeout (pool_connect_timeout), which is %s and bounds dial, handshake and login together: raise it, or leave it out", my.Timeout, limit),
 			slog.String("addr", address(my)))
 	}
-	ctr.callsBeforeConnect = hasBeforeConnect(my)
 	if my.Logger != nil {
-		my.Logger = &quietLogger{my.Logger, &ctr.Outage, ctr.Cfg}
+		my.Logger = &quietLogger{my.Logger, ctr}
 	}
 	inner, err := mysql.NewConnector(my)
 	if err != nil {
@@ -209,7 +212,7 @@ func (ctr *Connector) Close() error {
 	if m != nil {
 		m.stop()
 	}
-	ctr.reaper.drain(ctr.Cfg.PingTimeout)
+	ctr.reaper.Drain(ctr.Cfg.PingTimeout)
 	ctr.cancel()
 	if m != nil {
 		<-m.done

@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/sqltext"
 	"github.com/livepool/livepool/internal/wire"
 )
@@ -210,7 +211,7 @@ func (ctr *Connector) reportLoss(l *link, err error) {
 	case wire.HungUp:
 		ctr.recordDeath(l, wire.HungUp, now, err)
 	case wire.WentSilent:
-		waited, ok := stalledFor(err)
+		waited, ok := proclist.StalledFor(err)
 		if !ok {
 			waited = wire.UserTimeout // the kernel gave it up
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/livepool/livepool/internal/committable"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
@@ -21,9 +22,9 @@ func (c *conn) checkCommitTable(ctx context.Context) error {
 	}
 	ct := &c.ctr.CommitTable
 	query, mark := "SHOW CREATE TABLE "+ct.Name, c.written()
-	row, err := c.driverConn.queryRow(ctx, query)
+	row, err := c.driverConn.QueryRow(ctx, query)
 	switch {
-	case isServerAnswer(err) && (mysqlerr.Number(err) == 0 || c.ctr.Classify(err)&(mysqlerr.TxGone|mysqlerr.ConnDead|mysqlerr.Retry|mysqlerr.StatementUndone) == 0):
+	case driverconn.IsAnswer(err) && (mysqlerr.Number(err) == 0 || c.ctr.Classify(err)&(mysqlerr.TxGone|mysqlerr.ConnDead|mysqlerr.Retry|mysqlerr.StatementUndone) == 0):
 		c.ctr.Cfg.Log.Debug("livepool: the server does not show the commit table; whether it can keep the promise of Once and VerifyCommit is not known",
 			slog.String("addr", c.ctr.addr), slog.String("table", ct.Name), slog.Any("cause", err))
 		c.touch()
@@ -50,7 +51,7 @@ func (ss *servers) commitTableOK(facts *serverFacts, mark bool) bool {
 	}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	s := ss.known[facts.server]
+	s := ss.known[facts.identity.Server]
 	if s == nil {
 		return false
 	}

@@ -72,7 +72,7 @@ func (m *maintainer) findLeaks(all []*conn) time.Duration {
 func (m *maintainer) reportLeak(c *conn, h *checkout, age time.Duration) {
 	m.ctr.Stats.Leaks.Add(1)
 	var thread uint32
-	if w := c.currentWire.Load(); w != nil {
+	if w := c.currentThread.Load(); w != nil {
 		thread = w.Handshake.ThreadID
 	}
 	unit := "a statement, sql.Conn, sql.Tx or sql.Rows outside of a session"

@@ -70,7 +70,7 @@ func (ctr *Connector) awaitOpeningSpare(ctx context.Context) (link, bool) {
 		return link{}, false
 	}
 	for {
-		isOpening := ctr.exceedsLimit(0) && ctr.maintainer.openingSpares.Load() > 0 && ctx.Err() == nil && !ctr.Outage.isDown()
+		isOpening := ctr.exceedsLimit(0) && ctr.maintainer.openingSpares.Load() > 0 && ctx.Err() == nil && !ctr.Outage.IsDown()
 		if l, ok := ctr.takeSpare(ctx); ok || !isOpening {
 			return l, ok
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -75,7 +76,7 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 		}
 		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
 	}
-	_, stalled := stalledFor(w.IOErr)
+	_, stalled := proclist.StalledFor(w.IOErr)
 	switch timeout := c.driverTimeout(query); {
 	case timeout != nil:
 		return fmt.Errorf("%w: %w", err, timeout)

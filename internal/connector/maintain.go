@@ -40,7 +40,6 @@ type maintainer struct {
 	// minIdleShort: fewer than MinIdle connections may be ready, because one died or no
 	// task was free to open it. The maintainer clears it and looks when a task ends.
 	minIdleShort    atomic.Bool
-	checkingStalls  atomic.Bool  // checkStalls is under way
 	openingSpares   atomic.Int32 // connections that are being opened to keep MinIdle
 	openPausedUntil atomic.Int64 // no connection is opened in the background before this time, because the last attempt failed
 }
@@ -55,6 +54,7 @@ const maxTasks = 4
 // is closed when the connector is closed.
 func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-chan struct{}) {
 	ctr.Limits.db, ctr.Limits.resize = db, resize
+	ctr.reaper.KeepFor = poolReapLimit
 	ctr.keepParkedAlive = ctr.ownDialer && ctr.Cfg.KeepAlive > 0 && ctr.Cfg.HoldLimit > 0
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{
@@ -96,7 +96,7 @@ func (m *maintainer) run() {
 				m.resumeRound()
 			}
 		case <-m.activity:
-			m.nextDue = min(m.nextDue, addClamped(m.ctr.clock.Now(), m.firstRoundAfterUse(), 0))
+			m.nextDue = min(m.nextDue, clock.Add(m.ctr.clock.Now(), m.firstRoundAfterUse(), 0))
 		case <-m.wakeups:
 			m.round()
 		case <-timer.C:
@@ -203,7 +203,7 @@ func (m *maintainer) round() {
 		m.ctr.maintainerAsleep.Store(false)
 		wait = min(wait, m.nextRegularRound(), m.findStalls(all), m.findLeaks(all))
 	}
-	m.nextDue = addClamped(m.ctr.clock.Now(), wait, 0)
+	m.nextDue = clock.Add(m.ctr.clock.Now(), wait, 0)
 }
 
 // largePool is the number of connections from which on pings are sent early, so that one
@@ -217,7 +217,7 @@ func (m *maintainer) resumeRound() {
 		c := m.pending[last]
 		m.pending = m.pending[:last]
 		due := m.inspect(c)
-		m.nextDue = min(m.nextDue, addClamped(m.ctr.clock.Now(), due, 0))
+		m.nextDue = min(m.nextDue, clock.Add(m.ctr.clock.Now(), due, 0))
 		if len(m.pending) > last {
 			return // no task is free
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 )
 
@@ -394,7 +395,7 @@ func TestIsolationOfATransactionThatWasRefusedReachesNobody(t *testing.T) {
 		}
 		ctr.IsMySQL = true
 		c := &conn{ctr: ctr}
-		c.attach(link{driverConn: newDriverConn(refusesBegin{}), expires: clock.Never})
+		c.attach(link{driverConn: driverconn.New(refusesBegin{}), expires: clock.Never})
 		if _, err := c.BeginTx(t.Context(), driver.TxOptions{Isolation: level}); err == nil {
 			t.Fatal("the transaction was not refused")
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -116,7 +117,7 @@ func (c *conn) awaitPing(ctx context.Context) (*parkedFailure, error) {
 
 // setUnitOrphan makes the unit wait until the thread that it left on the server has
 // ended.
-func (c *conn) setUnitOrphan(orphan *orphan) {
+func (c *conn) setUnitOrphan(orphan *proclist.Orphan) {
 	if unit := c.transaction.unit; unit != nil && orphan != nil {
 		unit.Orphan.Store(orphan)
 	}
@@ -126,7 +127,7 @@ func (c *conn) setUnitOrphan(orphan *orphan) {
 // ping: the owner must be told.
 type parkedFailure struct {
 	err    error
-	orphan *orphan
+	orphan *proclist.Orphan
 }
 
 // ownerPause is the time since the owner's last request.
@@ -159,7 +160,7 @@ func (m *maintainer) maintainParked(c *conn) (due time.Duration) {
 		c.ownerPause = ownerPause{lastRequest: c.requestStarted, answeredAt: c.lastRoundTrip}
 	}
 	now := m.ctr.clock.Now()
-	untilPing, untilHoldLimit := c.lastRoundTrip+keepAlive-now, addClamped(c.ownerPause.answeredAt, limit, 0)-now
+	untilPing, untilHoldLimit := c.lastRoundTrip+keepAlive-now, clock.Add(c.ownerPause.answeredAt, limit, 0)-now
 	switch {
 	case c.ownerPause.reported:
 	case untilHoldLimit <= 0:

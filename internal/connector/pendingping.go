@@ -276,7 +276,7 @@ func (ctr *Connector) finishRecheck(q *pendingPing, v Verdict) {
 // connection and the others are suspect: no caller gets one unchecked, or waits for one.
 // Whether they are dead is decided later.
 func (ctr *Connector) reportSilence(l *link, since time.Duration) {
-	ctr.Outage.slowDials()
+	ctr.Outage.SlowDials()
 	ctr.logNews(l, ctr.news.record(wire.WentSilent, since, ctr.clock.Now()),
 		"livepool: a connection has not answered its ping in time (pool_ping_timeout); it and the others are asked in the background before they are handed out", nil)
 	ctr.maintainer.wake()

@@ -1,226 +1,160 @@
-// proclist.go finds the server's thread of a connection, and what it is doing. What
-// follows from that is in orphans.go (KILL) and stall.go (a lost reply); both act only
-// on proof from here.
+// proclist.go is what internal/proclist is given of the pool, and asked by it: how it
+// opens a connection to ask the server by, which connections wait for a reply, and which
+// were abandoned.
 
 package connector
 
 import (
 	"context"
-	"fmt"
-	"net"
-	"strconv"
-	"strings"
-	"sync/atomic"
+	"errors"
+	"os"
 	"time"
 
-	"github.com/livepool/livepool/internal/wire"
+	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
+	"github.com/livepool/livepool/internal/proclist"
 )
 
-// serverSide is what identifies the server's thread of a connection. It is written at
-// login; later only the maintainer writes stallWatch, and abandon sets abandoned.
-type serverSide struct {
-	*wire.Conn
-	bornAt     time.Duration
-	beacon     string       // the named lock it holds, "" for none
-	facts      *serverFacts // of its server, nil if it does not say
-	stallWatch stallWatch
-	abandoned  atomic.Bool // it was handed to the reaper
-}
-
-// clientView is what the server's processlist shows of a connection.
-type clientView struct {
-	user      string // "" if the processlist does not show it
-	host      string // where it comes from, without the port
-	port      string
-	inCluster bool // the server says that it is a node of a Galera cluster
-}
-
-// The processlist is a scan of all threads, and on MySQL may block them: it is asked
-// once for each server, and by each side connection. Only MariaDB sees wsrepOnColumn,
-// which is NULL where it was built without Galera.
+// How long an orphan is kept while the server cannot be asked.
 const (
-	viewQuery = "SELECT p.USER, p.HOST" + wsrepOnColumn +
-		" FROM (SELECT 1) AS me LEFT JOIN information_schema.PROCESSLIST AS p ON p.ID = CONNECTION_ID()"
-	wsrepOnColumn = " /*M!100101 , (SELECT GLOBAL_VALUE FROM information_schema.SYSTEM_VARIABLES WHERE VARIABLE_NAME = 'WSREP_ON') */"
+	poolReapLimit = time.Hour   // of a Pool, which its owner closes
+	bareReapLimit = time.Minute // of a connector that may be wrapped by one that hides its Close
 )
 
-// queryView asks what the processlist shows of the connection itself. MySQL may not show
-// a connection to itself: that of a proxy user or of an anonymous account.
-func queryView(ctx context.Context, in *driverConn) (s clientView, err error) {
-	row, err := in.queryRow(ctx, viewQuery)
-	if err != nil {
+// initProclist readies the reaper and the stall checks, after the gate. ServePool changes
+// the reaper's limit.
+func (ctr *Connector) initProclist() {
+	env := &proclist.Env{Ctx: ctr.Ctx, Clock: ctr.clock, Log: ctr.Cfg.Log, Addr: ctr.addr, PingTimeout: ctr.Cfg.PingTimeout,
+		Counters: &ctr.Stats.Counters, OpenSide: ctr.openOrBorrowSide, Spawn: ctr.spawn}
+	ctr.reaper = proclist.Reaper{Env: env, KeepFor: bareReapLimit, OutageEnd: ctr.Outage.End}
+	ctr.stalls = proclist.Stalls{Env: env, After: ctr.Cfg.StallAfter}
+}
+
+// AwaitOrphan waits until the orphan that a unit left, nil for none, is dealt with, for
+// PingTimeout at most. It counts as waiting for the server, so that the prober dials.
+func (ctr *Connector) AwaitOrphan(ctx context.Context, o *proclist.Orphan) {
+	if o == nil {
+		return
+	}
+	defer ctr.Outage.Join()()
+	clock.Wait(ctx, o.Done(), ctr.Cfg.PingTimeout)
+}
+
+// abandon hands what the connection may have left on the server to the reaper.
+func (c *conn) abandon() { c.setUnitOrphan(c.ctr.abandon(&c.link, c.transaction.open)) }
+
+// abandon has the server's thread of a link that was given up killed, in the
+// background. It returns nil where that cannot be done: for a link that livepool did
+// not dial, or with KillAbandoned off.
+func (ctr *Connector) abandon(l *link, inTx bool) *proclist.Orphan {
+	if !ctr.Cfg.KillAbandoned || !ctr.IsMySQL || l.threadID() == 0 || l.thread == nil {
+		return nil
+	}
+	return ctr.reaper.Abandon(l.thread, inTx)
+}
+
+// findStalls has the server asked about connections that wait for a reply for too long.
+// It returns how long until it must run again.
+func (m *maintainer) findStalls(all []*conn) time.Duration {
+	if !m.ctr.IsMySQL || !m.ctr.ownDialer {
+		return clock.Never
+	}
+	return m.ctr.stalls.Look(func(yield func(*proclist.Thread) bool) {
+		for _, c := range all {
+			if w := c.currentThread.Load(); w != nil && !yield(w) {
+				return
+			}
+		}
+	})
+}
+
+// openOrBorrowSide opens one, or borrows an idle one of the pool where the server refuses
+// another (max_connections, max_user_connections).
+func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*proclist.Side, error) {
+	s, err := ctr.openSide(ctx)
+	if err == nil || ctr.shortageOf(err) != outage.NoRoom {
 		return s, err
 	}
-	if len(row) != 2 && len(row) != 3 {
-		return s, fmt.Errorf("livepool: the server shows %d columns where 2 were asked for, or 3 of MariaDB", len(row))
+	if own := ctr.borrowSide(ctx); own != nil {
+		return own, nil
 	}
-	s = clientView{user: row[0], host: row[1], inCluster: len(row) == 3 && row[2] == "ON"}
-	if i := strings.LastIndexByte(s.host, ':'); i >= 0 {
-		s.host, s.port = s.host[:i], s.host[i+1:]
+	return nil, err
+}
+
+// openSide opens one within ConnectTimeout, but not during an outage.
+func (ctr *Connector) openSide(ctx context.Context) (*proclist.Side, error) {
+	l, err := ctr.openQueued(ctx, true)
+	if err != nil {
+		switch {
+		case errors.As(err, new(*outage.Error)):
+			ctr.Outage.RequestProbe()
+		case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
+			// A silent server may only be busy, and a full one has room for the pool's own:
+			// neither is an outage.
+		default:
+			ctr.recordConnectFailure(err)
+		}
+		return nil, err
+	}
+	ctr.Outage.Connected()
+	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
+	defer cancel()
+	s := &proclist.Side{Conn: &l.driverConn, Wire: l.wire, Close: func(error) { l.close() }}
+	if err := ctr.identifySide(ctx, s); err != nil {
+		l.close()
+		return nil, err
 	}
 	return s, nil
 }
 
-// isDirect says whether the server sees the connection come from its own port: not
-// behind a proxy or NAT, and not on a unix socket, which has no port.
-func (s *clientView) isDirect(w *wire.Conn) bool {
-	return w != nil && s.port != "" && s.port == localPort(w)
-}
-
-// localPort is the connection's own, "" if it has none.
-func localPort(w *wire.Conn) string {
-	if tcp, ok := w.LocalAddr().(*net.TCPAddr); ok {
-		return strconv.Itoa(tcp.Port)
-	}
-	return ""
-}
-
-// isSamePath says whether two connections lead from the same address to the same
-// address, where one port belongs to one connection at a time.
-func isSamePath(a, b *wire.Conn) bool {
-	from, ok := a.LocalAddr().(*net.TCPAddr)
-	to, ok2 := b.LocalAddr().(*net.TCPAddr)
-	return ok && ok2 && from.IP.Equal(to.IP) && a.RemoteAddr().String() == b.RemoteAddr().String()
-}
-
-// threadState is what the server says of a connection's thread.
-type threadState int
-
-const (
-	threadUnknown       threadState = iota // nothing is proved
-	threadOnOtherServer                    // another server has it
-	threadNotFound                         // the thread is gone
-	threadHidden                           // it is there; what it does is not shown
-	threadIdle                             // it waits for the client
-	threadRunning
-)
-
-// foundThread is what was found of a connection's thread. id is an SQL expression for
-// its id, "" where it must not be killed.
-type foundThread struct {
-	id string
-	threadState
-}
-
-// findThreads looks for the threads of some connections: first who holds their beacons,
-// then once in the processlist, which is a scan of all threads.
-func (s *side) findThreads(ctx context.Context, ws []*serverSide) ([]foundThread, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.ctr.Cfg.PingTimeout)
-	defer cancel()
-	holders, err := s.beaconHolders(ctx, ws)
-	if err != nil {
-		return nil, err
-	}
-	found, queries := make([]foundThread, len(ws)), make([]threadQuery, len(ws))
-	var ids []string
-	for i, w := range ws {
-		if found[i], queries[i] = s.threadQuery(w, holders[i]); queries[i].id != "" {
-			ids = append(ids, queries[i].id)
+// borrowSide reserves an idle connection of the pool, as a background ping does. It
+// returns nil if there is none.
+func (ctr *Connector) borrowSide(ctx context.Context) *proclist.Side {
+	for _, c := range ctr.snapshot() {
+		var l link
+		var v *reservation // nil: it is not idle
+		c.reserveIdle(func() {
+			if !c.unconnected {
+				v, l = &reservation{done: make(chan struct{})}, c.link
+				c.reservation = v
+			}
+		})
+		if v == nil {
+			continue
 		}
-	}
-	if len(ids) == 0 {
-		return found, nil
-	}
-	// An idle thread is shown as Killed where its transaction was ended, as by a Galera
-	// node in favour of another node's.
-	rows, err := s.link.driverConn.queryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
-		" FROM information_schema.PROCESSLIST WHERE ID IN ("+strings.Join(ids, ", ")+")")
-	if err != nil {
-		return nil, err
-	}
-	for i, q := range queries {
-		for _, row := range rows {
-			if q.id != "" && q.matches(row) {
-				found[i] = foundThread{q.killExpr, q.stateOf(row[3])}
+		giveBack := func(err error) {
+			if err == nil {
+				l.lastRoundTrip = ctr.clock.Now()
+			}
+			if !c.release(v, l, err == nil) {
+				l.close()
 			}
 		}
-	}
-	return found, nil
-}
-
-// beaconHolders asks who holds the beacons; "" for one that nobody holds, and for a
-// connection that has none.
-func (s *side) beaconHolders(ctx context.Context, ws []*serverSide) ([]string, error) {
-	all := make([]string, len(ws))
-	var locks []string
-	for _, w := range ws {
-		if w.beacon != "" {
-			locks = append(locks, w.beaconHolderExpr())
+		s := &proclist.Side{Conn: &l.driverConn, Wire: l.wire, Borrowed: true, Close: giveBack}
+		sent := ctr.clock.Now()
+		bounded, cancel := context.WithTimeout(ctx, ctr.Cfg.PingTimeout)
+		err := ctr.identifySide(bounded, s)
+		cancel()
+		if err == nil {
+			return s
 		}
+		ctr.recordDiscard(&l, ctr.judgePing(&l, sent, err))
+		giveBack(err)
 	}
-	if len(locks) == 0 {
-		return all, nil
-	}
-	row, err := s.link.driverConn.queryRow(ctx, "SELECT "+strings.Join(locks, ", "))
-	if err != nil {
-		return nil, err
-	}
-	for i, w := range ws {
-		if w.beacon != "" {
-			all[i], row = row[0], row[1:]
-		}
-	}
-	return all, nil
+	return nil
 }
 
-// beaconHolderExpr is an expression for the id of the thread that holds the beacon.
-func (w *serverSide) beaconHolderExpr() string { return "IS_USED_LOCK('" + w.beacon + "')" }
-
-// threadQuery is what the processlist is asked about one thread.
-type threadQuery struct {
-	id, user, host string // user and host are "" where any is right
-	killExpr       string // by which it is killed, "" if it must not be
-}
-
-// matches says whether a row of the processlist is about the thread.
-func (q *threadQuery) matches(row []string) bool {
-	return row[0] == q.id && (q.user == "" || row[1] == q.user) && (q.host == "" || row[2] == q.host)
-}
-
-// stateOf is what it says of the thread.
-func (q *threadQuery) stateOf(command string) threadState {
-	switch {
-	case q.killExpr == "":
-		return threadUnknown
-	case command == "Sleep":
-		return threadIdle
+// identifySide asks the server who it is. A server that refuses to say is asked all the
+// same.
+func (ctr *Connector) identifySide(ctx context.Context, s *proclist.Side) error {
+	facts, _, err := queryFacts(ctx, s.Conn, "")
+	if err == nil {
+		err = s.Identify(ctx, ctr.clock, &facts.identity)
 	}
-	return threadRunning
+	if driverconn.IsAnswer(err) {
+		return nil
+	}
+	return err
 }
-
-// threadQuery is what to ask the processlist about a connection's thread, and the result
-// if nothing is to be asked, or if no row answers.
-//
-// The holder of the beacon is the thread. If nobody holds it, the connection is gone or
-// has released its locks (RELEASE_ALL_LOCKS). Without a beacon the thread is the one with
-// the handshake's id, for the same user, from the connection's own port; that is proof
-// only on a server that shows the side connection's own port too. A connection that is
-// older than the server's start has no thread.
-func (s *side) threadQuery(w *serverSide, holder string) (foundThread, threadQuery) {
-	switch {
-	case holder != "":
-		return foundThread{w.beaconHolderExpr(), threadHidden}, threadQuery{id: holder, killExpr: w.beaconHolderExpr()}
-	case s.facts == nil, w.facts == nil:
-		return foundThread{}, threadQuery{}
-	case s.facts.server != w.facts.server:
-		return foundThread{threadState: threadOnOtherServer}, threadQuery{}
-	case w.bornAt+2*time.Second < s.serverStarted: // it counts in whole seconds
-		return foundThread{threadState: threadNotFound}, threadQuery{}
-	}
-	ifAbsent, q := threadUnknown, threadQuery{id: w.facts.connectionID, user: w.facts.user}
-	if s.canSeeUser(w.facts.user) {
-		ifAbsent = threadNotFound
-	}
-	if w.beacon == "" {
-		if !s.direct || !isSamePath(s.link.wire, w.Conn) || !w.facts.isHandshakeID(w.Conn) {
-			return foundThread{}, threadQuery{}
-		}
-		q.host, q.killExpr = s.view.host+":"+localPort(w.Conn), q.id
-	}
-	return foundThread{threadState: ifAbsent}, q
-}
-
-// canSeeUser says whether the processlist shows the side connection the threads of a
-// user. It does if it shows its own, and the user is the same. The threads of others (a
-// proxy user, an anonymous account, a renamed user) may exist without being shown.
-func (s *side) canSeeUser(user string) bool { return s.view.user != "" && s.view.user == user }

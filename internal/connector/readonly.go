@@ -7,92 +7,50 @@ package connector
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"strings"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 )
 
-// AwaitWrites waits until the server takes writes; cause is its refusal of one. It
-// returns false if the deadline or the context ends first.
-func (ctr *Connector) AwaitWrites(ctx context.Context, deadline time.Time, cause error) bool {
-	o := &ctr.Outage
-	o.mu.Lock()
-	isStart := o.writes.shortage == noShortage
-	if isStart {
-		o.writes.shut(noWrites, cause, ctr.clock.Now())
-	}
-	o.mu.Unlock()
-	if isStart {
-		ctr.Stats.Outages.Add(1)
-		ctr.reportOutageStart(noWrites, cause)
-	}
-	return ctr.awaitGate(ctx, &o.writes, deadline, o.singleTries)
+// RecordWritable lets the units that wait for writes go on.
+func (ctr *Connector) RecordWritable() {
+	ctr.demotion.clear()
+	ctr.Outage.WritesTaken()
 }
 
-// Every writesReconnectEvery the prober asks on a new connection: its old one may lead to
-// a server that stays read-only, while the address leads to another one by now. Every
-// singleTryEvery one of the waiting units tries by itself: a proxy may send the prober's
-// questions to another server than the writes.
-const (
-	writesReconnectEvery = time.Second
-	singleTryEvery       = 2 * time.Second
-)
+// writesReconnectEvery is how often the prober asks on a new connection: its old one may
+// lead to a server that stays read-only, while the address leads to another one by now.
+const writesReconnectEvery = time.Second
 
-// probeWrites asks once whether writes are taken, and waits for its next turn.
-func (p *prober) probeWrites(g *gate) {
-	ctr := p.ctr
-	now := ctr.clock.Now()
+// AskForWrites asks once whether writes are taken.
+func (p *probedServer) AskForWrites(cause error) {
+	ctr, now := p.ctr, p.ctr.clock.Now()
 	if p.link.driverConn.Conn == nil || now-p.openedAt > writesReconnectEvery {
-		l, err := ctr.open(ctr.Ctx, false, 0, noDialLimit)
+		l, err := ctr.open(ctr.Ctx, false, 0, noTurn)
 		if err != nil {
 			ctr.recordConnectFailure(err)
-			p.pause(g)
 			return
 		}
 		p.link.close()
 		p.link, p.openedAt = l, now
-		ctr.recordConnected()
+		ctr.Outage.Connected()
 	}
-	isTaken, err := p.link.isWritable(ctr, g.cause)
-	switch {
+	switch taken, err := p.link.isWritable(ctr, cause); {
 	case err != nil:
-		p.link.close()
-		p.link = link{}
-	case isTaken:
+		p.Release()
+	case taken:
 		ctr.addSpare(p.link)
 		p.link = link{}
 		ctr.RecordWritable()
-		return
 	}
-	if p.lastSingleTry = max(p.lastSingleTry, g.shutAt); now-p.lastSingleTry > singleTryEvery {
-		p.lastSingleTry = now
-		select {
-		case ctr.Outage.singleTries <- struct{}{}:
-		default:
-		}
-	}
-	p.pause(g)
 }
 
-// pause waits between two questions.
-func (p *prober) pause(g *gate) {
-	d := min(max((p.ctr.clock.Now()-g.shutAt)/150, probeShortest), probeLongest)
-	clock.Wait(p.ctr.Ctx, g.opened, d+rand.N(d/5))
-}
-
-// RecordWritable lets the units that wait for writes go on.
-func (ctr *Connector) RecordWritable() {
-	o := &ctr.Outage
-	ctr.demotion.clear()
-	o.mu.Lock()
-	ended := o.openGate(ctr, &o.writes, ctr.clock.Now())
-	o.mu.Unlock()
-	if ended != nil {
-		ctr.reportOutageEnd(ended)
-	}
+// Release closes the connection on which it asked, if it has one.
+func (p *probedServer) Release() {
+	p.link.close()
+	p.link = link{}
 }
 
 // readOnlyQuery asks for the variables that make a server refuse writes. Only MySQL has,
@@ -107,9 +65,9 @@ func (l *link) isWritable(ctr *Connector, cause error) (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.PingTimeout)
 	defer cancel()
-	row, err := l.driverConn.queryRow(ctx, readOnlyQuery)
+	row, err := l.driverConn.QueryRow(ctx, readOnlyQuery)
 	if err != nil {
-		if isServerAnswer(err) {
+		if driverconn.IsAnswer(err) {
 			err = nil
 		}
 		return false, err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -30,18 +31,30 @@ func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
 		}
 		l := link{wire: wire.Wrap(addrConn{})}
 		l.wire.Handshake.ThreadID = 7
-		l.serverSide = &serverSide{Conn: l.wire}
+		l.thread = &proclist.Thread{Conn: l.wire}
 		orphan := ctr.abandon(&l, true)
 		time.Sleep(bareReapLimit / 2)
-		if isClosed(orphan.done) || dials.Load() == 0 {
-			t.Fatalf("given up after half a minute and %d attempts", dials.Load())
+		select {
+		case <-orphan.Done():
+			t.Fatalf("given up after half a minute")
+		default:
 		}
 		time.Sleep(bareReapLimit)
 		synctest.Wait()
-		ctr.reaper.mu.Lock()
-		defer ctr.reaper.mu.Unlock()
-		if !isClosed(orphan.done) || ctr.reaper.running {
-			t.Errorf("after more than a minute: given up is %v, the goroutine is there is %v", isClosed(orphan.done), ctr.reaper.running)
+		select {
+		case <-orphan.Done():
+		default:
+			t.Fatal("not given up after more than a minute")
+		}
+		attempts, failed := dials.Load(), ctr.Stats.KillFailed.Load()
+		time.Sleep(bareReapLimit)
+		if failed != 1 || attempts == 0 || dials.Load() != attempts {
+			t.Errorf("given up %d times after %d attempts, and %d later", failed, attempts, dials.Load()-attempts)
 		}
 	})
 }
+
+// addrConn is a net.Conn that is only closed.
+type addrConn struct{ net.Conn }
+
+func (addrConn) Close() error { return nil }

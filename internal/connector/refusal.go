@@ -91,7 +91,7 @@ func (c *conn) asSessionReadOnly(err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.Cfg.PingTimeout)
 	defer cancel()
 	isOn := func(scope string) bool {
-		_, err := c.driverConn.queryRow(ctx, "SHOW "+scope+" VARIABLES WHERE Variable_name IN ('transaction_read_only', 'tx_read_only') AND Value = 'ON'")
+		_, err := c.driverConn.QueryRow(ctx, "SHOW "+scope+" VARIABLES WHERE Variable_name IN ('transaction_read_only', 'tx_read_only') AND Value = 'ON'")
 		return err == nil
 	}
 	if isOn("SESSION") && !isOn("GLOBAL") && !c.isBroken() {

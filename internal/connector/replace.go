@@ -18,7 +18,7 @@ func (m *maintainer) renewAhead() time.Duration {
 // link with that serial (0 for none), if the connection is idle then. It is called under
 // a reservation.
 func (m *maintainer) replace(c *conn, serial int64, at time.Duration) {
-	if m.ctr.Outage.isDown() || m.openPauseLeft() > 0 {
+	if m.ctr.Outage.IsDown() || m.openPauseLeft() > 0 {
 		return
 	}
 	c.replacing = m.startTask(func() {
@@ -75,7 +75,7 @@ const openRetryPause = time.Second
 func (m *maintainer) open() (link, error) {
 	l, err := m.ctr.dialOnce(m.ctx)
 	if err != nil {
-		m.ctr.Outage.requestProbe(m.ctr)
+		m.ctr.Outage.RequestProbe()
 		m.openPausedUntil.Store(int64(m.ctr.clock.Now() + openRetryPause))
 	}
 	return l, err

@@ -9,6 +9,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/sqltext"
 )
@@ -75,7 +76,7 @@ func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltex
 // there is no link, because it has no context to open one with, and where the statement
 // may have to be prepared first; convert does it later.
 func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
-	c.argsDeferred = c.unconnected || c.driverConn.mayPrepare()
+	c.argsDeferred = c.unconnected || c.driverConn.MayPrepare()
 	if c.argsDeferred {
 		return nil
 	}
@@ -118,12 +119,12 @@ func argumentName(arg *driver.NamedValue) string {
 // Exec is what programs call inside sql.Conn.Raw, as the driver's README shows
 // for the results of several statements.
 func (c *conn) Exec(query string, args []driver.Value) (driver.Result, error) {
-	return c.ExecContext(context.Background(), query, named(args))
+	return c.ExecContext(context.Background(), query, driverconn.Named(args))
 }
 
 // Query is like Exec.
 func (c *conn) Query(query string, args []driver.Value) (driver.Rows, error) {
-	return c.QueryContext(context.Background(), query, named(args))
+	return c.QueryContext(context.Background(), query, driverconn.Named(args))
 }
 
 // ExecContext forwards to the driver.
@@ -133,8 +134,8 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	if err != nil {
 		return nil, err
 	}
-	if c.argsDeferred || !c.driverConn.execsDirectly {
-		if args, err = c.convert(args, c.driverConn.execsDirectly); err != nil {
+	if c.argsDeferred || !c.driverConn.ExecsDirectly {
+		if args, err = c.convert(args, c.driverConn.ExecsDirectly); err != nil {
 			return nil, c.parkWith(err)
 		}
 	}
@@ -174,8 +175,8 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 	if err != nil {
 		return nil, err
 	}
-	if c.argsDeferred || !c.driverConn.queriesDirectly {
-		if args, err = c.convert(args, c.driverConn.queriesDirectly); err != nil {
+	if c.argsDeferred || !c.driverConn.QueriesDirectly {
+		if args, err = c.convert(args, c.driverConn.QueriesDirectly); err != nil {
 			return nil, c.parkWith(err)
 		}
 	}

@@ -7,9 +7,7 @@ package connector
 import (
 	"context"
 	"crypto/rand"
-	"database/sql/driver"
 	"fmt"
-	"io"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -17,7 +15,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
@@ -25,12 +25,9 @@ import (
 // before the connection is used and never changed. It is nil where the server refuses
 // the question; its methods then give the safe answer.
 type serverFacts struct {
-	server           string // its name for itself; the same after a restart
-	connectionID     string // its own id for the connection, which is not the handshake's behind a proxy that speaks SQL
-	user             string // that the connection is logged in as
+	identity         proclist.Identity
 	version          string
 	mariaDB          bool
-	threadPool       bool          // a statement may wait for a worker thread, while its connection looks idle
 	waitTimeout      time.Duration // idle longer, the connection is closed
 	lockWaitEndsTx   bool          // innodb_rollback_on_timeout
 	maxAllowedPacket int           // of the session, fixed at login
@@ -65,23 +62,28 @@ func (f *serverFacts) rejectsPacket(size int) bool {
 	return largest > 0 && size > largest
 }
 
+// isHandshakeID says whether the server's own id for the connection is the handshake's.
+func (f *serverFacts) isHandshakeID(w *wire.Conn) bool {
+	return f != nil && f.identity.IsHandshakeID(w)
+}
+
 // queryFacts asks for them. Given the name of a beacon it takes that lock too, and says
 // whether it got it.
-func queryFacts(ctx context.Context, in *driverConn, beacon string) (f *serverFacts, taken bool, err error) {
+func queryFacts(ctx context.Context, in *driverconn.Conn, beacon string) (f *serverFacts, taken bool, err error) {
 	lock := "NULL"
 	if beacon != "" {
 		lock = "GET_LOCK('" + beacon + "', 0)"
 	}
-	row, err := in.queryRow(ctx, factsQuery+lock)
+	row, err := in.QueryRow(ctx, factsQuery+lock)
 	if err != nil {
 		return nil, false, err
 	}
 	if len(row) != 9 {
 		return nil, false, fmt.Errorf("livepool: the server shows %d columns where 9 were asked for", len(row))
 	}
-	f = &serverFacts{server: row[0], connectionID: row[1], user: row[2], version: row[3], lockWaitEndsTx: row[5] != "0"}
-	if i := strings.LastIndexByte(f.user, '@'); i >= 0 {
-		f.user = f.user[:i]
+	f = &serverFacts{identity: proclist.Identity{Server: row[0], ConnectionID: row[1], User: row[2]}, version: row[3], lockWaitEndsTx: row[5] != "0"}
+	if i := strings.LastIndexByte(f.identity.User, '@'); i >= 0 {
+		f.identity.User = f.identity.User[:i]
 	}
 	seconds, err := strconv.Atoi(row[4])
 	if err != nil {
@@ -90,54 +92,9 @@ func queryFacts(ctx context.Context, in *driverConn, beacon string) (f *serverFa
 	f.waitTimeout = time.Duration(seconds) * time.Second
 	f.mariaDB = strings.Contains(f.version, "MariaDB")
 	f.maxAllowedPacket, _ = strconv.Atoi(row[6])
-	f.threadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
+	f.identity.ThreadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
 	return f, row[8] == "1", nil
 }
-
-// queryRow asks the server for one row, without any bookkeeping. NULL becomes "".
-func (in *driverConn) queryRow(ctx context.Context, query string) ([]string, error) {
-	rows, err := in.queryRows(ctx, query)
-	if err == nil && len(rows) == 0 {
-		err = io.EOF
-	}
-	if err != nil {
-		return nil, err
-	}
-	return rows[0], nil
-}
-
-// queryRows is queryRow for any number of rows.
-func (in *driverConn) queryRows(ctx context.Context, query string) (all [][]string, err error) {
-	rows, err := in.QueryContext(ctx, query, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	values := make([]driver.Value, len(rows.Columns()))
-	for {
-		err := rows.Next(values)
-		if err == io.EOF {
-			return all, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		row := make([]string, len(values))
-		for i, v := range values {
-			switch v := v.(type) {
-			case nil:
-			case []byte:
-				row[i] = string(v)
-			default:
-				row[i] = fmt.Sprint(v)
-			}
-		}
-		all = append(all, row)
-	}
-}
-
-// isServerAnswer says whether an error is the server's answer: a refusal, or no row.
-func isServerAnswer(err error) bool { return mysqlerr.Number(err) != 0 || err == io.EOF }
 
 // servers are those that the pool's connections have reached.
 type servers struct {
@@ -182,14 +139,17 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	if err != nil || l.wire == nil {
 		return err
 	}
-	w := &serverSide{Conn: l.wire, bornAt: ctr.clock.Now(), facts: l.facts}
-	l.serverSide, w.MaxPacket = w, l.facts.maxPacket()
+	w := &proclist.Thread{Conn: l.wire, BornAt: ctr.clock.Now()}
+	if l.facts != nil {
+		w.Identity = &l.facts.identity
+	}
+	l.thread, w.MaxPacket = w, l.facts.maxPacket()
 	if ctr.maintainer != nil && ctr.Cfg.StallAfter > 0 {
-		w.IsWorking = func() bool { return ctr.isWorkingOn(w) }
+		w.IsWorking = func() bool { return ctr.stalls.IsWorkingOn(w) }
 	}
 	switch {
 	case taken:
-		w.beacon = beacon
+		w.Beacon = beacon
 	case ctr.needsBeacon(direct):
 		return takeBeacon(ctx, &l.driverConn, w)
 	}
@@ -204,7 +164,7 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string
 	}
 	facts, taken, err := queryFacts(ctx, &l.driverConn, beacon)
 	switch {
-	case isServerAnswer(err):
+	case driverconn.IsAnswer(err):
 		ctr.Cfg.Log.Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
 			"a lock wait that is too long counts as the end of its transaction, and what is abandoned there is killed only by a beacon",
 			slog.String("addr", ctr.addr), slog.Any("cause", err))
@@ -221,18 +181,11 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string
 	return server.direct && facts.isHandshakeID(l.wire), taken, nil
 }
 
-// isHandshakeID says whether the server's own id for the connection is that of the
-// handshake. If not, a proxy that speaks SQL is between, which may send each statement to
-// another server.
-func (f *serverFacts) isHandshakeID(w *wire.Conn) bool {
-	return f != nil && w != nil && f.connectionID == strconv.FormatUint(uint64(w.Handshake.ThreadID), 10)
-}
-
 // serverFor returns what is known of a connection's server. Of the connections that are
 // opened at the same time to a new server only the first asks; the others wait.
 func (ctr *Connector) serverFor(ctx context.Context, l *link, facts *serverFacts) (*knownServer, error) {
 	ss := &ctr.servers
-	if s := ss.get(facts.server); s != nil {
+	if s := ss.get(facts.identity.Server); s != nil {
 		return s, nil
 	}
 	release, err := acquire(ctx, ss.identifying)
@@ -240,22 +193,22 @@ func (ctr *Connector) serverFor(ctx context.Context, l *link, facts *serverFacts
 		return nil, err
 	}
 	defer release()
-	if s := ss.get(facts.server); s != nil {
+	if s := ss.get(facts.identity.Server); s != nil {
 		return s, nil
 	}
-	seen, err := queryView(ctx, &l.driverConn)
+	seen, err := proclist.QueryView(ctx, &l.driverConn)
 	notReady := mysqlerr.IsNodeNotReady(err) // and to be asked again when it is
-	if seen.inCluster || notReady {
+	if seen.InCluster || notReady {
 		ctr.InCluster.Store(true)
 	}
-	if err != nil && (notReady || !isServerAnswer(err)) {
+	if err != nil && (notReady || !driverconn.IsAnswer(err)) {
 		return nil, err
 	}
-	s := &knownServer{direct: seen.isDirect(l.wire) && facts.isHandshakeID(l.wire)}
+	s := &knownServer{direct: seen.IsDirect(l.wire) && facts.isHandshakeID(l.wire)}
 	if ctr.Cfg.Beacon == beaconOff && l.wire != nil && !facts.isHandshakeID(l.wire) {
 		ss.askNothing.Store(true)
 	}
-	ss.add(facts.server, s)
+	ss.add(facts.identity.Server, s)
 	return s, nil
 }
 
@@ -296,16 +249,16 @@ func newBeaconName() string { return "livepool:" + rand.Text() }
 
 // takeBeacon takes a beacon in a query of its own. If the server refuses, the connection
 // has none.
-func takeBeacon(ctx context.Context, in *driverConn, w *serverSide) error {
+func takeBeacon(ctx context.Context, in *driverconn.Conn, w *proclist.Thread) error {
 	name := newBeaconName()
-	row, err := in.queryRow(ctx, "SELECT GET_LOCK('"+name+"', 0)")
+	row, err := in.QueryRow(ctx, "SELECT GET_LOCK('"+name+"', 0)")
 	switch {
 	case mysqlerr.Number(err) != 0:
 		return nil
 	case err != nil:
 		return err
 	case row[0] == "1":
-		w.beacon = name
+		w.Beacon = name
 	}
 	return nil
 }

@@ -197,7 +197,7 @@ func (m *maintainer) keepMinIdle(all []*conn) time.Duration {
 	if wait := m.openPauseLeft(); need > 0 && wait > 0 {
 		return wait
 	}
-	if m.ctr.Outage.isDown() {
+	if m.ctr.Outage.IsDown() {
 		need = min(need, 1-opening)
 	}
 	for range need {

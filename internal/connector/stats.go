@@ -6,15 +6,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
 // counters are the live values behind Stats.
 type counters struct {
-	Opened, Reused, ConnectFailed, Outages             atomic.Int64
+	proclist.Counters
+	Opened, Reused, ConnectFailed                      atomic.Int64
 	Pings, KeptAlive, Swept, Deaths, Resent, Leaks     atomic.Int64
-	Killed, KillUnneeded, KillUnproved, KillFailed     atomic.Int64
-	StallChecks, Stalled                               atomic.Int64
 	Retried, Poisoned, CommitsUnknown, CommitsResolved atomic.Int64
 	Discards                                           [verdicts]atomic.Int64
 }
@@ -44,7 +44,7 @@ func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, 
 		return
 	}
 	l.lossReported = true
-	ctr.Outage.slowDials()
+	ctr.Outage.SlowDials()
 	defer ctr.maintainer.wake()
 	ctr.Stats.Deaths.Add(1)
 	ctr.logNews(l, ctr.news.record(kind, since, ctr.clock.Now()),

@@ -8,6 +8,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/sqltext"
 )
 
@@ -100,12 +101,12 @@ func (s *stmt) NumInput() int { return s.driverStmt.NumInput() }
 
 // Exec is what database/sql uses of a driver without contexts.
 func (s *stmt) Exec(args []driver.Value) (driver.Result, error) {
-	return s.ExecContext(context.Background(), named(args))
+	return s.ExecContext(context.Background(), driverconn.Named(args))
 }
 
 // Query is what database/sql uses of a driver without contexts.
 func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
-	return s.QueryContext(context.Background(), named(args))
+	return s.QueryContext(context.Background(), driverconn.Named(args))
 }
 
 // ExecContext forwards to the driver.
@@ -126,7 +127,7 @@ func (s *stmt) execContext(ctx context.Context, args []driver.NamedValue) (drive
 	if execer, ok := s.driverStmt.(driver.StmtExecContext); ok {
 		return execer.ExecContext(ctx, args)
 	}
-	values, err := positional(ctx, args)
+	values, err := driverconn.Positional(ctx, args)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +153,7 @@ func (s *stmt) queryContext(ctx context.Context, args []driver.NamedValue) (driv
 	if queryer, ok := s.driverStmt.(driver.StmtQueryContext); ok {
 		return queryer.QueryContext(ctx, args)
 	}
-	values, err := positional(ctx, args)
+	values, err := driverconn.Positional(ctx, args)
 	if err != nil {
 		return nil, err
 	}
@@ -166,13 +167,11 @@ func (s *stmt) queryContext(ctx context.Context, args []driver.NamedValue) (driv
 func (s *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	checker, ok := s.driverStmt.(driver.NamedValueChecker)
 	if !ok {
-		checker = s.c.driverConn.checker
+		checker = &s.c.driverConn
 	}
-	var err error
-	if checker != nil {
-		if err = checker.CheckNamedValue(nv); err != driver.ErrSkip {
-			return err
-		}
+	err := checker.CheckNamedValue(nv)
+	if err != driver.ErrSkip {
+		return err
 	}
 	//lint:ignore SA1019 database/sql still serves drivers that have no other
 	converter, ok := s.driverStmt.(driver.ColumnConverter)

@@ -15,7 +15,8 @@ import (
 // in a story below its own.
 var stories = [][]string{
 	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
-	{"committable", "wire"},
+	{"committable", "driverconn", "outage", "wire"},
+	{"proclist"},
 	{"connector"},
 	{"the root"},
 }

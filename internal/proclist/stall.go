@@ -3,22 +3,35 @@
 // behind a proxy or NAT acknowledges nothing and closes nothing, and a healthy statement
 // may take hours.
 
-package connector
+package proclist
 
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// stallWatch is what the maintainer knows of a read that waits. Only its goroutine uses
-// it, and checkStalls while checkingStalls is set.
+// Stalls asks the server about connections that wait for a reply.
+type Stalls struct {
+	*Env
+	After time.Duration // how long a reply is waited for before the server is asked; 0: it never is
+
+	checking    atomic.Bool // check is under way; Look sets it, and what it starts clears it
+	cannotCheck warnLimiter // for statements that cannot be looked up
+	slow        slowCommits
+}
+
+// stallWatch is what is known of a read that waits. Look uses it while checking is not
+// set, and check while it is.
 type stallWatch struct {
 	reads            uint64        // the number of the read that waits
 	since            time.Duration // since when it waits, at the latest
@@ -50,69 +63,63 @@ func (e *stallError) Error() string {
 // Unwrap is what the kernel says of a peer that no longer answers.
 func (e *stallError) Unwrap() error { return syscall.ETIMEDOUT }
 
-// findStalls looks at every connection that waits for a reply, and has the server asked
-// about those that have waited for StallAfter. It returns how long until it must run
-// again. It costs a statement two increments in wire.Read.
-func (m *maintainer) findStalls(all []*conn) time.Duration {
-	after := m.ctr.Cfg.StallAfter
-	if after == 0 || !m.ctr.IsMySQL || !m.ctr.ownDialer {
+// Look looks at every connection that waits for a reply, and has the server asked about
+// those that have waited for After. It returns how long until it must run again; one
+// goroutine calls it. It costs a statement two increments in wire.Read.
+func (s *Stalls) Look(all iter.Seq[*Thread]) time.Duration {
+	if s.After == 0 {
 		return clock.Never
 	}
-	nextRound := max(after/4, time.Millisecond)
-	if m.checkingStalls.Load() {
+	nextRound := max(s.After/4, time.Millisecond)
+	if s.checking.Load() {
 		return nextRound
 	}
-	var stalled []*serverSide
-	now := m.ctr.clock.Now()
-	for _, c := range all {
-		w := c.currentWire.Load()
-		if w == nil {
-			continue
-		}
+	var stalled []*Thread
+	now := s.Clock.Now()
+	for w := range all {
 		read := w.Reads.Load()
 		switch v := &w.stallWatch; {
 		case read%2 == 0:
 		case read != v.reads:
 			// The thread is idle until the whole statement has arrived.
 			upload := time.Duration(w.BytesSinceRead.Load()/minUploadRate) * time.Second
-			*v = stallWatch{reads: read, since: now, nextCheck: addClamped(now, after, upload)}
+			*v = stallWatch{reads: read, since: now, nextCheck: clock.Add(now, s.After, upload)}
 		case now >= v.nextCheck:
 			stalled = append(stalled, w)
 		}
 	}
 	if len(stalled) > 0 {
-		m.checkingStalls.Store(true)
-		if !m.ctr.spawn(func() {
-			m.checkStalls(stalled)
-			m.checkingStalls.Store(false)
+		s.checking.Store(true)
+		if !s.Spawn(func() {
+			s.check(stalled)
+			s.checking.Store(false)
 		}) {
-			m.checkingStalls.Store(false)
+			s.checking.Store(false)
 		}
 	}
 	return nextRound
 }
 
-// checkStalls asks the server for the threads of the connections that wait. A connection
-// whose thread works on nothing in two checks in a row is aborted; the reader that waits
-// decides what follows.
-func (m *maintainer) checkStalls(stalled []*serverSide) {
-	ctr := m.ctr
-	all, err := ctr.findThreads(stalled)
+// check asks the server for the threads of the connections that wait. A connection whose
+// thread works on nothing in two checks in a row is aborted; the reader that waits decides
+// what follows.
+func (s *Stalls) check(stalled []*Thread) {
+	all, err := s.findThreads(stalled)
 	for i, w := range stalled {
 		found := threadUnknown
 		if err == nil {
 			found = all[i].threadState
 		}
-		v, now := &w.stallWatch, ctr.clock.Now()
+		v, now := &w.stallWatch, s.Clock.Now()
 		switch {
 		case err != nil:
 			v.nextCheck = now // not checked
-		case w.facts.isReplyLost(found, w):
+		case w.isReplyLost(found):
 			v.nextCheck, v.wrongServerTries = now, 0
 			v.idleChecks++
-			if v.idleChecks > 1 && w.Abort(v.reads, &stallError{now - v.since, w.Handshake.ThreadID, found}, func() { ctr.Stats.Stalled.Add(1) }) {
-				ctr.Cfg.Log.Warn("livepool: a connection is dead in the middle of a statement: "+(*w.AbortErr.Load()).Error(),
-					slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.Handshake.ThreadID)))
+			if v.idleChecks > 1 && w.Abort(v.reads, &stallError{now - v.since, w.Handshake.ThreadID, found}, func() { s.Counters.Stalled.Add(1) }) {
+				s.Log.Warn("livepool: a connection is dead in the middle of a statement: "+(*w.AbortErr.Load()).Error(),
+					slog.String("addr", s.Addr), w.logID())
 			}
 		case found == threadOnOtherServer && v.wrongServerTries < maxWrongServerTries:
 			v.wrongServerTries++
@@ -122,43 +129,43 @@ func (m *maintainer) checkStalls(stalled []*serverSide) {
 				v.idleChecks = 0
 			}
 			v.wrongServerTries = 0
-			v.nextCheck = addClamped(now, ctr.Cfg.StallAfter, 0)
+			v.nextCheck = clock.Add(now, s.After, 0)
 		}
 	}
 }
 
-// warnStallCheckFailed warns that statements without a reply cannot be looked up
-// although the server can be reached: it accepts no further connection and none of the
-// pool's is idle, or none of its threads can be proved to be ours.
-func (ctr *Connector) warnStallCheckFailed(stalled []*serverSide, all []foundThread, err error) {
+// warnCannotCheck warns that statements without a reply cannot be looked up although the
+// server can be reached: it accepts no further connection and none of the pool's is idle,
+// or none of its threads can be proved to be ours.
+func (s *Stalls) warnCannotCheck(stalled []*Thread, all []foundThread, err error) {
 	cause := err
 	for i, f := range all {
-		if f.threadState == threadUnknown && stalled[i].beacon == "" {
+		if f.threadState == threadUnknown && stalled[i].Beacon == "" {
 			cause = errNoBeacon
 		}
 	}
-	if cause == nil || cause == err && mysqlerr.Number(err) == 0 || !ctr.reaper.stallCheckWarn.allow(ctr.clock.Now()) {
+	if cause == nil || cause == err && mysqlerr.Number(err) == 0 || !s.cannotCheck.allow(s.Clock.Now()) {
 		return
 	}
-	ctr.Cfg.Log.Warn("livepool: statements that have had no reply for StallAfter (pool_stall_after) cannot be looked up on the server, "+
+	s.Log.Warn("livepool: statements that have had no reply for StallAfter (pool_stall_after) cannot be looked up on the server, "+
 		"so that it is not noticed if the connection of one is dead",
-		slog.String("addr", ctr.addr), slog.Int("statements", len(stalled)), slog.Any("cause", cause))
+		slog.String("addr", s.Addr), slog.Int("statements", len(stalled)), slog.Any("cause", cause))
 }
 
 var errNoBeacon = errors.New("no thread of the server can be proved to be the connection's: see Beacon (pool_beacon)")
 
 // findThreads asks the server what the threads of connections that wait are doing.
-func (ctr *Connector) findThreads(stalled []*serverSide) (all []foundThread, err error) {
-	ctr.Stats.StallChecks.Add(int64(len(stalled)))
-	s, err := ctr.openOrBorrowSide(ctr.Ctx)
+func (s *Stalls) findThreads(stalled []*Thread) (all []foundThread, err error) {
+	s.Counters.StallChecks.Add(int64(len(stalled)))
+	side, err := s.OpenSide(s.Ctx)
 	if err == nil {
-		if all, err = s.findThreads(ctr.Ctx, stalled); isServerAnswer(err) {
-			s.close(nil)
+		if all, err = side.findThreads(s.Ctx, s.PingTimeout, stalled); driverconn.IsAnswer(err) {
+			side.Close(nil)
 		} else {
-			s.close(err)
+			side.Close(err)
 		}
 	}
-	ctr.warnStallCheckFailed(stalled, all, err)
+	s.warnCannotCheck(stalled, all, err)
 	return all, err
 }
 
@@ -175,18 +182,18 @@ type slowCommits struct {
 
 // slowCommit is one of them. Only checkSlowCommits writes it.
 type slowCommit struct {
-	conn             *serverSide
+	thread           *Thread
 	working          chan bool // gets the answer
 	wrongServerTries int       // checks that reached another server of the address
 }
 
-// isWorkingOn asks whether the server works on what a connection has sent.
-func (ctr *Connector) isWorkingOn(w *serverSide) bool {
-	h, q := &ctr.slowCommits, &slowCommit{conn: w, working: make(chan bool, 1)}
+// IsWorkingOn asks whether the server works on what a connection has sent.
+func (s *Stalls) IsWorkingOn(w *Thread) bool {
+	h, q := &s.slow, &slowCommit{thread: w, working: make(chan bool, 1)}
 	h.mu.Lock()
 	h.waiting = append(h.waiting, q)
 	if !h.checking {
-		h.checking = ctr.spawn(ctr.checkSlowCommits)
+		h.checking = s.Spawn(s.checkSlowCommits)
 	}
 	checking := h.checking
 	h.mu.Unlock()
@@ -195,20 +202,20 @@ func (ctr *Connector) isWorkingOn(w *serverSide) bool {
 	}
 	select {
 	case working := <-q.working:
-		if working && h.slowWarn.allow(ctr.clock.Now()) {
-			ctr.Cfg.Log.Warn("livepool: a COMMIT or ROLLBACK has had no reply for CommitTimeout (pool_commit_timeout); "+
+		if working && h.slowWarn.allow(s.Clock.Now()) {
+			s.Log.Warn("livepool: a COMMIT or ROLLBACK has had no reply for CommitTimeout (pool_commit_timeout); "+
 				"it is waited for, since the server is seen to work on it, as under FLUSH TABLES WITH READ LOCK",
-				slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(w.Handshake.ThreadID)))
+				slog.String("addr", s.Addr), w.logID())
 		}
 		return working
-	case <-ctr.Ctx.Done():
+	case <-s.Ctx.Done():
 		return false
 	}
 }
 
-// checkSlowCommits answers the callers of isWorkingOn, until none waits.
-func (ctr *Connector) checkSlowCommits() {
-	h := &ctr.slowCommits
+// checkSlowCommits answers the callers of IsWorkingOn, until none waits.
+func (s *Stalls) checkSlowCommits() {
+	h := &s.slow
 	for {
 		h.mu.Lock()
 		batch := h.waiting
@@ -218,11 +225,11 @@ func (ctr *Connector) checkSlowCommits() {
 		if len(batch) == 0 {
 			return
 		}
-		ws := make([]*serverSide, len(batch))
+		ws := make([]*Thread, len(batch))
 		for i, q := range batch {
-			ws[i] = q.conn
+			ws[i] = q.thread
 		}
-		all, err := ctr.findThreads(ws)
+		all, err := s.findThreads(ws)
 		for i, q := range batch {
 			if err == nil && all[i].threadState == threadOnOtherServer && q.wrongServerTries < maxWrongServerTries {
 				q.wrongServerTries++ // the next connection may meet another server of the same address
@@ -240,21 +247,13 @@ func (ctr *Connector) checkSlowCommits() {
 // A proxy that speaks SQL may have sent the statement to another server than the one
 // that was asked. With a thread pool a statement waits unread for a worker while its
 // connection looks idle, and the queue that the server shows is not complete.
-func (f *serverFacts) isReplyLost(found threadState, w *serverSide) bool {
-	return f.isHandshakeID(w.Conn) && (found == threadNotFound || found == threadIdle && !f.threadPool)
+func (w *Thread) isReplyLost(found threadState) bool {
+	return w.Identity.IsHandshakeID(w.Conn) && (found == threadNotFound || found == threadIdle && !w.Identity.ThreadPool)
 }
 
-// addClamped is a sum that does not exceed clock.Never.
-func addClamped(now, d, more time.Duration) time.Duration {
-	if d > clock.Never-now-more {
-		return clock.Never
-	}
-	return now + d + more
-}
-
-// stalledFor is how long the reply had been waited for, if err is the abort of a stalled
+// StalledFor is how long the reply had been waited for, if err is the abort of a stalled
 // connection.
-func stalledFor(err error) (time.Duration, bool) {
+func StalledFor(err error) (time.Duration, bool) {
 	var stall *stallError
 	if errors.As(err, &stall) {
 		return stall.waited, true

@@ -1,7 +1,7 @@
 // reaper.go decides when and in which order orphans are dealt with; orphans.go kills
 // them.
 
-package connector
+package proclist
 
 import (
 	"cmp"
@@ -9,35 +9,45 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// reaper deals with orphans in a goroutine that runs only as long as there are any.
-type reaper struct {
+// Reaper deals with orphans in a goroutine that runs only as long as there are any.
+type Reaper struct {
+	*Env
+	// KeepFor is how long an orphan is kept while the server cannot be asked. It is set
+	// before the first call of Abandon.
+	KeepFor time.Duration
+	// OutageEnd is closed when the server can be reached again; nil while it can be.
+	OutageEnd func() <-chan struct{}
+
 	mu      sync.Mutex    // guards what follows
-	orphans []*orphan     // without the batch that is being dealt with
+	orphans []*Orphan     // without the batch that is being dealt with
 	running bool          // the goroutine runs
 	done    chan struct{} // closed when nothing is left to do; nil at first
-	wake    chan struct{} // an orphan was added
+	wake    chan struct{} // an orphan was added; made before the goroutine starts, which reads it without mu
 
-	unprovenWarn   warnLimiter // for orphans that are not killed for want of proof
-	stallCheckWarn warnLimiter // for statements that cannot be looked up
+	unprovenWarn warnLimiter // for orphans that are not killed for want of proof
 }
 
-// warnLimiter lets a warning through once a minute.
-type warnLimiter struct{ last atomic.Int64 }
-
-func (s *warnLimiter) allow(now time.Duration) bool {
-	last := s.last.Load()
-	return (last == 0 || int64(now)-last > int64(time.Minute)) && s.last.CompareAndSwap(last, max(int64(now), 1))
+// Abandon has the thread of a connection that was given up killed, in the background.
+// inTx says that a transaction was open. It returns nil if the Reaper has had it before.
+func (r *Reaper) Abandon(w *Thread, inTx bool) *Orphan {
+	if w.abandoned.Swap(true) {
+		return nil
+	}
+	o := &Orphan{thread: w, since: r.Clock.Now(), inTx: inTx, done: make(chan struct{})}
+	if !r.add(o, func() bool { return r.Spawn(r.reap) }) {
+		r.fail([]*Orphan{o})
+	}
+	return o
 }
 
 // add has an orphan dealt with at once, and starts the goroutine if it does not run.
 // It returns false if that is not possible any more.
-func (r *reaper) add(o *orphan, start func() bool) bool {
+func (r *Reaper) add(o *Orphan, start func() bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.done == nil || isClosed(r.done) {
@@ -68,8 +78,8 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// drain waits until nothing is left to do, for timeout at most.
-func (r *reaper) drain(timeout time.Duration) {
+// Drain waits until nothing is left to do, for timeout at most.
+func (r *Reaper) Drain(timeout time.Duration) {
 	r.mu.Lock()
 	done := r.done
 	r.mu.Unlock()
@@ -81,10 +91,10 @@ func (r *reaper) drain(timeout time.Duration) {
 // nextBatch takes out the orphans that are due, up to maxReapBatch: those with a
 // transaction first, then the newest, since a unit most likely waits for those. If none
 // is due it returns how long to wait, clock.Never if there are none.
-func (r *reaper) nextBatch(now time.Duration) (batch []*orphan, wait time.Duration) {
+func (r *Reaper) nextBatch(now time.Duration) (batch []*Orphan, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	slices.SortStableFunc(r.orphans, func(a, b *orphan) int {
+	slices.SortStableFunc(r.orphans, func(a, b *Orphan) int {
 		if a.inTx != b.inTx {
 			return map[bool]int{true: -1, false: 1}[a.inTx]
 		}
@@ -106,7 +116,7 @@ func (r *reaper) nextBatch(now time.Duration) (batch []*orphan, wait time.Durati
 }
 
 // putBack returns what is left of a batch, and closes done if nothing is left at all.
-func (r *reaper) putBack(left []*orphan) {
+func (r *Reaper) putBack(left []*Orphan) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.orphans = append(r.orphans, left...)
@@ -116,7 +126,7 @@ func (r *reaper) putBack(left []*orphan) {
 }
 
 // retryNow makes all due: the server can be asked again.
-func (r *reaper) retryNow() {
+func (r *Reaper) retryNow() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, o := range r.orphans {
@@ -127,7 +137,7 @@ func (r *reaper) retryNow() {
 }
 
 // tryExit says whether the goroutine may end: nothing was added meanwhile.
-func (r *reaper) tryExit() bool {
+func (r *Reaper) tryExit() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running = len(r.orphans) > 0
@@ -143,118 +153,103 @@ const (
 	reapRetryFirst      = 50 * time.Millisecond
 	reapRetryLongest    = 2 * time.Second
 	reapOutagePause     = time.Second
-	poolReapLimit       = time.Hour   // of a Pool, which its owner closes
-	bareReapLimit       = time.Minute // of a connector that may be wrapped by one that hides its Close
 )
 
 // reap deals with the orphans as soon as the server can be reached. It keeps its side
 // connection as long as there is work and reapLinger more, so that it does not open
 // one for each caller that gives up.
-func (ctr *Connector) reap() {
-	r := &ctr.reaper
-	var s *side
+func (r *Reaper) reap() {
+	var s *Side
 	failedAt, lingered := -clock.Never, false // failedAt: when the server could last not be asked
-	for ctr.Ctx.Err() == nil {
-		now := ctr.clock.Now()
-		if pause := failedAt + reapOutagePause - now; failedAt > 0 && pause > 0 && ctr.Outage.isDown() {
-			ctr.awaitOrphans(pause)
+	for r.Ctx.Err() == nil {
+		now := r.Clock.Now()
+		if pause := failedAt + reapOutagePause - now; failedAt > 0 && pause > 0 && r.OutageEnd() != nil {
+			r.await(pause)
 			continue
 		}
 		batch, wait := r.nextBatch(now)
 		switch {
 		case len(batch) > 0:
 			var err error
-			if s, err = ctr.reapBatch(s, batch); err != nil {
-				failedAt = ctr.clock.Now()
-				clock.Wait(ctr.Ctx, nil, reapRetryFirst)
+			if s, err = r.reapBatch(s, batch); err != nil {
+				failedAt = r.Clock.Now()
+				clock.Wait(r.Ctx, nil, reapRetryFirst)
 			}
 			lingered = false
 		case s != nil && !lingered:
 			lingered = true
-			clock.Wait(ctr.Ctx, r.wake, min(wait, reapLinger))
+			clock.Wait(r.Ctx, r.wake, min(wait, reapLinger))
 		case s != nil:
-			s.close(nil)
+			s.Close(nil)
 			s = nil
 		case wait < clock.Never:
-			ctr.awaitOrphans(wait)
+			r.await(wait)
 		case r.tryExit():
 			return
 		}
 	}
-	s.close(nil)
-	for batch, wait := r.nextBatch(clock.Never); wait < clock.Never || len(batch) > 0; batch, wait = r.nextBatch(clock.Never) {
-		ctr.failOrphans(batch)
+	if s != nil {
+		s.Close(nil)
+	}
+	for !r.tryExit() {
+		batch, _ := r.nextBatch(clock.Never)
+		r.fail(batch)
 		r.putBack(nil)
 	}
 }
 
-// awaitOrphans waits for d, for another orphan, or for the end of an outage, after
-// which all are due.
-func (ctr *Connector) awaitOrphans(d time.Duration) {
-	var opened chan struct{}
-	if o := &ctr.Outage; o.isDown() {
-		o.mu.Lock()
-		opened = o.server.opened
-		o.mu.Unlock()
-	}
+// await waits for d, for another orphan, or for the end of an outage, after which all
+// are due.
+func (r *Reaper) await(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
-	case <-ctr.reaper.wake:
-	case <-opened:
-		ctr.reaper.retryNow()
+	case <-r.wake:
+	case <-r.OutageEnd():
+		r.retryNow()
 	case <-timer.C:
-	case <-ctr.Ctx.Done():
+	case <-r.Ctx.Done():
 	}
 }
 
 // reapBatch deals with a batch and puts back what is left of it. It returns the side
 // connection to go on with, nil if another one is needed, and the error if the server
 // could not be asked.
-func (ctr *Connector) reapBatch(s *side, batch []*orphan) (_ *side, err error) {
-	r := &ctr.reaper
+func (r *Reaper) reapBatch(s *Side, batch []*Orphan) (_ *Side, err error) {
 	if s == nil {
-		if s, err = ctr.openOrBorrowSide(ctr.Ctx); err == nil {
+		if s, err = r.OpenSide(r.Ctx); err == nil {
 			r.retryNow()
 		}
 	}
-	var later []*orphan
-	if err == nil && s.returnToPool != nil && len(batch) > maxReapBorrowed {
+	var later []*Orphan
+	if err == nil && s.Borrowed && len(batch) > maxReapBorrowed {
 		batch, later = batch[:maxReapBorrowed], batch[maxReapBorrowed:]
 	}
 	left, otherServer := batch, false
 	var tally [outcomes]int
 	if err == nil {
-		left, otherServer, err = s.killBatch(batch, &tally)
+		left, otherServer, err = r.killBatch(s, batch, &tally)
 	}
 	if err != nil {
-		left = ctr.postpone(left, &tally)
-		ctr.Cfg.Log.Debug("livepool: what abandoned connections left on the server cannot be ended yet",
-			slog.String("addr", ctr.addr), slog.Int("connections", len(left)), slog.Any("cause", err))
+		left = r.postpone(left, &tally)
+		r.Log.Debug("livepool: what abandoned connections left on the server cannot be ended yet",
+			slog.String("addr", r.Addr), slog.Int("connections", len(left)), slog.Any("cause", err))
 	}
 	r.putBack(append(later, left...))
-	ctr.reportOrphans(tally)
-	if err != nil || otherServer || s.returnToPool != nil {
-		s.close(err)
+	r.report(tally)
+	if s != nil && (err != nil || otherServer || s.Borrowed) {
+		s.Close(err)
 		s = nil
 	}
 	return s, err
 }
 
-// reapLimit is how long an orphan is kept while the server cannot be asked.
-func (ctr *Connector) reapLimit() time.Duration {
-	if ctr.maintainer == nil {
-		return bareReapLimit
-	}
-	return poolReapLimit
-}
-
 // postpone keeps orphans about which the server could not be asked. Each has a growing
 // pause of its own.
-func (ctr *Connector) postpone(orphans []*orphan, tally *[outcomes]int) (left []*orphan) {
-	now := ctr.clock.Now()
+func (r *Reaper) postpone(orphans []*Orphan, tally *[outcomes]int) (left []*Orphan) {
+	now := r.Clock.Now()
 	for _, o := range orphans {
-		if now-o.since > ctr.reapLimit() {
+		if now-o.since > r.KeepFor {
 			o.finish(outcomeFailed, tally)
 			continue
 		}

@@ -1,4 +1,4 @@
-package connector
+package proclist
 
 import (
 	"errors"
@@ -14,40 +14,34 @@ import (
 // bearable; what could not be asked about waits, each for itself, and keeps
 // nobody else back.
 func TestOrderOfWhatWasAbandoned(t *testing.T) {
-	cfg := defaults()
-	ctr, err := New(fakeConnector{}, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ctr.Close()
-	r := &ctr.reaper
-	abandon := func(since time.Duration, inTx bool) *orphan {
-		g := &orphan{conn: &serverSide{Conn: &wire.Conn{}}, since: since, inTx: inTx, done: make(chan struct{})}
+	r := &Reaper{Env: newEnv(t), KeepFor: time.Minute}
+	abandon := func(since time.Duration, inTx bool) *Orphan {
+		g := &Orphan{thread: &Thread{Conn: &wire.Conn{}}, since: since, inTx: inTx, done: make(chan struct{})}
 		r.add(g, func() bool { return true })
 		return g
 	}
 	a, b, c, d := abandon(1, false), abandon(2, true), abandon(3, false), abandon(4, true)
 	batch, wait := r.nextBatch(10)
-	if want := []*orphan{d, b, c, a}; !slices.Equal(batch, want) || wait != clock.Never {
+	if want := []*Orphan{d, b, c, a}; !slices.Equal(batch, want) || wait != clock.Never {
 		t.Errorf("%v, then %s", batch, wait)
 	}
 
 	var tally [outcomes]int
-	now := ctr.clock.Now()
-	r.putBack(ctr.postpone(batch, &tally))
+	now := r.Clock.Now()
+	r.putBack(r.postpone(batch, &tally))
 	if batch, wait := r.nextBatch(now); batch != nil || wait <= 0 || wait > reapRetryLongest {
 		t.Errorf("asked again at once: %v, %s", batch, wait)
 	}
 	e := abandon(5, false)
-	if batch, _ := r.nextBatch(now); !slices.Equal(batch, []*orphan{e}) {
+	if batch, _ := r.nextBatch(now); !slices.Equal(batch, []*Orphan{e}) {
 		t.Errorf("%v, want the new one", batch)
 	}
 	r.putBack(nil)
 	pauses := d.retryAfter
 	r.retryNow()
-	if batch, _ := r.nextBatch(now); !slices.Equal(batch, []*orphan{d, b, c, a}) {
+	if batch, _ := r.nextBatch(now); !slices.Equal(batch, []*Orphan{d, b, c, a}) {
 		t.Errorf("%v, want all, since the server can be asked", batch)
-	} else if r.putBack(ctr.postpone(batch, &tally)); d.retryAfter != pauses {
+	} else if r.putBack(r.postpone(batch, &tally)); d.retryAfter != pauses {
 		t.Errorf("a pause of %s after the server was asked, want %s", d.retryAfter, pauses)
 	}
 	if isClosed(r.done) {
@@ -73,27 +67,22 @@ func TestOrderOfWhatWasAbandoned(t *testing.T) {
 // A KILL of several stops at the first that is gone. The others are looked for
 // again; what was killed by then counts as that.
 func TestKillOfSeveralOfWhichOneIsGone(t *testing.T) {
-	cfg := defaults()
-	ctr, err := New(fakeConnector{}, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ctr.Close()
+	r := &Reaper{Env: newEnv(t)}
 	there := &fakeProcesslist{execErrs: []error{serverErrorNumber(noSuchThread), serverErrorNumber(noSuchThread)}}
-	s := &side{ctr: ctr, link: link{driverConn: newDriverConn(&fakeSideConn{there, "Query"}), wire: &wire.Conn{MultiStatements: true}}}
-	var orphans []*orphan
+	s := &Side{Conn: there.open("Query"), Wire: &wire.Conn{MultiStatements: true}}
+	var orphans []*Orphan
 	var ids []string
 	for _, id := range []string{"1", "2", "3"} {
-		orphans, ids = append(orphans, &orphan{conn: &serverSide{Conn: &wire.Conn{}}, done: make(chan struct{})}), append(ids, id)
+		orphans, ids = append(orphans, &Orphan{thread: &Thread{Conn: &wire.Conn{}}, done: make(chan struct{})}), append(ids, id)
 	}
 	var tally [outcomes]int
 	for range 2 {
-		if left, err := s.kill(orphans, ids, &tally); err != nil || len(left) != 3 {
+		if left, err := r.kill(s, orphans, ids, &tally); err != nil || len(left) != 3 {
 			t.Fatalf("%d left, %v", len(left), err)
 		}
 	}
 	there.execErrs = []error{serverErrorNumber(noSuchThread), nil, errors.New("lost")}
-	left, err := s.kill(orphans, ids, &tally)
+	left, err := r.kill(s, orphans, ids, &tally)
 	if len(left) != 1 || err == nil || tally[outcomeKilled] != 2 {
 		t.Errorf("%d left, %v, %v", len(left), err, tally)
 	}

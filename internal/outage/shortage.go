@@ -1,0 +1,51 @@
+package outage
+
+import (
+	"time"
+
+	"github.com/livepool/livepool/internal/mysqlerr"
+)
+
+// Shortage is what a server does not give.
+type Shortage int
+
+const (
+	None Shortage = iota
+	NoServer
+	NoRoom
+	NoAnswer
+	NoWrites
+)
+
+// texts describe each: what an error says, and the log when it begins and ends.
+var texts = [...]struct{ is, begins, ends string }{
+	NoServer: {"the server cannot be reached",
+		"livepool: the server cannot be reached; sessions and statements wait while one prober dials for all of them",
+		"livepool: the server can be reached again"},
+	NoRoom: {"the server takes no more connections",
+		"livepool: the server takes no more connections; those who need one wait while one prober asks for all of them",
+		"livepool: the server takes connections again"},
+	NoAnswer: {"the server accepts connections and says nothing",
+		"livepool: the server accepts connections and says nothing; sessions and statements wait while one prober asks for all of them",
+		"livepool: the server answers again"},
+	NoWrites: {"the server takes no writes",
+		"livepool: the server takes no writes; the units that were refused wait while one prober asks for all of them, and reads go on",
+		"livepool: the server takes writes again"},
+}
+
+// Error is returned to a caller that must not dial, because of an outage.
+type Error struct {
+	Shortage Shortage
+	Cause    error         // of the last connect
+	Waited   time.Duration // for the end of the outage, in vain; 0 if it was not waited for
+}
+
+func (e *Error) Error() string {
+	text := "livepool: " + texts[e.Shortage].is
+	if e.Waited > 0 {
+		text += ", and was waited for in vain for " + e.Waited.Round(time.Millisecond).String() + " (pool_outage_wait)"
+	}
+	return text + ": " + e.Cause.Error()
+}
+func (e *Error) Is(target error) bool { return target == mysqlerr.ErrUnreachable }
+func (e *Error) Unwrap() error        { return e.Cause }
