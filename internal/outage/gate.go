@@ -162,7 +162,7 @@ func (g *Gate) begin(r *resource, short Shortage, cause error) (log func()) {
 	r.shortage, r.cause, r.ended, r.since, r.waitedTotal = short, cause, make(chan struct{}), g.cfg.Clock.Now(), r.waiting
 	g.Outages.Add(1)
 	return func() {
-		g.cfg.Log.Warn(texts[short].begins, slog.String("addr", g.cfg.Addr), slog.Any("cause", cause))
+		g.cfg.Log.Warn(shortageTexts[short].begins, slog.String("addr", g.cfg.Addr), slog.Any("cause", cause))
 	}
 }
 
@@ -171,7 +171,7 @@ func (g *Gate) end(r *resource, attrs ...any) (log func()) {
 	if r.shortage == None {
 		return func() {}
 	}
-	text := texts[r.shortage].ends
+	text := shortageTexts[r.shortage].ends
 	attrs = append([]any{slog.String("addr", g.cfg.Addr), slog.Duration("after", g.cfg.Clock.Now()-r.since), slog.Int("waited", r.waitedTotal)}, attrs...)
 	close(r.ended)
 	r.shortage = None

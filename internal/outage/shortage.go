@@ -17,8 +17,8 @@ const (
 	NoWrites
 )
 
-// texts describe each: what an error says, and the log when it begins and ends.
-var texts = [...]struct{ is, begins, ends string }{
+// shortageTexts describe each: what an error says, and the log when it begins and ends.
+var shortageTexts = [...]struct{ is, begins, ends string }{
 	NoServer: {"the server cannot be reached",
 		"livepool: the server cannot be reached; sessions and statements wait while one prober dials for all of them",
 		"livepool: the server can be reached again"},
@@ -41,9 +41,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	text := "livepool: " + texts[e.Shortage].is
-	if e.Waited > 0 {
-		text += ", and was waited for in vain for " + e.Waited.Round(time.Millisecond).String() + " (pool_outage_wait)"
+	text := "livepool: " + shortageTexts[e.Shortage].is
+	if waited := e.Waited.Round(time.Millisecond); waited > 0 { // a ping does not wait
+		text += ", and was waited for in vain for " + waited.String() + " (pool_outage_wait)"
 	}
 	return text + ": " + e.Cause.Error()
 }
