@@ -205,14 +205,15 @@ func TestSuspectsAreAskedAHundredAtATime(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		f.Kill()
 		var most int64
-		go func() {
+		var counting sync.WaitGroup
+		counting.Go(func() {
 			for range 2000 {
 				most = max(most, asked.Load())
 				time.Sleep(time.Millisecond)
 			}
-		}()
+		})
 		fakedb.ServedBy(t, p)
-		time.Sleep(3 * time.Second)
+		counting.Wait()
 		if most < limit || most > limit+2 { // and what callers have met
 			t.Errorf("%d pings at the same time, want %d", most, limit)
 		}
