@@ -41,6 +41,7 @@ sharded() {
 }
 
 behaviour=./internal/lab/behaviour
+frameworks=./internal/lab/frameworks # a module of its own
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -63,11 +64,11 @@ lint() {
 	fi
 
 	step 'vet'
-	go vet ./... ./bench/...
+	go vet ./... ./bench/... "$frameworks"
 	for system in darwin windows; do GOOS=$system go vet ./...; done
 
 	step 'linters'
-	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/...
+	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... "$frameworks"
 }
 
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
@@ -120,6 +121,9 @@ tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -v "/${beha
 
 step 'behaviour on real servers'
 sharded "$behaviour" $race -parallel 4 -timeout 45m
+
+step 'frameworks on livepool'
+tests $race -timeout 10m "$frameworks"
 
 fuzz
 
