@@ -92,8 +92,10 @@ func TestSetMaxOpenConnsDuringMinIdle(t *testing.T) {
 		p.SetMaxOpenConns(3)
 		held := labtest.TakeConcurrently(t, p, 3)
 		time.Sleep(time.Second)
-		if n, open := f.Connects.Load(), f.OpenConns(); n != 4 || open != 3 {
-			t.Errorf("%d connections were opened, %d are open, want 4 and 3", n, open)
+		// A caller that is just waking up does not count as waiting: rarely one spare too
+		// many is closed, and that caller opens another.
+		if n, open := f.Connects.Load(), f.OpenConns(); n < 4 || n > 5 || open != 3 {
+			t.Errorf("%d connections were opened, %d are open, want 4, or 5, and 3", n, open)
 		}
 		fakedb.GiveBack(held)
 	})
