@@ -122,8 +122,8 @@ tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -v "/${beha
 step 'behaviour on real servers'
 sharded "$behaviour" $race -parallel 4 -timeout 45m
 
-step 'frameworks on livepool'
-tests $race -timeout 10m "$frameworks"
+step 'frameworks on livepool, and the examples'
+tests $race -timeout 10m "$frameworks" ./examples/...
 
 fuzz
 
