@@ -38,7 +38,7 @@ type phase struct {
 const (
 	shortIdle = 1200 * time.Millisecond // longer than livepool's PingAfter, so that a silent death is looked for
 	longIdle  = waitTimeout + time.Second
-	silence   = 3 * time.Second // longer than a job may run
+	silence   = 3 * time.Second
 	calmIdle  = 3 * time.Second
 )
 
@@ -77,6 +77,10 @@ var plan = []phase{
 	{
 		name: "restart at work", what: "server SIGKILLed and started again under running jobs",
 		idle: shortIdle, strike: restart, atWork: true, needs: canRestart,
+	},
+	{
+		name: "COMMIT unanswered", what: fmt.Sprintf("%d connections die between COMMIT and its answer: the job is done, and gets an error", lostCommits),
+		idle: shortIdle, strike: loseCommits, heal: remember,
 	},
 	{
 		name: "silent server", what: fmt.Sprintf("connections reset under running jobs; new ones are accepted but hear nothing for %s", silence),
@@ -169,6 +173,20 @@ func forget(_ context.Context, r *run) error {
 	for _, l := range r.lanes {
 		for range min(l.proxy.Conns(), workers) {
 			r.cuts = append(r.cuts, l.proxy.CutBefore(beginsJob, proxy.RST))
+		}
+	}
+	return nil
+}
+
+// lostCommits is how many jobs of each lane lose the answer to their COMMIT.
+const lostCommits = 8
+
+// loseCommits has the connections of the next transactions die when the server has
+// committed, before its answer arrives.
+func loseCommits(_ context.Context, r *run) error {
+	for _, l := range r.lanes {
+		for range lostCommits {
+			r.cuts = append(r.cuts, l.proxy.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.RST))
 		}
 	}
 	return nil

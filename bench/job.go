@@ -1,6 +1,6 @@
 // job.go is the work: the jobs of a small bank, each reading and writing real
-// rows. A job is never tried again here: its error is what the pool, or its unit
-// of work, made of the fault. Who did what is checked by ledger.go.
+// rows. But for the lane that retries, a job is never tried again here: its error is what
+// the pool, or its unit of work, made of the fault. Who did what is checked by ledger.go.
 
 package main
 
@@ -54,6 +54,16 @@ func makeJobs(rng *rand.Rand, first, n int) []job {
 // do runs the job and returns the server's id of the connection it ran on, 0
 // if it did not learn it.
 func (j job) do(ctx context.Context, p pool, t tables) (connID int64, err error) {
+	for left := tries; ; left-- {
+		connID, err = j.try(ctx, p, t)
+		if err == nil || !p.retry || left == 1 || wait(ctx, retryPause) != nil {
+			return connID, err
+		}
+	}
+}
+
+// try is one attempt.
+func (j job) try(ctx context.Context, p pool, t tables) (connID int64, err error) {
 	switch {
 	case p.units != nil:
 		return j.unit(ctx, p.units, t)

@@ -30,7 +30,7 @@ const (
 	slowest = 10 * time.Second
 )
 
-var laneColors = map[string]string{"plain": "#64748b", "tuned": "#b45309", "livepool": "#0f766e", "units": "#1d4ed8"}
+var laneColors = map[string]string{"plain": "#64748b", "retry": "#b45309", "livepool": "#0f766e", "units": "#1d4ed8"}
 
 const (
 	pageName    = "livepool.html"

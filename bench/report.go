@@ -41,20 +41,19 @@ func (o *outcome) newRow(label string, value func(laneOutcome) cell) row {
 
 // summary is the table of a whole run, for the terminal and the page alike.
 func (o *outcome) summary() []row {
-	rows := []row{
-		o.newRow("jobs", func(l laneOutcome) cell { return number(len(l.samples)) }),
-		o.newRow("succeeded", func(l laneOutcome) cell { return number(len(l.samples) - failures(l.samples)) }),
-		o.newRow("failed", func(l laneOutcome) cell { return fault(failures(l.samples)) }),
+	rows := []row{o.newRow("jobs", func(l laneOutcome) cell { return number(len(l.samples)) })}
+	if o.site.firstLook == "" { // whose rows prove nothing
+		rows = append(rows, o.auditRows()...)
 	}
+	rows = append(rows,
+		o.newRow("succeeded", func(l laneOutcome) cell { return number(len(l.samples) - failures(l.samples)) }),
+		o.newRow("failed", func(l laneOutcome) cell { return fault(failures(l.samples)) }))
 	for _, kind := range o.failureKinds() {
 		r := o.newRow(kind, func(l laneOutcome) cell { return number(countFailure(l.samples, kind)) })
 		r.Minor = true
 		rows = append(rows, r)
 	}
 	rows = append(rows, o.newRow("failed in phases without *", func(l laneOutcome) cell { return fault(failures(o.promised(l.samples))) }))
-	if o.site.firstLook == "" { // whose rows prove nothing
-		rows = append(rows, o.auditRows()...)
-	}
 	for _, q := range []struct {
 		name string
 		q    float64
@@ -67,9 +66,9 @@ func (o *outcome) summary() []row {
 // auditRows is what the ledger says.
 func (o *outcome) auditRows() []row {
 	return []row{
-		o.newRow("lost: failed and not done", func(l laneOutcome) cell { return fault(l.audit.lost) }),
-		o.newRow("failed yet done: a retry does it twice", func(l laneOutcome) cell { return fault(l.audit.failedYetDone) }),
 		o.newRow("done twice", func(l laneOutcome) cell { return fault(l.audit.twice) }),
+		o.newRow("failed yet done: a retry does it twice", func(l laneOutcome) cell { return fault(l.audit.failedYetDone) }),
+		o.newRow("failed and not done", func(l laneOutcome) cell { return fault(l.audit.lost) }),
 		o.newRow("succeeded yet not done", func(l laneOutcome) cell { return fault(l.audit.vanished) }),
 		o.newRow("money unaccounted for", func(l laneOutcome) cell { return fault(int(l.audit.discrepancy)) }),
 	}
