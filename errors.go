@@ -50,7 +50,7 @@ const (
 	CommitUnknown = Class(mysqlerr.CommitUnknown)
 	// Retry: a unit of work that met it may succeed when it is run again.
 	Retry = Class(mysqlerr.Retry)
-	// BackOff: but not at once.
+	// BackOff: with Retry; not at once.
 	BackOff = Class(mysqlerr.BackOff)
 )
 
@@ -142,9 +142,9 @@ func (e *UnitError) Unwrap() error { return e.Err }
 
 // Retryable says whether a job that failed with err may be delivered again with hope:
 // nothing of its unit was applied, and the cause may pass. That is so for an outage, an
-// exhausted or closed pool, attempts that are used up and a context that ended. It is not for nil,
-// for ErrCommitUnknown (which is to be looked at, or delivered again if the unit has
-// Once), for the function's own error, and for one that will not pass. It is meant for
+// exhausted or closed pool, attempts that are used up and a context that ended. It is
+// false for nil, for ErrCommitUnknown (which is to be looked at, or delivered again if the
+// unit has Once), for the function's own error, and for one that will not pass. It is for
 // the errors of WithSession, Job, Do and Retry; of a plain statement it only knows that
 // the server could not be reached. docs/errors.md has what to do with each.
 func Retryable(err error) bool {

@@ -20,10 +20,9 @@ import (
 // The limits that Config sets are those of the sql.DB: instead of SetMaxOpenConns
 // and SetMaxIdleConns use PoolSize and MaxOverflow, instead of SetConnMaxLifetime
 // Recycle, and instead of SetConnMaxIdleTime IdleTimeout. A call that was left in
-// is logged once, as a warning, when it is noticed. The limit of SetMaxOpenConns holds
-// for all that the pool opens, MinIdle included, and for sessions, from the next
-// connection, session or inspection by the maintainer on; idle connections above it
-// are then closed.
+// is logged once, as a warning, when it is noticed. SetMaxOpenConns also limits MinIdle
+// and sessions. It takes effect at the next connection, session or round of the
+// maintainer; idle connections above it are then closed.
 type Pool struct {
 	*sql.DB
 	cfg   *Config // the pool's own
@@ -69,8 +68,8 @@ func OpenConnector(c driver.Connector, cfg *Config) (*Pool, error) {
 // the background for it, and the size of the pool is the caller's to set on the
 // sql.DB: its default keeps two idle connections. With a nil c it connects to
 // cfg.MySQL, with livepool's dialer; a nil cfg means the defaults. It may be
-// wrapped by a connector that sets up each connection in its Connect: one that
-// has died is never replaced beneath it.
+// wrapped by a connector that sets up each connection in its Connect: a dead connection is
+// not replaced beneath it, so that the setup runs again.
 func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
 	ctr, _, err := openConnector(c, cfg)
 	if err != nil {
@@ -121,7 +120,7 @@ func openConnector(c driver.Connector, cfg *Config) (*connector.Connector, *Conf
 const maxBypassed = 1000
 
 // checkContext finds a statement that a unit's function sends on the pool in place of its
-// Session: it is not undone with the unit, and not repeated with it.
+// Session: it is not undone with the unit, and sent again when the unit is run again.
 func (p *Pool) checkContext(ctx context.Context) error {
 	s, ok := p.FromContext(ctx)
 	if !ok || s.hasEnded() || ctx.Value(connector.DialDeadlineKey{}) != nil { // by which a session waits for its connection

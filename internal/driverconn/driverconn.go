@@ -49,7 +49,7 @@ func New(dc driver.Conn) Conn {
 	return c
 }
 
-// Ping of a driver that cannot ping succeeds.
+// Ping pings. It returns nil if the driver cannot.
 func (c *Conn) Ping(ctx context.Context) error {
 	if c.pinger == nil {
 		return nil
@@ -71,8 +71,9 @@ func (c *Conn) ResetSession(ctx context.Context) error {
 
 func (c *Conn) IsValid() bool { return c.validator == nil || c.validator.IsValid() }
 
-// MayPrepare says whether database/sql has to prepare a statement or a query of this
-// driver. Then the prepared statement converts their arguments.
+// MayPrepare says whether database/sql has to prepare some statements, because the driver
+// has no direct Exec or no direct Query. The prepared statement then converts their
+// arguments.
 func (c *Conn) MayPrepare() bool { return !c.ExecsDirectly || !c.QueriesDirectly }
 
 func (c *Conn) CheckNamedValue(nv *driver.NamedValue) error {

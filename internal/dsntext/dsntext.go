@@ -1,5 +1,5 @@
-// Package dsntext takes a DSN apart: the parameters of the pool from what is the driver's. None
-// of its errors holds the password, wherever a mistake in the DSN has put it. It knows no
+// Package dsntext splits a DSN into the pool's parameters and the driver's part. None of
+// its errors holds the password, wherever a mistake in the DSN has put it. It knows no
 // parameter by name. The root calls it at Open.
 package dsntext
 
@@ -20,8 +20,8 @@ func Parse(dsn string) (driver *mysql.Config, ours []string, err error) {
 	return driver, ours, err
 }
 
-// HidePassword returns an error about a parameter of the DSN as it is, unless what looks
-// like a parameter may be a piece of the password.
+// HidePassword replaces an error about a parameter of the DSN if what looks like one may
+// be a piece of the password; otherwise it returns err.
 func HidePassword(dsn string, err error) error {
 	if err != nil && mayHoldPassword(dsn[strings.LastIndexByte(dsn, '/')+1:]) {
 		return errUnreadable

@@ -77,9 +77,8 @@ func (g *Gate) Enter(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Leave ends a dial; took is how long its handshake took, if it succeeded. A failure is
-// recorded first, by Failed: otherwise the next in the queue would dial too, and the one
-// after it, before the outage is known.
+// Leave ends a dial; took is how long its handshake took, if it succeeded. Call Failed
+// before it: Leave lets the next caller dial, which must see the outage by then.
 func (g *Gate) Leave(took time.Duration, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -24,8 +24,8 @@ type Settings struct {
 	Log    *slog.Logger
 	Addr   string // of the server, for the log
 	// Spawn runs f in the background, or returns false once the pool is closed. It is
-	// called under the lock of the Gate: no method of the Gate may be called under a
-	// lock that it takes.
+	// called under the Gate's lock: whoever holds a lock that Spawn takes must not call the
+	// Gate.
 	Spawn     func(f func()) bool
 	NewServer func() Server // what the prober asks, new each time that it starts
 	Ended     func()        // is called when an outage has ended
@@ -68,8 +68,9 @@ type Gate struct {
 	offered     chan struct{}
 	singleTries chan struct{} // lets one of those that wait for writes try one by itself
 
-	lastProbe  time.Duration // when the prober last dialled; only the prober uses it
-	unanswered bool          // that dial has no result yet; only the prober uses it
+	// These outlive a run of the prober, which alone uses them.
+	lastProbe  time.Duration // when it last dialled
+	unanswered bool          // that dial has no result yet
 }
 
 // New returns a Gate that lets all callers in.
@@ -107,8 +108,8 @@ func (g *Gate) causeLocked() error {
 
 // Failed records a connect that began at startedAt and failed with err. That may begin an
 // outage, or end one: a server that refuses the login (None) is back. An attempt that
-// began before the last success says nothing, and is ignored. Failed returns what logs it,
-// for a caller that gives its turn back first: the user's logger may take its time.
+// began before the last success says nothing, and is ignored. Failed returns the function
+// that logs it, to be called after Leave: the user's logger may be slow.
 func (g *Gate) Failed(err error, startedAt time.Duration, short Shortage) (log func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

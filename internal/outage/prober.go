@@ -20,8 +20,9 @@ type Server interface {
 
 // How often the prober asks: often enough that nobody waits for long once the server
 // is back, and less often the longer it has been away. A full server is busy and is
-// asked less often. A silent one will answer the attempts that it has; new ones are for
-// a proxy in between that may have lost them.
+// asked less often (a side connection asks at its own pace, see openSide). A silent one
+// may still answer the attempts under way; new ones are made in case a proxy in between
+// lost those.
 const (
 	probeShortest   = 21 * time.Millisecond
 	probeLongest    = 250 * time.Millisecond

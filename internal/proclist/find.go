@@ -177,8 +177,8 @@ func (q *threadQuery) stateOf(command string) threadState {
 	return threadRunning
 }
 
-// threadQuery is what to ask the processlist about a connection's thread, and the result
-// if nothing is to be asked, or if no row answers.
+// threadQuery returns what to ask the processlist about a connection's thread, and the
+// result that holds unless a row answers it.
 //
 // The holder of the beacon is the thread. If nobody holds it, the connection is gone or
 // has released its locks (RELEASE_ALL_LOCKS). Without a beacon the thread is the one with

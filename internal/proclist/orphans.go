@@ -14,8 +14,8 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// Orphan is the server's thread of an abandoned connection. What it begins with does not
-// change.
+// Orphan is the server's thread of an abandoned connection. The fields up to the blank
+// line do not change.
 type Orphan struct {
 	thread *Thread
 	since  time.Duration
@@ -99,9 +99,8 @@ func (r *Reaper) killBatch(s *Side, batch []*Orphan, tally *[outcomes]int) (left
 	return append(left, remaining...), otherServer, err
 }
 
-// kill kills the threads of a batch, together if the connection takes several
-// statements: on a slow server they would otherwise be abandoned faster than they are
-// killed. Where there is a beacon the KILL names its holder, not the id that was seen.
+// kill kills the threads of a batch, together if the connection takes several statements:
+// on a slow server connections would otherwise be abandoned faster than they are killed. Where there is a beacon the KILL names its holder, not the id that was seen.
 func (r *Reaper) kill(s *Side, orphans []*Orphan, ids []string, tally *[outcomes]int) (left []*Orphan, err error) {
 	if len(orphans) > 1 && s.allowsMultiStatements() && !slices.ContainsFunc(orphans, func(o *Orphan) bool { return o.batchMisses > 1 }) {
 		err := r.sendKill(s, orphans, "KILL "+strings.Join(ids, "; KILL "))

@@ -5,7 +5,7 @@
 // else opens, and knows nothing of pools. internal/connector uses it.
 //
 // The Reaper and the Stalls have a lock each, and neither takes the other's. Env.Spawn may
-// be called while one of them is held, so its own locks come after them. No other function
+// be called while one of them is held: that lock first, then those inside Spawn. No other function
 // that the package is given, and no question to the server, is called under a lock.
 package proclist
 
@@ -46,7 +46,7 @@ type Counters struct {
 // nil stands for that of a server that refuses to say.
 type Identity struct {
 	Server       string // its name for itself; the same after a restart
-	ConnectionID string // its own id for the connection, which is not the handshake's behind a proxy that speaks SQL
+	ConnectionID string // its own id for the connection; behind a proxy that speaks SQL it differs from the handshake's
 	User         string // that the connection is logged in as
 	ThreadPool   bool   // a statement may wait for a worker thread, while its connection looks idle
 }

@@ -29,7 +29,8 @@ type Side struct {
 	serverStarted time.Duration // -clock.Never if the server does not say
 }
 
-// Identify records who the server says that it is, and asks it for the rest.
+// Identify stores what the server says of itself, and asks for what the process list shows
+// of the Side and for how long the server has been up.
 func (s *Side) Identify(ctx context.Context, clk *clock.Clock, identity *Identity) (err error) {
 	s.identity, s.serverStarted = identity, -clock.Never
 	if s.view, err = QueryView(ctx, s.Conn); err != nil {

@@ -246,7 +246,7 @@ func (s *Stalls) checkSlowCommits() {
 // isReplyLost says whether the state of the thread proves that the reply will not come.
 // A proxy that speaks SQL may have sent the statement to another server than the one
 // that was asked. With a thread pool a statement waits unread for a worker while its
-// connection looks idle, and the queue that the server shows is not complete.
+// connection looks idle; the queue that the server shows is not complete, and no help.
 func (w *Thread) isReplyLost(found threadState) bool {
 	return w.Identity.IsHandshakeID(w.Conn) && (found == threadNotFound || found == threadIdle && !w.Identity.ThreadPool)
 }
