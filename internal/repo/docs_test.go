@@ -43,6 +43,7 @@ func write(t *testing.T, name, text string) {
 // internal/lab/testdata/stubs has as much as they need.
 func TestDocumentedBlocksCompile(t *testing.T) {
 	t.Parallel()
+	atRoot(t)
 	root, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +86,7 @@ func TestDocumentedBlocksCompile(t *testing.T) {
 
 // Whoever has a minute reads the README to its end.
 func TestReadmeIsShort(t *testing.T) {
+	atRoot(t)
 	if n := len(strings.Fields(read(t, "README.md"))); n > 1200 {
 		t.Errorf("the README has %d words, want at most 1,200: move something to docs", n)
 	}
@@ -93,6 +95,7 @@ func TestReadmeIsShort(t *testing.T) {
 // docs/settings.md has a block for each parameter, with its field, its default and what
 // it takes, and names the other fields.
 func TestEverySettingIsDocumented(t *testing.T) {
+	atRoot(t)
 	text := read(t, filepath.Join("docs", "settings.md"))
 	defaults := livepool.NewConfig().String()
 	shown := regexp.MustCompile(`(pool_\w+)=(\S*)`).FindAllStringSubmatch(defaults, -1)
@@ -138,6 +141,7 @@ func section(t *testing.T, page, heading string) string {
 
 // docs/operations.md has a row for each counter, and for nothing else.
 func TestEveryCounterIsDocumented(t *testing.T) {
+	atRoot(t)
 	var documented []string
 	for _, row := range regexp.MustCompile("(?m)^\\| (`.*?`) \\|").FindAllStringSubmatch(section(t, filepath.Join("docs", "operations.md"), "Counters"), -1) {
 		for name := range strings.SplitSeq(row[1], ", ") {
@@ -247,6 +251,7 @@ func fixedText(e ast.Expr) string {
 // docs/operations.md has a row for each line that is logged, with its level, and for
 // nothing else.
 func TestEveryLogLineIsDocumented(t *testing.T) {
+	atRoot(t)
 	lines := logLines(t)
 	if len(lines) < 30 {
 		t.Fatalf("%d lines were found in the source", len(lines))
@@ -272,6 +277,7 @@ func TestEveryLogLineIsDocumented(t *testing.T) {
 
 // The DBA creates the table that CreateCommitTable creates.
 func TestCommitTableIsDocumented(t *testing.T) {
+	atRoot(t)
 	ddl := section(t, filepath.Join("docs", "operations.md"), "The commit table")
 	table := committable.New("livepool_commits", "", true)
 	squash := func(text string) string { return strings.Join(strings.Fields(strings.ReplaceAll(text, "`", "")), " ") }
@@ -296,6 +302,7 @@ func slug(heading string) string {
 // Each link inside the repository leads somewhere, and the README leads to each page,
 // which says first what it is for.
 func TestLinksResolve(t *testing.T) {
+	atRoot(t)
 	all := append(pages(t), "CHANGELOG.md", "CONTRIBUTING.md", filepath.Join(".github", "SECURITY.md"))
 	blocks := regexp.MustCompile("(?s)```.*?```")
 	anchors := func(page string) (found []string) {
@@ -338,6 +345,7 @@ func TestLinksResolve(t *testing.T) {
 
 // Each test that the track record names is there.
 func TestTrackRecordNamesTests(t *testing.T) {
+	atRoot(t)
 	record := section(t, filepath.Join("docs", "reliability.md"), "Track record")
 	tests := map[string]bool{}
 	err := filepath.WalkDir(".", func(path string, _ os.DirEntry, err error) error {

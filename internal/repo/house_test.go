@@ -63,6 +63,7 @@ func importsOf(t *testing.T, dir string) (imports []string, lines int) {
 
 // Arrows go downwards only.
 func TestPackagesImportOnlyWhatIsBelow(t *testing.T) {
+	atRoot(t)
 	var below, known []string
 	for _, story := range stories {
 		for _, name := range story {
@@ -96,6 +97,7 @@ func TestPackagesImportOnlyWhatIsBelow(t *testing.T) {
 
 // The root is what a user sees, and no more.
 func TestRootIsSmall(t *testing.T) {
+	atRoot(t)
 	entries, err := os.ReadDir(".")
 	if err != nil {
 		t.Fatal(err)

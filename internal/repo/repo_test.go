@@ -9,16 +9,21 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
-// The tests of this package name files as seen from the repository's root.
-func TestMain(m *testing.M) {
-	if err := os.Chdir(filepath.Join("..", "..")); err != nil {
-		panic(err)
+// atRoot lets a test name files as seen from the repository's root. It is called in each
+// test, and not in TestMain, for go test to notice it: otherwise it would not know which
+// files a cached result depends on.
+func atRoot(t *testing.T) {
+	t.Helper()
+	if err := goToRoot(); err != nil {
+		t.Fatal(err)
 	}
-	m.Run()
 }
+
+var goToRoot = sync.OnceValue(func() error { return os.Chdir(filepath.Join("..", "..")) })
 
 // read returns a file of the repository.
 func read(t *testing.T, path ...string) string {
@@ -68,6 +73,7 @@ func ofWorkflow(t *testing.T, text string) check {
 
 // The forge asks of a change what .ci/run does, neither more nor less.
 func TestWorkflowIsTheScript(t *testing.T) {
+	atRoot(t)
 	script := ofScript(t, read(t, ".ci", "run"))
 	workflow := ofWorkflow(t, read(t, ".github", "workflows", "ci.yml"))
 	if script.command != workflow.command || !maps.Equal(script.env, workflow.env) {
@@ -80,6 +86,7 @@ func TestWorkflowIsTheScript(t *testing.T) {
 
 // The workflow may do no more than read, and is the same tomorrow.
 func TestWorkflowIsModest(t *testing.T) {
+	atRoot(t)
 	text := read(t, ".github", "workflows", "ci.yml")
 	for _, want := range []string{"\npermissions:\n  contents: read\n", "timeout-minutes: 90\n", "go-version-file: go.mod\n"} {
 		if !strings.Contains(text, want) {
@@ -99,6 +106,7 @@ func TestWorkflowIsModest(t *testing.T) {
 
 // Each target of the Makefile says what it is for, which is what `make help` lists.
 func TestTargetsAreExplained(t *testing.T) {
+	atRoot(t)
 	text := read(t, "Makefile")
 	var explained []string
 	for _, m := range regexp.MustCompile(`(?m)^([a-z]+):.*## \S`).FindAllStringSubmatch(text, -1) {
