@@ -74,7 +74,7 @@ func TestSummary(t *testing.T) {
 		"job timeout":                {"1", "0"},
 		"invalid connection":         {"1", "1"},
 		"failed in phases without *": {"1", "0"},
-		"lost: failed and not done":  {"2", "1"},
+		"failed and not done":        {"2", "1"},
 		"latency p50":                {"4.0 ms", "5.0 ms"},
 		"latency max":                {"2.00 s", "1.00 s"},
 	} {
@@ -153,7 +153,7 @@ func TestFailureOf(t *testing.T) {
 		want string
 	}{
 		{nil, ""},
-		{fmt.Errorf("a: %w", context.DeadlineExceeded), "job timeout (2s)"},
+		{fmt.Errorf("a: %w", context.DeadlineExceeded), "job timeout (10s)"},
 		{&mysql.MySQLError{Number: 1927, Message: "killed"}, "server error 1927"},
 		{mysql.ErrInvalidConn, "invalid connection"},
 		{driver.ErrBadConn, "bad connection"},

@@ -11,7 +11,8 @@ import (
 )
 
 // A short run on a real server: every job is accounted for, and livepool loses
-// none to connections that were closed or reset while idle.
+// none to connections that were closed or reset while idle. Where the answer to COMMIT is
+// lost, a retry on any error does the job twice, and a unit once.
 func TestRun(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
@@ -31,7 +32,7 @@ func TestRun(t *testing.T) {
 	var phases []phase
 	for _, p := range plan {
 		switch p.name {
-		case "calm", "killed", "restart", "forgotten":
+		case "calm", "killed", "restart", "forgotten", "COMMIT unanswered":
 			phases = append(phases, p)
 		}
 	}
@@ -57,8 +58,13 @@ func TestRun(t *testing.T) {
 			t.Errorf("no %s in the progress line %q", l.name, r.progress())
 		}
 	}
-	if n := failures(inPhase(o.lanes[1].samples, 3)); n == 0 {
+	if n := failures(inPhase(o.lanes[0].samples, 3)); n == 0 {
 		t.Error("a forgotten connection cost the plain pool nothing: the fault did not strike")
+	}
+	for i, want := range []struct{ failedYetDone, twice bool }{{true, false}, {false, true}, {true, false}, {false, false}} {
+		if a := o.lanes[i].audit; a.failedYetDone > 0 != want.failedYetDone || a.twice > 0 != want.twice {
+			t.Errorf("%s: after lost answers to COMMIT %d failed and are done, %d are done twice", o.lanes[i].name, a.failedYetDone, a.twice)
+		}
 	}
 }
 
