@@ -8,6 +8,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -80,13 +81,27 @@ func (e *entry) judge(rows map[int64]int, lossy func(from, to time.Duration) boo
 		}
 	case e.calm && (e.err != nil || e.runs > 1):
 		find(ruleThink, "%d runs", e.runs)
-	case e.fresh && unreached(e.err) && e.ended-e.started < outageWait:
+	case e.fresh && unreached(e.err) && !e.metDeathOfNewConnection() && e.ended-e.started < outageWait:
 		find(rulePlainWaits, "it gave up after %s", e.ended-e.started)
 	case calm && lost(e.err):
 		find(ruleCause, "after %s", e.ended-e.started)
 	}
 	return vs
 }
+
+// metDeathOfNewConnection says whether the connection that was given up last was opened for
+// this statement, and died under it before it ran: a server that was reached, and no stale
+// connection. database/sql has no more tries than that.
+func (e *entry) metDeathOfNewConnection() bool {
+	m := connectionAge.FindStringSubmatch(e.err.Error())
+	if m == nil || !errors.Is(e.err, driver.ErrBadConn) {
+		return false
+	}
+	age, err := time.ParseDuration(m[1])
+	return err == nil && age <= e.ended-e.started
+}
+
+var connectionAge = regexp.MustCompile(`^livepool: connection \d+ to \S+, (\S+) old and `)
 
 // mayHaveRun: its error leaves open whether it is there.
 func (e *entry) mayHaveRun() bool {

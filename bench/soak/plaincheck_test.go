@@ -23,6 +23,11 @@ func rulesOf(vs []violation) (rules []string) {
 	return rules
 }
 
+// givenUp is the error of a statement whose last connection was that old when it was given up.
+func givenUp(age string) error {
+	return fmt.Errorf("livepool: connection 7 to tcp(127.0.0.1:3306), %s old and 8ms after its last answer, was given up before the statement ran: %w", age, driver.ErrBadConn)
+}
+
 func TestJudgePlainFindsWhatIsPlanted(t *testing.T) {
 	unknown := fmt.Errorf("told: %w", livepool.ErrCommitUnknown)
 	unreachable := errors.New("livepool: connecting to tcp(db:3306) failed after 1ms: connection refused")
@@ -67,6 +72,9 @@ func TestJudgePlainFindsWhatIsPlanted(t *testing.T) {
 		{"a COMMIT that was said to have failed, and is there", tx(sql.ErrTxDone, true), map[int64]int{1: 1, 2: 1}, false, []string{rulePlainFailed}},
 		{"unreachable, and given up at once", spoilt(statement(unreachable), asFirst), nil, false, []string{rulePlainWaits}},
 		{"stale connections, and given up", spoilt(statement(driver.ErrBadConn), asFirst), nil, false, []string{rulePlainWaits}},
+		{"an old connection, and given up", spoilt(statement(givenUp("2s")), asFirst), nil, false, []string{rulePlainWaits}},
+		{"a new connection that died, and no try left", spoilt(statement(givenUp("0s")), asFirst), nil, false, nil},
+		{"a new connection that died without a fault", spoilt(statement(givenUp("0s")), asFirst), nil, true, []string{ruleCause}},
 		{"full, and given up at once", spoilt(statement(full), asFirst), nil, false, []string{rulePlainWaits}},
 		{"lost without a fault", statement(mysql.ErrInvalidConn), nil, true, []string{ruleCause}},
 		{"unknown without a fault", tx(unknown, true), nil, true, []string{ruleCause}},

@@ -69,6 +69,8 @@ func (c *conn) handleFailure(ctx context.Context, err error, query string, mark 
 	}
 	c.reportLoss(err)
 	switch {
+	case badConn && ctx.Err() != nil && !c.transaction.open && c.isUnsent(badConn, query, mark):
+		return ctx.Err() // for which the driver has closed the connection, as an earlier answer arrived
 	case (c.isUnsent(badConn, query, mark) || kind == effectlessRequest) && !c.transaction.open:
 		return c.newBadConnError(err, "before the statement ran")
 	case c.countRepeatedLoss(ctx, err, query, mark):

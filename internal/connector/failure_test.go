@@ -105,6 +105,30 @@ func TestNothingIsSentAgainInsideATransaction(t *testing.T) {
 	}
 }
 
+// A context may end as the answer of one statement arrives: the driver closes the
+// connection, and says of the next statement under that context only that it is bad.
+func TestTheEndOfItsContextIsToldAsThat(t *testing.T) {
+	f := &fakedb.DB{}
+	p := labtest.OpenFake(t, f, nil)
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	f.OnExec = func(_ context.Context, c *fakedb.Conn, _ string) error {
+		cancel()
+		c.Valid.Store(false)
+		return driver.ErrBadConn
+	}
+	if _, err := c.ExecContext(ctx, "INSERT INTO t VALUES (1)"); !errors.Is(err, context.Canceled) || errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("got %v, want the end of its context", err)
+	}
+	if n := f.Execs.Load(); n != 1 {
+		t.Errorf("sent %d times", n)
+	}
+}
+
 // PREPARE and BEGIN have no effect that outlives their connection.
 func TestLostPrepareAndBeginAreSentAgain(t *testing.T) {
 	lostOnce := func(c *fakedb.Conn) error {
