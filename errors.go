@@ -102,7 +102,7 @@ var ErrPoolClosed = connector.ErrPoolClosed
 
 // ErrUnreachable is what errors.Is finds in the error of a unit or statement for which no
 // connection could be opened: the server cannot be reached, is full or does not answer.
-// It was not sent.
+// It was not sent; under Idempotent it may have been, on an earlier connection.
 var ErrUnreachable = mysqlerr.ErrUnreachable
 
 // UnitError is the error of WithSession, Job, Do and Retry, if livepool has something to
@@ -150,18 +150,20 @@ func (e *UnitError) Unwrap() error { return e.Err }
 func Retryable(err error) bool {
 	var unit *UnitError
 	switch {
-	case errors.As(err, &unit):
+	case errors.As(err, &unit) && (errors.Is(unit.Err, ErrCommitUnknown) || !errors.Is(err, ErrCommitUnknown)):
 		return unit.retryable
-	case errors.Is(err, ErrCommitUnknown):
+	case errors.Is(err, ErrCommitUnknown): // beside a unit, or without one
 		return false
 	}
 	return errors.Is(err, ErrUnreachable) || isUnstarted(err)
 }
 
-// isUnstarted says whether err is of a unit that got no connection, or whose session has
-// ended: nothing of it was applied.
+// isUnstarted says whether err is of a unit that got no connection, or whose context has
+// ended: nothing of it was applied. A session that is used after its function has returned
+// is a mistake, and will not pass.
 func isUnstarted(err error) bool {
-	return errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrSessionDone) || errors.Is(err, ErrPoolClosed)
+	var done *sessionDoneError
+	return errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrPoolClosed) || errors.As(err, &done) && done.cause != nil
 }
 
 // contextError is why a context has ended: its error, and the cause where it was

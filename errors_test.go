@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"syscall"
@@ -155,6 +156,97 @@ func TestRetryableOfWhatIsNoError(t *testing.T) {
 	}
 }
 
+// The outer unit's function returns the unknown COMMIT of a unit of its own inside it, and its
+// context has ended: delivered again, the inner one might be applied twice.
+func TestUnknownCommitOfAnotherUnitIsNotRetryable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{}
+		p := labtest.OpenFake(t, f, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+			fakedb.ServedBy(t, s)
+			return p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+				fakedb.ServedBy(t, s)
+				f.OnCommit = func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }
+				f.OnConnect = func(context.Context, int64) error {
+					return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+				}
+				return nil
+			}, livepool.RequiresNew(), livepool.VerifyCommit())
+		})
+		if !errors.Is(err, livepool.ErrCommitUnknown) {
+			t.Fatalf("not what the test wants: %v", err)
+		}
+		if livepool.Retryable(err) {
+			t.Errorf("ErrCommitUnknown, and retryable: %v", err)
+		}
+	})
+}
+
+// A function may join the errors of two units.
+func TestJoinedErrorsAreRetryableIfAllAre(t *testing.T) {
+	f := &fakedb.DB{OnExec: func(context.Context, *fakedb.Conn, string) error { return fakedb.ServerError(1213, "Deadlock found") }}
+	p := labtest.OpenFake(t, f, nil)
+	a := p.WithSession(t.Context(), labtest.Work, livepool.MaxAttempts(1))
+	f.OnExec = nil
+	f.OnCommit = func(c *fakedb.Conn) error { c.Valid.Store(false); return mysql.ErrInvalidConn }
+	b := p.WithSession(t.Context(), labtest.Work)
+	if err := errors.Join(a, b); livepool.Retryable(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestRetryWhoseContextEndsInAnOutageIsRetryable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakedb.DB{OnConnect: func(context.Context, int64) error {
+			return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+		}}
+		p := labtest.OpenFake(t, f, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := p.Retry(ctx, func(ctx context.Context) error { _, err := p.ExecContext(ctx, "DO 1"); return err })
+		if !livepool.Retryable(err) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// A session that is used after its function has returned is a mistake, which will not pass.
+func TestUseOfAStaleSessionIsNotRetryable(t *testing.T) {
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	var stale *livepool.Session
+	if err := p.WithSession(t.Context(), func(_ context.Context, s *livepool.Session) error { stale = s; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	err := p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error { return do(ctx, stale) })
+	if livepool.Retryable(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Under the context of a unit, too.
+func TestLivepoolsOwnStatementsAreNotTheFunctions(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		log := &labtest.CapturedLog{}
+		p := labtest.OpenFake(t, &fakedb.DB{}, func(c *livepool.Config) { c.Strict, c.Logger = strict, slog.New(log) })
+		if err := p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+			if err := p.CreateCommitTable(ctx); err != nil {
+				t.Errorf("strict %t: %v", strict, err)
+			}
+			if _, err := p.PurgeCommits(ctx, time.Hour); err != nil && strings.Contains(err.Error(), "pool_strict") {
+				t.Errorf("strict %t: %v", strict, err)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		if lines := log.LinesWith("outside its transaction"); len(lines) > 0 {
+			t.Errorf("strict %t: %q", strict, lines)
+		}
+	}
+}
+
 // An exhausted pool is told with the unit that waited in vain.
 func TestPoolTimeoutIsRetryable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -247,11 +339,18 @@ func TestAKeyThatWasAppliedBeforeIsReported(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	// The outer unit was not applied: its own error is no message that it was.
-	err = p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+	// A unit around it that returns that error was not applied: its own error does not say
+	// that it was.
+	inner := func(ctx context.Context, _ *livepool.Session) error {
 		return p.WithSession(ctx, fn, livepool.Once("k"), livepool.ReportApplied())
-	})
-	reported(err)
+	}
+	for name, unit := range map[string]func(context.Context, *livepool.Session) error{
+		"outer": inner, "outer of an outer": func(ctx context.Context, _ *livepool.Session) error { return p.WithSession(ctx, inner) },
+	} {
+		if err := p.WithSession(t.Context(), unit); err == nil || errors.Is(err, livepool.ErrAlreadyApplied) || livepool.Retryable(err) || !strings.Contains(err.Error(), "another unit") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestMaxAttemptsTakesOneOrMore(t *testing.T) {

@@ -99,8 +99,8 @@ func (s *Session) runHook(f func(context.Context)) {
 	returned = true
 }
 
-// hookContext hides the sessions, of this pool and of others, that the unit was inside
-// of: what a hook does is not part of their transactions.
+// hookContext hides the sessions, of this pool and of others, that the context is of: what
+// is done under it is not part of their transactions.
 type hookContext struct{ context.Context }
 
 func (c hookContext) Value(key any) any {

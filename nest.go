@@ -45,7 +45,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 		err = inner.insertKey(&inner.fnContext, o.once)
 	}
 	if err == nil {
-		err = fn(&inner.fnContext, inner)
+		err = ownError(fn(&inner.fnContext, inner))
 	}
 	inner.stopStatements()
 	returned = true

@@ -59,6 +59,22 @@ func (o *sessionOptions) alreadyApplied() error {
 	return nil
 }
 
+// othersKeyError is ErrAlreadyApplied of another unit, which the function of this one
+// returns. This one is not applied, and its error must not say that it is.
+type othersKeyError struct{ cause error }
+
+func (e *othersKeyError) Error() string {
+	return "livepool: nothing was applied, because the function returned the error of another unit: " + e.cause.Error()
+}
+
+// ownError is what a function returned, as the error of its unit.
+func ownError(err error) error {
+	if errors.Is(err, ErrAlreadyApplied) {
+		return &othersKeyError{err}
+	}
+	return err
+}
+
 // errKeyTaken: a unit with this key has been committed.
 var errKeyTaken = errors.New("livepool: a unit with this key has been committed")
 
@@ -173,6 +189,7 @@ func (p *Pool) CreateCommitTable(ctx context.Context) error {
 	if ct.NoSchemaErr != nil {
 		return ct.NoSchemaErr
 	}
+	ctx = hookContext{ctx} // it is no statement of the unit that ctx may be of
 	if _, err := p.ExecContext(ctx, ct.DDL()); err != nil {
 		return fmt.Errorf("livepool: creating the commit table %s: %w", ct.Name, ct.Explain(err))
 	}

@@ -114,10 +114,10 @@ func (s *Session) explainFailure(err error, c *retryState) error {
 	switch {
 	case s.observed.ImplicitCommit != "":
 		return c.unitError(err, fmt.Sprintf("and what it did before and after %q may be committed, because that statement commits implicitly, or may", s.observed.ImplicitCommit))
-	case s.caller.Err() != nil && !s.commitUnknown && !errors.Is(err, ErrSessionDone) && (s.isTransient(err) || mysqlerr.CallerGaveUp(err)):
-		return c.contextEndedError(contextError(s.caller), err)
-	case errors.Is(err, mysqlerr.ErrCommitUnknown):
+	case errors.Is(err, mysqlerr.ErrCommitUnknown): // this unit's, or that of one inside it
 		return c.unitError(err, "")
+	case s.caller.Err() != nil && !errors.Is(err, ErrSessionDone) && (s.isTransient(err) || mysqlerr.CallerGaveUp(err)):
+		return c.contextEndedError(contextError(s.caller), err)
 	case isUnstarted(err):
 		return c.retryableError(err, "")
 	case c.attempts > 1:
@@ -267,7 +267,10 @@ func (c *retryState) noteWritable() {
 // contextEndedError is the error of a unit that would be run again, had its context not
 // ended.
 func (c *retryState) contextEndedError(ended, err error) error {
-	return c.retryableError(errors.Join(&sessionDoneError{unit: c.options.name, cause: ended}, err), "when its context ended")
+	if !c.idempotent {
+		ended = &sessionDoneError{unit: c.options.name, cause: ended}
+	}
+	return c.retryableError(errors.Join(ended, err), "when its context ended")
 }
 
 // unitError is the error of a unit that is not tried again.
@@ -310,6 +313,8 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 		case err == nil:
 			c.noteWritable()
 			return nil
+		case ctx.Err() != nil && mysqlerr.CallerGaveUp(err):
+			return c.contextEndedError(contextError(ctx), err)
 		case ctx.Err() != nil, p.ctr.Classify(err)&mysqlerr.Retry == 0 && !errors.Is(err, mysqlerr.ErrCommitUnknown):
 			return err
 		}

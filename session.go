@@ -130,7 +130,9 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 
 // Do is WithSession for a function with a result: it returns that of the attempt that was
 // applied, and the zero value with an error. If a unit with the key of Once was applied
-// before, the error is ErrAlreadyApplied.
+// before, the error is ErrAlreadyApplied. As with AfterCommit, an attempt whose COMMIT was
+// lost counts as applied when its key is found, which another delivery of the same key may
+// have committed in its place.
 func Do[T any](ctx context.Context, p *Pool, fn func(ctx context.Context, s *Session) (T, error), opts ...SessionOption) (T, error) {
 	var result, none T
 	err := p.WithSession(ctx, func(ctx context.Context, s *Session) (err error) {
@@ -169,7 +171,7 @@ func (s *Session) run(fn func(context.Context, *Session) error) (err error) {
 			s.observed = s.attempt.Snapshot()
 		}
 	}()
-	err = fn(&s.fnContext, s)
+	err = ownError(fn(&s.fnContext, s))
 	s.stopStatements()
 	if err == nil {
 		err = s.commit()

@@ -24,7 +24,7 @@ var stories = [][]string{
 const (
 	module     = "github.com/livepool/livepool"
 	mostAtRoot = 40   // entries of the root, so that a stranger sees them at once
-	mostOfRoot = 2650 // lines of its code: what a user sees, and the unit of work
+	mostOfRoot = 2700 // lines of its code: what a user sees, and the unit of work
 )
 
 // importsOf are the packages of ours that the files of a directory import, tests left
