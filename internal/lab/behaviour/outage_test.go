@@ -216,7 +216,7 @@ func TestOutageBackAtWorkAtOnce(t *testing.T) {
 		}
 		ends = append(ends, time.Now())
 		dials += k.between(began, ends[len(ends)-1])
-		time.Sleep(150 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond) // or a unit would lose its connection twice over one statement, and be given up
 	}
 	time.Sleep(200 * time.Millisecond)
 	stop.Store(true)
