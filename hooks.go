@@ -82,7 +82,7 @@ func (s *Session) runHooks() {
 // runHook runs one. Its panic ends here, because the work is applied;
 // runtime.Goexit goes on, once the others have run.
 func (s *Session) runHook(f func(context.Context)) {
-	ctx := hookContext{context.WithoutCancel(s.caller)}
+	ctx := outsideUnits{context.WithoutCancel(s.caller)}
 	returned := false
 	defer func() {
 		if returned {
@@ -99,11 +99,11 @@ func (s *Session) runHook(f func(context.Context)) {
 	returned = true
 }
 
-// hookContext hides the sessions, of this pool and of others, that the context is of: what
+// outsideUnits hides the sessions, of this pool and of others, that the context is of: what
 // is done under it is not part of their transactions.
-type hookContext struct{ context.Context }
+type outsideUnits struct{ context.Context }
 
-func (c hookContext) Value(key any) any {
+func (c outsideUnits) Value(key any) any {
 	switch key.(type) {
 	case sessionKey, poolKey:
 		return nil

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"io"
 	"math"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/ngrok/sqlmw"
 
+	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/server"
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
@@ -28,7 +28,7 @@ func noopRivals(tb testing.TB) []named {
 	return closeLater(tb, []named{
 		{name: "plain", db: plain},
 		{name: "livepool", db: live.DB},
-		{name: "sqlmw", db: sql.OpenDB(sqlmwConnector{sqlmw.Driver(noopDriver{}, sqlmw.NullInterceptor{})})},
+		{name: "sqlmw", db: sql.OpenDB(fakedb.ByDSN{Of: sqlmw.Driver(noopDriver{}, sqlmw.NullInterceptor{})})},
 		{name: "otelsql", db: otelsql.OpenDB(noopConnector{})},
 	}, live)
 }
@@ -44,12 +44,6 @@ func closeLater(tb testing.TB, pools []named, more ...io.Closer) []named {
 	})
 	return pools
 }
-
-// sqlmwConnector opens by name, which is the only way into sqlmw.
-type sqlmwConnector struct{ d driver.Driver }
-
-func (c sqlmwConnector) Connect(context.Context) (driver.Conn, error) { return c.d.Open("") }
-func (c sqlmwConnector) Driver() driver.Driver                        { return c.d }
 
 // serverRivals are pools on a real MariaDB that has the table of the point
 // query: plain, and livepool with each mode of the pre-ping.

@@ -93,18 +93,7 @@ func TestWorkerSurvivesItsServer(t *testing.T) {
 		if balance != keys*cents || keys+waiting < enqueued || keys > enqueued {
 			t.Errorf("%d jobs: %d keys, %d in the inbox, the balance is %d: want each applied once, or still there", enqueued, keys, waiting, balance)
 		}
-		labtest.Eventually(t, "no connection is left", func() bool {
-			list, err := s.Processes()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range list {
-				if p.User == server.User {
-					return false
-				}
-			}
-			return true
-		})
+		labtest.AwaitDisconnect(t, s)
 	})
 }
 

@@ -93,15 +93,10 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr.Ctx, ctr.cancel = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
-		ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, "", false)
-		ctr.Outage = ctr.newGate()
-		ctr.initProclist()
-		return ctr, nil
-	}
-	if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
+	} else if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
 		return nil, err
 	}
-	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, true)
+	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, c == nil)
 	ctr.Outage = ctr.newGate()
 	ctr.initProclist()
 	return ctr, nil

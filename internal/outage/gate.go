@@ -82,7 +82,11 @@ func New(s Settings) *Gate {
 }
 
 // IsDown says whether connections are short.
-func (g *Gate) IsDown() bool { return g.Cause() != nil }
+func (g *Gate) IsDown() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.connections.shortage != None
+}
 
 // LastError is why the last connect failed, nil if it succeeded.
 func (g *Gate) LastError() error {

@@ -5,9 +5,6 @@ package behaviour_test
 
 import (
 	"context"
-	"database/sql"
-	"errors"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,47 +42,9 @@ func TestRestartUnderPlainStatements(t *testing.T) {
 			}
 			for name, do := range map[string]func(*livepool.Pool) error{"Exec": exec, "Create": create} {
 				p, k := openCounting(t, s.DSN(), nil)
-				var stop atomic.Bool
-				var done, failed, vain atomic.Int64
-				var wg sync.WaitGroup
-				for range workers {
-					wg.Go(func() {
-						for !stop.Load() {
-							if err := do(p); err == nil {
-								done.Add(1)
-							} else if strings.Contains(err.Error(), "pool_outage_wait") {
-								vain.Add(1)
-							} else if failed.Add(1); errors.As(err, new(*mysql.MySQLError)) || errors.Is(err, sql.ErrConnDone) {
-								t.Logf("%s: %v", name, err)
-							}
-						}
-					})
-				}
-				for _, down := range []time.Duration{time.Second, 3 * time.Second} {
-					time.Sleep(300 * time.Millisecond)
-					before, beforeVain, began := failed.Load(), vain.Load(), time.Now()
-					if err := s.Kill(); err != nil {
-						t.Fatal(err)
-					}
-					time.Sleep(down)
-					starting := time.Now()
-					dials := k.between(began, starting)
-					if err := s.Start(); err != nil {
-						t.Fatal(err)
-					}
-					before2 := done.Load()
-					labtest.Eventually(t, "work goes on", func() bool { return done.Load() > before2+50 })
-					errs, late, lasted := failed.Load()-before, vain.Load()-beforeVain, time.Since(began)
-					t.Logf("%s: %d errors and %d attempts to connect in a restart after %s; %d waited in vain in %s", name, errs, dials, down, late, lasted)
-					if errs > workers {
-						t.Errorf("%s: %d errors of %d workers, of which one each is in the middle", name, errs, workers)
-					}
-					if late > workers*int64(lasted/livepool.NewConfig().OutageWait) {
-						t.Errorf("%s: %d gave up within %s", name, late, lasted)
-					}
-				}
-				stop.Store(true)
-				wg.Wait()
+				labtest.RestartUnderWorkers(t, s, workers, func() error { return do(p) }, func(began time.Time) {
+					t.Logf("%s: %d attempts to connect while it was down", name, k.between(began, time.Now()))
+				})
 			}
 		})
 	}

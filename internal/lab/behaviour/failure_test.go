@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -134,10 +133,7 @@ func TestLoadThatLosesItsConnectionIsNotSentAgain(t *testing.T) {
 			if err := s.KillConnections(); err != nil {
 				t.Error(err)
 			}
-			labtest.Eventually(t, "the server has closed the connection", func() bool {
-				list, err := s.Processes()
-				return err == nil && !slices.ContainsFunc(list, func(p server.Process) bool { return p.User == server.User })
-			})
+			labtest.AwaitDisconnect(t, s)
 		}}
 	})
 	defer mysql.DeregisterReaderHandler("cut rows")

@@ -31,15 +31,6 @@ func withTable(t *testing.T, s *server.Server, more ...string) {
 	}
 }
 
-// awaitDisconnect waits until the server has closed the connections of the tests' user.
-func awaitDisconnect(t *testing.T, s *server.Server) {
-	t.Helper()
-	labtest.Eventually(t, "the server has closed the connection", func() bool {
-		list, err := s.Processes()
-		return err == nil && !slices.ContainsFunc(list, func(p server.Process) bool { return p.User == server.User })
-	})
-}
-
 // The driver's rejectReadOnly has it say of any refusal that nothing was sent. A part
 // of what was refused may have run all the same.
 func TestRejectReadOnlyAppliesNothingTwice(t *testing.T) {
@@ -114,7 +105,7 @@ func TestGoodbyeBeforeCommit(t *testing.T) {
 			name, params string
 			end          func()
 		}{
-			{"idle", "wait_timeout=1", func() { awaitDisconnect(t, s) }},
+			{"idle", "wait_timeout=1", func() { labtest.AwaitDisconnect(t, s) }},
 			{"restart", "", func() {
 				if err := errors.Join(s.Stop(), s.Restart()); err != nil {
 					t.Fatal(err)
@@ -206,7 +197,7 @@ func TestGoodbyeReadTogetherWithAnAnswer(t *testing.T) {
 				list, err := s.Processes()
 				return err == nil && slices.ContainsFunc(list, func(p server.Process) bool { return p.User == server.User })
 			})
-			awaitDisconnect(t, s)
+			labtest.AwaitDisconnect(t, s)
 		}()
 		return f()
 	}

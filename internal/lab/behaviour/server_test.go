@@ -85,10 +85,7 @@ var idleDeaths = []struct {
 	do   func(t *testing.T, s *server.Server, via *proxy.Proxy)
 }{
 	{"wait_timeout", func(t *testing.T, s *server.Server, _ *proxy.Proxy) { // needs a short one
-		labtest.Eventually(t, "the server has closed the idle connections", func() bool {
-			list, err := s.Processes()
-			return err == nil && !slices.ContainsFunc(list, func(p server.Process) bool { return p.User == server.User })
-		})
+		labtest.AwaitDisconnect(t, s)
 	}},
 	{"KILL", func(t *testing.T, s *server.Server, _ *proxy.Proxy) {
 		if err := s.KillConnections(); err != nil {

@@ -5,9 +5,6 @@ package frameworks_test
 import (
 	"context"
 	"errors"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,49 +48,13 @@ func TestGormCreateOverARestart(t *testing.T) {
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		const workers = 8
 		db := openGorm(t, s)
-		var stop atomic.Bool
-		var done, failed, vain atomic.Int64
-		var wg sync.WaitGroup
-		for range workers {
-			wg.Go(func() {
-				for !stop.Load() {
-					switch err := db.Create(&row{V: 1}).Error; {
-					case err == nil:
-						done.Add(1)
-					case strings.Contains(err.Error(), "pool_outage_wait"):
-						vain.Add(1)
-					default:
-						failed.Add(1)
-					}
-				}
-			})
-		}
-		for _, down := range []time.Duration{time.Second, 3 * time.Second} {
-			time.Sleep(300 * time.Millisecond)
-			before, beforeVain, began := failed.Load(), vain.Load(), time.Now()
-			if err := s.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(down)
-			if err := s.Start(); err != nil {
-				t.Fatal(err)
-			}
-			restarted := done.Load()
-			labtest.Eventually(t, "work goes on", func() bool { return done.Load() > restarted+50 })
-			errs, late, lasted := failed.Load()-before, vain.Load()-beforeVain, time.Since(began)
-			t.Logf("%d errors in a restart after %s; %d waited in vain in %s", errs, down, late, lasted)
-			if errs > workers || late > workers*int64(lasted/livepool.NewConfig().OutageWait) {
-				t.Errorf("%d errors of %d workers, of which one each is in the middle; %d gave up within %s", errs, workers, late, lasted)
-			}
-		}
-		stop.Store(true)
-		wg.Wait()
+		done, failed := labtest.RestartUnderWorkers(t, s, workers, func() error { return db.Create(&row{V: 1}).Error }, func(time.Time) {})
 		var rows int64
 		if err := db.Model(&row{}).Count(&rows).Error; err != nil {
 			t.Fatal(err)
 		}
-		if rows < done.Load() || rows > done.Load()+failed.Load() {
-			t.Errorf("%d rows of %d that succeeded and %d that failed", rows, done.Load(), failed.Load())
+		if rows < done || rows > done+failed {
+			t.Errorf("%d rows of %d that succeeded and %d that failed", rows, done, failed)
 		}
 	})
 }

@@ -380,7 +380,7 @@ var mutants = []mutant{
 		"hooks.go", "p := recover(); p != nil", "p := any(nil); p != nil",
 		"TestHookThatPanics"},
 	{"a hook gets a context that ends",
-		"hooks.go", "hookContext{context.WithoutCancel(s.caller)}", "hookContext{s.caller}",
+		"hooks.go", "outsideUnits{context.WithoutCancel(s.caller)}", "outsideUnits{s.caller}",
 		"TestContextOfAHook"},
 	{"a hook works in the unit around its own",
 		"hooks.go", "case sessionKey, poolKey:", "case sessionKey:",
