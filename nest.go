@@ -38,6 +38,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 		if !returned {
 			inner.undoInner()
 		}
+		inner.closeDB()
 	}()
 	if o.hasOnce {
 		keyed := &s.root.attempt.HasKey
@@ -49,8 +50,8 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 	}
 	inner.stopStatements()
 	returned = true
-	if err == nil && inner.innerUnreleased.Load() {
-		err = inner.innerRunningError()
+	if err == nil {
+		err = inner.unfinishedErr()
 	}
 	if err == nil && ctx.Err() != nil {
 		err = &sessionDoneError{unit: o.name, cause: contextError(ctx)}
@@ -143,8 +144,6 @@ func (s *Session) undoInner() {
 	case s.parent.hasEnded():
 		s.notUndone = true
 	default:
-		root.mu.Lock()
-		defer root.mu.Unlock()
-		root.rollbackOnly = fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err)
+		root.setRollbackOnly(fmt.Errorf("livepool: nothing is committed, because %s, inside %s, could not be undone: %w", s.options.name, root.options.name, err))
 	}
 }

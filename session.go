@@ -19,11 +19,12 @@ import (
 	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/fifo"
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/unitdb"
 )
 
 // A Session is one attempt of a unit of work: it runs statements on one
 // connection, in one transaction, which ends with the function that got it. It
-// satisfies sqlc's DBTX and bun's IConn; for GORM and sqlx there is Tx. It may be used from
+// satisfies sqlc's DBTX and bun's IConn; for other libraries there are DB and Tx. It may be used from
 // several goroutines, which then take turns; a result must be closed before the
 // next statement. While a unit inside it is running they should wait: what
 // they send meanwhile is undone with that unit if it fails.
@@ -48,11 +49,12 @@ type Session struct {
 
 	mu            sync.Mutex // guards what follows
 	tx            *sql.Tx
-	conn          *sql.Conn // set where tx was begun on one
-	startErr      error     // why there is no transaction: no later statement gets one
-	rollbackOnly  error     // why there must be no commit
-	innerKeys     []string  // of units inside this one that have ended well
-	commitUnknown bool      // its COMMIT was lost
+	conn          *sql.Conn  // set where tx was begun on one
+	db            *unitdb.DB // set where DB was called
+	startErr      error      // why there is no transaction: no later statement gets one
+	rollbackOnly  error      // why there must be no commit
+	innerKeys     []string   // of units inside this one that have ended well
+	commitUnknown bool       // its COMMIT was lost
 
 	observed connector.Observed // of the attempt, once it has ended
 
@@ -316,16 +318,17 @@ func (s *Session) commit() error {
 		return s.endedError()
 	case s.tx == nil:
 		return s.startErr // which the function swallowed, if there is one
-	case s.innerUnreleased.Load(): // read before rollbackOnlyErr, because a unit inside sets that before it has ended
-		s.rollback()
-		return s.innerRunningError()
 	}
-	if err := s.rollbackOnlyErr(); err != nil {
+	err := s.unfinishedErr() // before rollbackOnlyErr, because a unit inside sets that before it has ended
+	if err == nil {
+		err = s.rollbackOnlyErr()
+	}
+	if err != nil {
 		s.rollback()
 		return err
 	}
 	s.attempt.CommitState.Store(connector.CommitAllowed)
-	err := s.tx.Commit()
+	err = s.tx.Commit()
 	switch {
 	case err == nil:
 		return nil
@@ -355,6 +358,7 @@ func (s *Session) rollback() {
 // release gives the connection and the place back. The place is kept while a lost COMMIT
 // is still to be resolved.
 func (s *Session) release() {
+	s.closeDB()
 	s.mu.Lock()
 	conn := s.conn
 	s.mu.Unlock()
@@ -372,10 +376,24 @@ func (s *Session) rollbackOnlyErr() error {
 	return s.rollbackOnly
 }
 
-// innerRunningError is the error of a unit whose function has returned before that of a
-// unit inside it.
-func (s *Session) innerRunningError() error {
-	return fmt.Errorf("livepool: nothing is committed: the function of %s has returned while a unit inside it was running", s.options.name)
+func (s *Session) setRollbackOnly(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rollbackOnly = err
+}
+
+// unfinishedErr is the error of a unit whose function has returned before what it began.
+func (s *Session) unfinishedErr() error {
+	what := ""
+	switch db := s.openedDB(); {
+	case s.innerUnreleased.Load():
+		what = "a unit inside it was running"
+	case db != nil && db.HasOpenTx():
+		what = "a transaction that it began on Session.DB was open"
+	default:
+		return nil
+	}
+	return fmt.Errorf("livepool: nothing is committed: the function of %s has returned while %s", s.options.name, what)
 }
 
 // stopStatements refuses further statements, and waits for those that are being

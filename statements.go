@@ -8,9 +8,11 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 
 	"github.com/livepool/livepool/internal/boundctx"
 	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/unitdb"
 )
 
 // explainDone makes an error that only says that the transaction is over say why.
@@ -128,6 +130,42 @@ func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
 	s.beginStatement()
 	defer s.endStatement()
 	return s.openTx(ctx)
+}
+
+// DB returns the unit as a *sql.DB, for a library that takes nothing else, such as ent, bun,
+// xorm or goqu: what is run on it runs in the session's transaction, on its one connection,
+// and a transaction begun on it is a savepoint. Such transactions only nest; one that the
+// function leaves open has the unit fail. It is closed when the function has returned. For
+// GORM and sqlx there is Tx.
+func (s *Session) DB() *sql.DB {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db == nil {
+		root := s.root
+		s.db = unitdb.Open(unitdb.Env{Unit: s, Driver: s.pool.Driver(), Tx: &root.options.tx, Prefix: s.savepoint() + "_tx",
+			Exec: func(query string) error { return s.execOwn(&root.fnContext, query) },
+			Broken: func(err error) {
+				root.setRollbackOnly(fmt.Errorf("livepool: nothing is committed, because a transaction of %s on Session.DB was neither kept nor undone: %w", s.options.name, err))
+			}})
+	}
+	if s.hasEnded() {
+		s.db.Close()
+	}
+	return s.db.DB
+}
+
+// openedDB is what DB has returned, nil if it was not called.
+func (s *Session) openedDB() *unitdb.DB {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.db
+}
+
+// closeDB closes it, without holding mu: what is run on it takes mu in its turn.
+func (s *Session) closeDB() {
+	if db := s.openedDB(); db != nil {
+		db.Close()
+	}
 }
 
 // Attempt says how often the unit has been tried, this time included: 1 the
