@@ -4,10 +4,10 @@
 package livepool
 
 import (
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -52,7 +52,8 @@ type Config struct {
 	// the socket takes the place of CheckConnLiveness; RejectReadOnly is off, for
 	// livepool itself sends elsewhere what a read-only server refuses, if no part
 	// of it can have run; and the driver's Logger is silent while the server
-	// cannot be reached, which livepool logs itself.
+	// cannot be reached, which livepool logs itself. What the driver's default logger
+	// would write to standard error goes to Logger below, at debug level.
 	MySQL *mysql.Config
 
 	// PoolSize (pool_size) is how many connections are kept, default 10. With 0
@@ -164,6 +165,11 @@ type Config struct {
 	// livepool_commits; a name in the DSN's schema, or schema.name.
 	CommitTable string
 
+	// Wrap is called once, at Open, with the driver's connector, and returns the one that
+	// livepool uses in its place: a tracing wrapper, for example, which so sees what is sent,
+	// pings and kills too. The contexts and errors that it passes on must keep what they
+	// wrap. Default nil.
+	Wrap func(driver.Connector) driver.Connector
 	// Classify overrides what an error means, for a server or proxy that
 	// livepool does not know; it returns false for an error that it leaves to
 	// livepool. It is called from many goroutines. Default nil.
@@ -221,13 +227,13 @@ func defaultBackOff() backoff.BackOff {
 // validate reports the first setting that is out of its range and the first
 // pair that contradict each other.
 func (c *Config) validate() error {
-	for _, p := range params {
-		if !p.OK(c) {
-			return fmt.Errorf("livepool: %s (%s) is %s: takes %s", p.Field, p.DSN, p.Show(c), p.Takes)
-		}
-	}
-	if err := c.misplacedParams(); err != nil {
+	if err := params.Check(c); err != nil {
 		return err
+	}
+	if c.MySQL != nil {
+		if err := params.FindMisplaced(c.MySQL.Params); err != nil {
+			return err
+		}
 	}
 	switch {
 	case c.PoolSize == 0 && c.MaxOverflow == 0:
@@ -277,6 +283,7 @@ func (c *Config) settings() *connector.Settings {
 		StallAfter:     c.StallAfter,
 		LeakAfter:      c.LeakAfter,
 		CommitTable:    c.CommitTable,
+		Wrap:           c.Wrap,
 		Classify:       c.classifier(),
 		Log:            c.log,
 	}
@@ -296,17 +303,11 @@ func (c *Config) classifier() func(error) (mysqlerr.Class, bool) {
 // String returns the settings without the password: livepool's, and the address, user
 // and database of the driver's.
 func (c Config) String() string {
-	var b strings.Builder
-	if c.MySQL != nil {
-		fmt.Fprintf(&b, "%s@%s(%s)/%s ", c.MySQL.User, c.MySQL.Net, c.MySQL.Addr, c.MySQL.DBName)
+	text := params.Show(&c)
+	if my := c.MySQL; my != nil {
+		text = fmt.Sprintf("%s@%s(%s)/%s %s", my.User, my.Net, my.Addr, my.DBName, text)
 	}
-	for i, p := range params {
-		if i > 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString(p.DSN + "=" + p.Show(&c))
-	}
-	return b.String()
+	return text
 }
 
 // GoString is String: %#v would show the password.

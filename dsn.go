@@ -1,22 +1,15 @@
-// dsn.go has the table of settings: for each its names, what it takes, and how it is
-// read, checked and shown. ParseDSN takes those out of the driver's DSN; a misspelt one
-// is an error.
+// dsn.go has the table of settings, which internal/setting reads, checks and shows.
+// ParseDSN takes those out of the driver's DSN; a misspelt one is an error.
 
 package livepool
 
 import (
-	"fmt"
-	"maps"
 	"math"
-	"net/url"
 	"regexp"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/livepool/livepool/internal/dsntext"
 	"github.com/livepool/livepool/internal/setting"
-	"github.com/livepool/livepool/internal/spelling"
 )
 
 // ParseDSN reads the driver's DSN with livepool's pool_* parameters in it:
@@ -42,13 +35,11 @@ func ParseDSN(dsn string) (*Config, error) {
 
 // read reads the name=value pairs of a DSN, and validates what comes of it.
 func (c *Config) read(pairs []string) error {
-	seen := map[string]bool{}
-	for _, pair := range pairs {
-		if err := c.set(pair, seen); err != nil {
-			return err
-		}
+	given, err := params.Read(c, pairs)
+	if err != nil {
+		return err
 	}
-	c.connectTimeoutGiven = seen["pool_connect_timeout"]
+	c.connectTimeoutGiven = given["pool_connect_timeout"]
 	return c.validate()
 }
 
@@ -60,64 +51,6 @@ func (c *Config) fitConnectTimeout() {
 	}
 }
 
-// set reads one of them.
-func (c *Config) set(pair string, seen map[string]bool) error {
-	name, escaped, hasValue := strings.Cut(pair, "=")
-	i := slices.IndexFunc(params, func(p setting.Setting[Config]) bool { return p.DSN == name })
-	if i < 0 {
-		return errUnknownParam(name)
-	}
-	p := params[i]
-	if seen[name] {
-		return fmt.Errorf("livepool: DSN parameter %s is given twice", name)
-	}
-	seen[name] = true
-	value, err := url.QueryUnescape(escaped)
-	if err != nil || !hasValue || !p.Set(c, value) || !p.OK(c) {
-		return fmt.Errorf("livepool: DSN parameter %s=%s: takes %s", name, escaped, p.Takes)
-	}
-	return nil
-}
-
-func errUnknownParam(name string) error {
-	closest := ""
-	if p := spelling.Closest(name, paramNames()); p != "" {
-		closest = "did you mean " + p + "? "
-	}
-	return fmt.Errorf("livepool: unknown DSN parameter %s; %sknown are %s", name, closest, strings.Join(paramNames(), ", "))
-}
-
-// misplacedParams finds, among the parameters that the driver would set as variables of
-// the server, those that were meant for livepool: misspelt, or by the name that
-// another pool has for them.
-func (c *Config) misplacedParams() error {
-	if c.MySQL == nil {
-		return nil
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.MySQL.Params)) {
-		switch p := spelling.Closest(name, paramNames()); {
-		case p != "" && p == name:
-			return fmt.Errorf("livepool: Config.MySQL.Params has %s: set Config.%s, or have livepool.ParseDSN read the DSN", name, fieldOf(p))
-		case p != "", strings.HasPrefix(spelling.Normalize(name), "pool"):
-			return errUnknownParam(name)
-		}
-	}
-	return nil
-}
-
-func fieldOf(dsn string) string {
-	i := slices.IndexFunc(params, func(p setting.Setting[Config]) bool { return p.DSN == dsn })
-	return params[i].Field
-}
-
-func paramNames() []string {
-	names := make([]string, len(params))
-	for i, p := range params {
-		names[i] = p.DSN
-	}
-	return names
-}
-
 // maxConns is the most connections a server can be set to take (max_connections).
 const maxConns = 100000
 
@@ -126,7 +59,7 @@ const maxConns = 100000
 var tableName = regexp.MustCompile(`^[A-Za-z0-9_$]{1,64}(\.[A-Za-z0-9_$]{1,64})?$`)
 
 // params is the table of settings, the one place that knows the DSN's words.
-var params = []setting.Setting[Config]{
+var params = setting.Table[Config]{
 	setting.Int("pool_size", "PoolSize", 0, maxConns, func(c *Config) *int { return &c.PoolSize }),
 	setting.Int("pool_max_overflow", "MaxOverflow", -1, maxConns, func(c *Config) *int { return &c.MaxOverflow }),
 	setting.Duration("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/fifo"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
@@ -178,53 +179,16 @@ func contextError(ctx context.Context) error {
 
 // ErrPoolTimeout is what errors.Is finds in the error of a session that waited
 // for a connection longer than PoolTimeout.
-var ErrPoolTimeout = errors.New("livepool: no connection within PoolTimeout")
-
-// poolTimeoutError is ErrPoolTimeout with the reason: the pool is exhausted, or
-// the database cannot be reached.
-type poolTimeoutError struct {
-	unit          string
-	waited        time.Duration
-	inUse         int // sessions that have a place
-	waiting       int // sessions that wait for one, this one included
-	openConns     int // connections in use, by sessions and others
-	longestHolder string
-	heldFor       time.Duration // by longestHolder
-	limit         int           // of SetMaxOpenConns, if the user has called it
-	lastErr       error         // of the last connection that could not be opened, if none could since
-}
-
-func (e *poolTimeoutError) Error() string {
-	text := fmt.Sprintf("livepool: no connection for %s within PoolTimeout (pool_timeout): waited %s; ", e.unit, e.waited.Round(time.Millisecond))
-	if e.lastErr != nil {
-		text += fmt.Sprintf("the database cannot be reached: %v; ", e.lastErr)
-	} else {
-		text += "the pool is exhausted: "
-	}
-	text += fmt.Sprintf("%d sessions in use, %d waiting, %d connections in use", e.inUse, e.waiting, e.openConns)
-	if e.heldFor > 0 {
-		text += fmt.Sprintf("; %s has held its connection longest, for %s", e.longestHolder, e.heldFor.Round(time.Millisecond))
-	}
-	switch {
-	case e.lastErr != nil:
-	case e.limit > 0:
-		text += fmt.Sprintf("; the limit is that of SetMaxOpenConns(%d), which was called on the sql.DB: leave the call out and set pool_size and pool_max_overflow, or look for what holds connections", e.limit)
-	default:
-		text += "; raise pool_size, or look for what holds connections"
-	}
-	return text
-}
-func (e *poolTimeoutError) Is(target error) bool { return target == ErrPoolTimeout }
-func (e *poolTimeoutError) Unwrap() error        { return e.lastErr }
+var ErrPoolTimeout = fifo.ErrTimeout
 
 // poolTimeout is the error of a session that has waited for its place, or its
 // connection, in vain.
 func (p *Pool) poolTimeout(unit string, waited time.Duration) error {
 	st := p.DB.Stats()
-	e := &poolTimeoutError{unit: unit, waited: waited, openConns: st.InUse, lastErr: p.ctr.Outage.LastError()}
+	e := p.queue.TimeoutError(unit, waited)
+	e.OpenConns, e.LastErr = st.InUse, p.ctr.Outage.LastError()
 	if st.MaxOpenConnections != p.ctr.Cfg.MaxOpenConns() {
-		e.limit = st.MaxOpenConnections
+		e.Limit = st.MaxOpenConnections
 	}
-	e.inUse, e.waiting, e.longestHolder, e.heldFor = p.queue.RecordTimeout()
 	return e
 }

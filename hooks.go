@@ -82,7 +82,7 @@ func (s *Session) runHooks() {
 // runHook runs one. Its panic ends here, because the work is applied;
 // runtime.Goexit goes on, once the others have run.
 func (s *Session) runHook(f func(context.Context)) {
-	ctx := outsideUnits{context.WithoutCancel(s.caller)}
+	ctx := outsideUnits{context.WithoutCancel(s.caller), s.pool}
 	returned := false
 	defer func() {
 		if returned {
@@ -100,13 +100,20 @@ func (s *Session) runHook(f func(context.Context)) {
 }
 
 // outsideUnits hides the sessions, of this pool and of others, that the context is of: what
-// is done under it is not part of their transactions.
-type outsideUnits struct{ context.Context }
+// is done under it is not part of their transactions. Shutdown lets it come to its end.
+type outsideUnits struct {
+	context.Context
+	underWay *Pool
+}
 
 func (c outsideUnits) Value(key any) any {
-	switch key.(type) {
+	switch key := key.(type) {
 	case sessionKey, poolKey:
 		return nil
+	case underWayKey:
+		if key.p == c.underWay {
+			return true
+		}
 	}
 	return c.Context.Value(key)
 }

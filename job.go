@@ -6,11 +6,8 @@ package livepool
 import (
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"reflect"
-	"strconv"
 
 	"github.com/livepool/livepool/internal/committable"
 )
@@ -50,23 +47,7 @@ func completeOnce[I ID](id I) SessionOption {
 		if !o.oncePerID || o.onceName == "" {
 			return
 		}
-		o.once, o.hasOnce, o.oncePerID = o.onceName+":"+idText(id), true, false
-	}
-}
-
-// idText is the id in a key: decimal, as it is, or 32 hexadecimal digits.
-func idText[I ID](id I) string {
-	// By kind, past any String method, which need not tell ids apart.
-	switch v := reflect.ValueOf(id); {
-	case v.Kind() == reflect.String:
-		return v.String()
-	case v.CanInt():
-		return strconv.FormatInt(v.Int(), 10)
-	case v.CanUint():
-		return strconv.FormatUint(v.Uint(), 10)
-	default:
-		uuid := v.Convert(reflect.TypeFor[[16]byte]()).Interface().([16]byte)
-		return hex.EncodeToString(uuid[:])
+		o.once, o.hasOnce, o.oncePerID = o.onceName+":"+committable.IDText(id), true, false
 	}
 }
 

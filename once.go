@@ -189,7 +189,7 @@ func (p *Pool) CreateCommitTable(ctx context.Context) error {
 	if ct.NoSchemaErr != nil {
 		return ct.NoSchemaErr
 	}
-	ctx = outsideUnits{ctx} // it is no statement of the unit that ctx may be of
+	ctx = outsideUnits{ctx, nil} // it is no statement of the unit that ctx may be of
 	if _, err := p.ExecContext(ctx, ct.DDL()); err != nil {
 		return fmt.Errorf("livepool: creating the commit table %s: %w", ct.Name, ct.Explain(err))
 	}

@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/fifo"
 )
@@ -29,6 +31,7 @@ type Pool struct {
 	ctr   *connector.Connector
 	queue fifo.Queue
 
+	underWay        atomic.Int64 // units of work, and functions of Retry
 	begins          atomic.Int32 // sessions that have a place and take a connection
 	unboundedBegins atomic.Int32 // of those, the ones that need not wait for it
 
@@ -78,6 +81,36 @@ func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
 	return ctr, nil
 }
 
+// sqlDriver is for tools that open by a driver's name: sql.Open("livepool", dsn).
+type sqlDriver struct{ byDSN sync.Map }
+
+func init() { sql.Register("livepool", &sqlDriver{}) }
+
+// OpenConnector is NewConnector for a DSN. There is no Pool then: no units of work, nothing
+// in the background, and the size of the pool is set on the sql.DB. So pool_size and the
+// others of a Pool's settings are read and have no effect.
+func (*sqlDriver) OpenConnector(dsn string) (driver.Connector, error) {
+	cfg, err := ParseDSN(dsn)
+	if err != nil {
+		return nil, err
+	}
+	return NewConnector(nil, cfg)
+}
+
+// Open is for wrappers that know no OpenConnector. What the connections of one DSN have in
+// common is kept for as long as the program runs.
+func (d *sqlDriver) Open(dsn string) (driver.Conn, error) {
+	c, ok := d.byDSN.Load(dsn)
+	if !ok {
+		opened, err := d.OpenConnector(dsn)
+		if err != nil {
+			return nil, err
+		}
+		c, _ = d.byDSN.LoadOrStore(dsn, opened)
+	}
+	return c.(driver.Connector).Connect(context.Background())
+}
+
 func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	ctr, cfg, err := openConnector(c, cfg)
 	if err != nil {
@@ -119,9 +152,13 @@ func openConnector(c driver.Connector, cfg *Config) (*connector.Connector, *Conf
 // maxBypassed bounds how many units' names are remembered: a name may hold an id.
 const maxBypassed = 1000
 
-// checkContext finds a statement that a unit's function sends on the pool in place of its
-// Session: it is not undone with the unit, and sent again when the unit is run again.
+// checkContext says why a statement of the sql.DB is refused: because the pool is being
+// shut down, or is strict. It finds one that a unit's function sends on the pool in place
+// of its Session: it is not undone with the unit, and sent again when the unit is run again.
 func (p *Pool) checkContext(ctx context.Context) error {
+	if p.ctr.Draining.Load() && !p.isUnderWay(ctx) {
+		return errShuttingDown
+	}
 	s, ok := p.FromContext(ctx)
 	if !ok || s.hasEnded() || ctx.Value(connector.DialDeadlineKey{}) != nil { // by which a session waits for its connection
 		return nil
@@ -141,6 +178,72 @@ func (p *Pool) checkContext(ctx context.Context) error {
 			"(pool_strict refuses this; it is logged once for each unit)", slog.String("unit", s.options.name))
 	}
 	return nil
+}
+
+// begin counts a unit, or a function of Retry, until end is called. During Shutdown it
+// refuses those that do not belong to one that is under way.
+func (p *Pool) begin(ctx context.Context, name string) error {
+	p.underWay.Add(1) // before Draining is read, so that Shutdown waits for it if it is let in
+	if p.ctr.Draining.Load() && !p.isUnderWay(ctx) {
+		p.end()
+		return fmt.Errorf("livepool: %s was not begun: %w", name, errShuttingDown)
+	}
+	return nil
+}
+
+func (p *Pool) end() { p.underWay.Add(-1) }
+
+// underWayKey finds in a context whether it belongs to a unit of the pool, to what waits
+// for its commit, or to a function of Retry.
+type underWayKey struct{ p *Pool }
+
+func (p *Pool) isUnderWay(ctx context.Context) bool {
+	s, ok := p.FromContext(ctx)
+	return ok && !s.hasEnded() || ctx.Value(underWayKey{p}) != nil || ctx.Value(connector.DialDeadlineKey{}) != nil // which a session's own has
+}
+
+var errShuttingDown = fmt.Errorf("%w: it is being shut down, and lets only what is under way come to its end", ErrPoolClosed)
+
+// Shutdown closes the pool without interrupting anything: new units and statements get
+// ErrPoolClosed, those under way end, with all that they need for it, then the pool is
+// closed. If ctx ends first it returns an error that says what is still under way, and the
+// pool goes on refusing: call Close then.
+func (p *Pool) Shutdown(ctx context.Context) error {
+	start := time.Now()
+	p.ctr.Draining.Store(true)
+	for {
+		units, inUse := p.underWay.Load(), p.DB.Stats().InUse // in this order: a unit ends after it has returned its connection
+		if units == 0 && inUse == 0 {
+			return p.Close()
+		}
+		if clock.Wait(ctx, nil, shutdownPoll); ctx.Err() != nil {
+			longest, held := p.queue.Longest()
+			text := fmt.Sprintf("livepool: the shutdown is not complete after %s: %d units of work and %d connections are in use", time.Since(start).Round(time.Millisecond), units, inUse)
+			if held > 0 {
+				text += fmt.Sprintf("; %s has held its connection longest, for %s", longest, held.Round(time.Millisecond))
+			}
+			return fmt.Errorf("%s: %w", text, contextError(ctx))
+		}
+	}
+}
+
+// shutdownPoll is how often Shutdown looks: database/sql tells nobody when a connection is
+// returned.
+const shutdownPoll = 10 * time.Millisecond
+
+// Ready says whether work can be done now: nil, also if the pool is only busy;
+// ErrUnreachable if the server cannot be reached, is full or does not answer, or if it
+// refused a write and still does; ErrPoolClosed after Close and during Shutdown. It asks
+// the server, and waits for that within ctx, ConnectTimeout and PingTimeout. It is for a
+// readiness probe.
+func (p *Pool) Ready(ctx context.Context) error {
+	switch {
+	case p.ctr.Ctx.Err() != nil:
+		return ErrPoolClosed
+	case p.ctr.Draining.Load():
+		return errShuttingDown
+	}
+	return p.ctr.Ready(outsideUnits{ctx, p})
 }
 
 // GetDBConn returns the *sql.DB itself; GORM asks for it.

@@ -184,8 +184,7 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	}
 	c.retriedAfterPause = c.retriedAfterPause || lostByPause
 	c.pool.ctr.Stats.Retried.Add(1)
-	cfg.log.Log(ctx, level, "livepool: a unit of work is run again",
-		slog.String("unit", c.options.name), slog.Int("attempt", c.attempts), slog.Duration("wait", wait), slog.Any("cause", cause))
+	c.logRetry(ctx, level, wait, cause)
 	if wait > 0 {
 		clock.Wait(ctx, nil, wait)
 	}
@@ -194,6 +193,21 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	}
 	c.attemptStart = time.Now()
 	return nil
+}
+
+// logRetry logs that the unit is run again. An attempt that was refused by an outage is not
+// counted among those that MaxAttempts allows.
+func (c *retryState) logRetry(ctx context.Context, level slog.Level, wait time.Duration, cause error) {
+	log := c.pool.cfg.log
+	if !log.Enabled(ctx, level) {
+		return
+	}
+	attrs := []any{slog.String("unit", c.options.name), slog.String("attempt", fmt.Sprintf("%d of %d", c.attempts-c.freeAttempts, c.options.maxAttempts)),
+		slog.Duration("wait", wait), slog.Any("cause", cause)}
+	if c.key != "" {
+		attrs = append(attrs, slog.String("key", c.key))
+	}
+	log.Log(ctx, level, "livepool: a unit of work is run again", attrs...)
 }
 
 // nextWait is the wait before the next attempt: of the user's BackOff, or of the default
@@ -304,11 +318,16 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 	if err := o.check(p); err != nil {
 		return err
 	}
+	if err := p.begin(ctx, o.name); err != nil {
+		return err
+	}
+	defer p.end()
 	c := p.newRetryState(&o)
 	c.elapsedFrom, c.idempotent = c.started, true
+	fnCtx := context.WithValue(connector.WithIdempotent(ctx, &c.lossCounter), underWayKey{p}, true)
 	for {
 		c.attempts++
-		err := fn(connector.WithIdempotent(ctx, &c.lossCounter))
+		err := fn(fnCtx)
 		switch {
 		case err == nil:
 			c.noteWritable()

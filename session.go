@@ -127,6 +127,10 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 	if outer, ok := p.FromContext(ctx); ok && !o.requiresNew {
 		return outer.runInner(ctx, fn, &o)
 	}
+	if err := p.begin(ctx, o.name); err != nil {
+		return err
+	}
+	defer p.end()
 	return p.runUnit(ctx, fn, &o)
 }
 

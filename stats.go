@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/outage"
 )
 
 // Stats is what a pool has done since it was opened. The counters only grow, but
@@ -67,6 +68,13 @@ type Stats struct {
 	Resent int64
 
 	Leaks int64 // connections held for longer than LeakAfter
+
+	// What the server does not give now. Nobody asks it as long as nobody waits for it:
+	// Ready asks.
+
+	UnreachableSince   time.Time // since when no connection can be had; zero: there is no such outage
+	WritesRefusedSince time.Time // since when it takes no writes; likewise
+	OutageCause        string    // why, "" if both are zero
 }
 
 // Stats returns the pool's counters, and how many connections there are. It is
@@ -113,6 +121,17 @@ func (p *Pool) Stats() Stats {
 	stats.Reused += reused
 	stats.Idle += unseen
 	stats.OpenConnections += unseen
+	unreachable, readOnly := p.ctr.Outage.Current()
+	stats.WritesRefusedSince, stats.OutageCause = began(readOnly, "")
+	stats.UnreachableSince, stats.OutageCause = began(unreachable, stats.OutageCause)
 	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.queue.Stats()
 	return stats
+}
+
+// began is when an outage began and why, the zero time and otherwise if there is none.
+func began(o *outage.Error, otherwise string) (since time.Time, cause string) {
+	if o == nil {
+		return time.Time{}, otherwise
+	}
+	return time.Now().Add(-o.Lasted), o.Cause.Error()
 }

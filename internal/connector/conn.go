@@ -173,7 +173,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 
 // checkContext is Settings.CheckContext, which needs no call for most contexts.
 func (ctr *Connector) checkContext(ctx context.Context) error {
-	if ctr.Cfg.CheckContext == nil || ctx == context.Background() {
+	if ctr.Cfg.CheckContext == nil || ctx == context.Background() && !ctr.Draining.Load() {
 		return nil
 	}
 	return ctr.Cfg.CheckContext(ctx)

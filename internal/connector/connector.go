@@ -76,6 +76,7 @@ type Connector struct {
 	reaper            proclist.Reaper
 	stalls            proclist.Stalls
 	Outage            *outage.Gate
+	Draining          atomic.Bool  // no new statement may run, because the pool is being shut down
 	keptAttempts      atomic.Int64 // how many connect without their callers
 
 	Stats counters
@@ -94,6 +95,9 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	if c != nil {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
 	} else if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
+		return nil, err
+	}
+	if err := ctr.wrapDriver(); err != nil {
 		return nil, err
 	}
 	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, c == nil)
@@ -177,9 +181,7 @@ func (ctr *Connector) useDriver(my *mysql.Config) error {
 		ctr.Cfg.Log.Warn(fmt.Sprintf("livepool: the driver's timeout of %s is cut short by ConnectTimeout (pool_connect_timeout), which is %s and bounds dial, handshake and login together: raise it, or leave it out", my.Timeout, limit),
 			slog.String("addr", address(my)))
 	}
-	if my.Logger != nil {
-		my.Logger = &quietLogger{my.Logger, ctr}
-	}
+	my.Logger = ctr.driverLogger(my.Logger)
 	inner, err := mysql.NewConnector(my)
 	if err != nil {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
@@ -193,6 +195,21 @@ func (ctr *Connector) useDriver(my *mysql.Config) error {
 	ctr.IsMySQL = true
 	ctr.schema = my.DBName
 	ctr.addr = address(my)
+	return nil
+}
+
+// wrapDriver has Config.Wrap wrap the driver's connectors.
+func (ctr *Connector) wrapDriver() error {
+	wrap := ctr.Cfg.Wrap
+	if wrap == nil {
+		return nil
+	}
+	for _, c := range []*driver.Connector{&ctr.driverConnector, &ctr.sideConnector} {
+		inner := *c
+		if !ctr.Cfg.catchPanic("Config.Wrap", func() { *c = wrap(inner) }) || *c == nil {
+			return errors.New("livepool: Config.Wrap panicked, or returned no connector")
+		}
+	}
 	return nil
 }
 

@@ -128,16 +128,3 @@ func (ctr *Connector) leaveGate(took time.Duration, err error) (noted bool) {
 
 // noTurn is for an attempt without a limit. Its caller records the failure.
 func noTurn(time.Duration, error) (noted bool) { return false }
-
-// quietLogger is the driver's logger without what the driver would log at every attempt
-// to connect during an outage.
-type quietLogger struct {
-	mysql.Logger
-	ctr *Connector
-}
-
-func (h *quietLogger) Print(v ...any) {
-	if !h.ctr.Outage.IsDown() {
-		h.ctr.Cfg.catchPanic("Config.MySQL.Logger", func() { h.Logger.Print(v...) })
-	}
-}

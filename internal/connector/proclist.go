@@ -85,20 +85,10 @@ func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*proclist.Side, err
 
 // openSide opens one within ConnectTimeout, but not during an outage.
 func (ctr *Connector) openSide(ctx context.Context) (*proclist.Side, error) {
-	l, err := ctr.openQueued(ctx, true)
+	l, err := ctr.dialSide(ctx)
 	if err != nil {
-		switch {
-		case errors.As(err, new(*outage.Error)):
-			ctr.Outage.RequestProbe()
-		case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
-			// A silent server may only be busy, and a full one has room for the pool's own:
-			// neither is an outage.
-		default:
-			ctr.recordConnectFailure(err)
-		}
 		return nil, err
 	}
-	ctr.Outage.Connected()
 	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
 	s := &proclist.Side{Conn: &l.driverConn, Wire: l.wire, Close: func(error) { l.close() }}
@@ -107,6 +97,23 @@ func (ctr *Connector) openSide(ctx context.Context) (*proclist.Side, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// dialSide opens a connection that is not for the pool.
+func (ctr *Connector) dialSide(ctx context.Context) (link, error) {
+	l, err := ctr.openQueued(ctx, true)
+	switch {
+	case err == nil:
+		ctr.Outage.Connected()
+	case errors.As(err, new(*outage.Error)):
+		ctr.Outage.RequestProbe()
+	case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
+		// A silent server may only be busy, and a full one has room for the pool's own:
+		// neither is an outage.
+	default:
+		ctr.recordConnectFailure(err)
+	}
+	return l, err
 }
 
 // borrowSide reserves an idle connection of the pool, as a background ping does. It

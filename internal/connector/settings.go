@@ -5,6 +5,7 @@ package connector
 
 import (
 	"context"
+	"database/sql/driver"
 	"log/slog"
 	"time"
 
@@ -35,8 +36,9 @@ type Settings struct {
 	StallAfter, LeakAfter time.Duration
 
 	CommitTable string
-	Classify    func(error) (mysqlerr.Class, bool) // nil where livepool decides
-	Log         *slog.Logger                       // never nil; its panics go no further
+	Wrap        func(driver.Connector) driver.Connector // nil for none
+	Classify    func(error) (mysqlerr.Class, bool)      // nil where livepool decides
+	Log         *slog.Logger                            // never nil; its panics go no further
 
 	// CheckContext says why a request under ctx is refused that is not a session's, nil if
 	// it is not. It is nil without a Pool, which sets it before anything is connected.

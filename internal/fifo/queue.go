@@ -7,7 +7,6 @@ package fifo
 import (
 	"container/list"
 	"context"
-	"errors"
 	"sync"
 	"time"
 )
@@ -98,9 +97,6 @@ func (q *Queue) Take(ctx context.Context, pl *Place, name string, deadline time.
 	return err
 }
 
-// ErrTimeout is returned by Take when the deadline has passed.
-var ErrTimeout = errors.New("livepool: waited too long")
-
 type waiter struct {
 	place   *Place
 	granted chan struct{}
@@ -150,15 +146,16 @@ func (q *Queue) grantWaiters() {
 	}
 }
 
-// RecordTimeout counts a session that waited in vain, and returns what its error tells:
-// how many places are granted, how many sessions wait (with the one that gave up), and
-// which session has had its place longest.
-func (q *Queue) RecordTimeout() (inUse, waiting int, longest string, held time.Duration) {
+// Longest is the session that has had its place longest, and for how long; "" for none.
+func (q *Queue) Longest() (name string, held time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.timeouts++
+	return q.longestLocked()
+}
+
+func (q *Queue) longestLocked() (name string, held time.Duration) {
 	if oldest := q.holders.next; oldest != &q.holders {
-		longest, held = oldest.name, time.Since(oldest.since)
+		name, held = oldest.name, time.Since(oldest.since)
 	}
-	return q.taken, q.waiters.Len() + 1, longest, held
+	return name, held
 }

@@ -107,7 +107,25 @@ func (g *Gate) causeLocked() error {
 	if g.connections.shortage == None {
 		return nil
 	}
-	return &Error{Shortage: g.connections.shortage, Cause: g.lastErr}
+	return g.error(&g.connections, g.lastErr)
+}
+
+// error is that of an outage. g.mu is held.
+func (g *Gate) error(r *resource, cause error) *Error {
+	return &Error{Shortage: r.shortage, Cause: cause, Lasted: g.cfg.Clock.Now() - r.since}
+}
+
+// Current returns the outages of connections and of writes, nil for each that there is not.
+func (g *Gate) Current() (connections, writes *Error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.connections.shortage != None {
+		connections = g.error(&g.connections, g.lastErr)
+	}
+	if g.writes.shortage != None {
+		writes = g.error(&g.writes, g.writes.cause)
+	}
+	return connections, writes
 }
 
 // Failed records a connect that began at startedAt and failed with err. That may begin an
@@ -272,6 +290,18 @@ func (g *Gate) AwaitWrites(ctx context.Context, deadline time.Time, cause error)
 	g.mu.Unlock()
 	log()
 	return g.await(ctx, &g.writes, deadline, g.singleTries)
+}
+
+// StillRefused has the prober ask once more where writes were refused, and waits for its
+// answer until the deadline. It returns nil if there is no such outage, or it has ended.
+func (g *Gate) StillRefused(ctx context.Context, deadline time.Time) error {
+	if g.await(ctx, &g.writes, deadline, nil) {
+		return nil
+	}
+	if _, refused := g.Current(); refused != nil {
+		return refused
+	}
+	return nil
 }
 
 func (g *Gate) await(ctx context.Context, r *resource, deadline time.Time, early <-chan struct{}) bool {

@@ -36,12 +36,16 @@ var shortageTexts = [...]struct{ is, begins, ends string }{
 // Error is returned to a caller that must not dial, because of an outage.
 type Error struct {
 	Shortage Shortage
-	Cause    error         // of the last connect
+	Cause    error         // of the last connect, or the refusal of a write
+	Lasted   time.Duration // the outage, until now
 	Waited   time.Duration // for the end of the outage, in vain; 0 if it was not waited for
 }
 
 func (e *Error) Error() string {
 	text := "livepool: " + shortageTexts[e.Shortage].is
+	if lasted := e.Lasted.Round(time.Millisecond); lasted > 0 {
+		text += ", for " + lasted.String() + " now"
+	}
 	if waited := e.Waited.Round(time.Millisecond); waited > 0 { // a ping does not wait
 		text += ", and was waited for in vain for " + waited.String() + " (pool_outage_wait)"
 	}

@@ -14,8 +14,8 @@ import (
 // stories are the packages of the library, from the lowest up. One imports only what is
 // in a story below its own.
 var stories = [][]string{
-	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "setting", "spelling", "sqltext", "usercode"},
-	{"committable", "driverconn", "outage", "wire"},
+	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "spelling", "sqltext", "unitdb", "usercode"},
+	{"committable", "driverconn", "outage", "setting", "wire"},
 	{"proclist"},
 	{"connector"},
 	{"the root"},
@@ -24,7 +24,7 @@ var stories = [][]string{
 const (
 	module     = "github.com/livepool/livepool"
 	mostAtRoot = 40   // entries of the root, so that a stranger sees them at once
-	mostOfRoot = 2700 // lines of its code: what a user sees, and the unit of work
+	mostOfRoot = 2800 // lines of its code: what a user sees, and the unit of work
 )
 
 // importsOf are the packages of ours that the files of a directory import, tests left
