@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -137,25 +138,28 @@ func (t *tx) end(undo bool) (err error) {
 	db := t.db
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	last := len(db.open) - 1
+	at := slices.Index(db.open, t)
 	switch {
 	case db.env.Unit.EndedErr() != nil:
 		return db.env.Unit.EndedErr()
-	case db.open[last] != t:
-		err = errors.New("livepool: a transaction on Session.DB is a savepoint, and was to end before another that was begun later: savepoints only nest")
+	case at < 0:
+		return errNotNested
+	case at < len(db.open)-1:
+		err = errNotNested
 	case undo:
 		err = db.env.Exec("ROLLBACK TO SAVEPOINT " + t.savepoint)
 	}
 	if err == nil {
 		err = db.env.Exec("RELEASE SAVEPOINT " + t.savepoint)
 	}
+	db.open = db.open[:at]
 	if err != nil {
 		db.env.Broken(err)
-		return err
 	}
-	db.open = db.open[:last]
-	return nil
+	return err
 }
+
+var errNotNested = errors.New("livepool: a transaction on Session.DB is a savepoint, and did not end before an earlier one: savepoints only nest")
 
 // stmt is a statement that was prepared in the unit's transaction.
 type stmt struct{ *sql.Stmt }
