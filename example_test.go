@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,26 @@ func (m withExamples) Run() int {
 	return m.M.Run()
 }
 
+// In place of sql.Open("mysql", dsn): the result is a *sql.DB, and more.
+func ExampleOpen() {
+	db, err := livepool.Open("app:secret@tcp(db.example:3306)/shop?parseTime=true&pool_size=20&pool_recycle=30m")
+	if err != nil {
+		fmt.Println(err) // a setting that makes no sense; like sql.Open it does not dial
+		return
+	}
+	defer db.Close()
+	var plain *sql.DB = db.DB // for code that wants that
+	fmt.Println(plain.Stats().MaxOpenConnections)
+	// Output: 30
+}
+
+// A misspelt setting is an error that says what was meant, and no password.
+func ExampleParseDSN() {
+	_, err := livepool.ParseDSN("app:secret@tcp(db.example:3306)/shop?maxOverflow=5")
+	fmt.Println(strings.SplitAfter(err.Error(), "?")[0])
+	// Output: livepool: unknown DSN parameter maxOverflow; did you mean pool_max_overflow?
+}
+
 // A unit of work: both updates or neither, whatever happens to the connection.
 func ExamplePool_WithSession() {
 	db := exampleDB()
@@ -84,6 +105,102 @@ func ExampleOnce() {
 	// Output:
 	// paying
 	// <nil> <nil>
+}
+
+// A second delivery that wants to know whether it was one.
+func ExampleReportApplied() {
+	db := exampleDB()
+	defer db.Close()
+	pay := func() error {
+		return db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+			_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = balance - 10 WHERE id = 1")
+			return err
+		}, livepool.Once("payment 4712"), livepool.ReportApplied())
+	}
+	fmt.Println(pay(), errors.Is(pay(), livepool.ErrAlreadyApplied))
+	// Output: <nil> true
+}
+
+// A unit with a result: that of the attempt that was applied.
+func ExampleDo() {
+	db := exampleDB()
+	defer db.Close()
+	id, err := livepool.Do(context.Background(), db, func(ctx context.Context, s *livepool.Session) (int64, error) {
+		res, err := s.ExecContext(ctx, "INSERT INTO audit (what) VALUES ('done')")
+		if err != nil {
+			return 0, err
+		}
+		return res.LastInsertId()
+	}, livepool.VerifyCommit())
+	fmt.Println(id > 0, err)
+	// Output: true <nil>
+}
+
+// What becomes of the job.
+func ExampleRetryable() {
+	settle := func(err error) string {
+		switch {
+		case err == nil:
+			return "ack"
+		case livepool.Retryable(err), errors.Is(err, livepool.ErrCommitUnknown): // the unit had Once
+			return "redeliver"
+		}
+		return "dead-letter"
+	}
+	db := exampleDB()
+	job := func(context.Context, *livepool.Session) error { return errors.New("no such account") }
+	fmt.Println(settle(db.WithSession(context.Background(), job)))
+	db.Close()
+	fmt.Println(settle(db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		_, err := s.ExecContext(ctx, "DO 1")
+		return err
+	})))
+	// Output:
+	// dead-letter
+	// redeliver
+}
+
+// A library that wants a *sql.DB works in the unit, too: its transactions are savepoints.
+func ExampleSession_DB() {
+	db := exampleDB()
+	defer db.Close()
+	library := func(db *sql.DB) error {
+		tx, err := db.Begin()
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		if _, err := tx.Exec("UPDATE accounts SET balance = 7 WHERE id = 1"); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		if err := library(s.DB()); err != nil {
+			return err
+		}
+		return errors.New("not today") // undoes what the library has committed
+	})
+	var balance int
+	must(db.QueryRow("SELECT balance FROM accounts WHERE id = 1").Scan(&balance))
+	fmt.Println(err, balance)
+	// Output: not today 100
+}
+
+// For a readiness probe, and for SIGTERM.
+func ExamplePool_Shutdown() {
+	db := exampleDB()
+	fmt.Println(db.Ready(context.Background()))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := db.Shutdown(ctx); err != nil {
+		fmt.Println(err) // what is still under way
+		db.Close()
+	}
+	fmt.Println(errors.Is(db.Ready(context.Background()), livepool.ErrPoolClosed))
+	// Output:
+	// <nil>
+	// true
 }
 
 // A COMMIT whose answer is lost is looked up, not guessed: nil means applied
@@ -159,7 +276,7 @@ func ExampleRequiresNew() {
 		return errors.New("not enough money")
 	})
 	var kept int
-	must(db.QueryRow("SELECT COUNT(*) FROM audit").Scan(&kept))
+	must(db.QueryRow("SELECT COUNT(*) FROM audit WHERE what = 'tried'").Scan(&kept))
 	fmt.Println(err, kept)
 	// Output: not enough money 1
 }

@@ -47,7 +47,7 @@ func run(ctx context.Context, dsn, listen string) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close() // after all jobs have ended
+	defer shutDown(db)
 	// A refused login, or a table that cannot be had, passes for no job: it ends the worker
 	// here, before it takes one. A server that is away is waited for.
 	if err := db.Retry(ctx, db.CreateCommitTable, livepool.Name("the commit table")); err != nil {
@@ -68,6 +68,16 @@ func run(ctx context.Context, dsn, listen string) error {
 		}
 	}
 	return nil
+}
+
+// shutDown lets end what is under way, the purge for example.
+func shutDown(db *livepool.Pool) {
+	ctx, cancel := context.WithTimeout(context.Background(), jobTime)
+	defer cancel()
+	if err := db.Shutdown(ctx); err != nil {
+		slog.Warn("the worker does not wait any longer", "error", err)
+		db.Close()
+	}
 }
 
 // job is a row of the inbox. Its id is the key by which it is applied once.
@@ -175,9 +185,7 @@ func handler(db *livepool.Pool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/live", func(http.ResponseWriter, *http.Request) {}) // restarting this program heals no database
 	mux.HandleFunc("/ready", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
-		defer cancel()
-		if err := db.PingContext(ctx); errors.Is(err, livepool.ErrUnreachable) { // and not if all connections are busy
+		if err := db.Ready(r.Context()); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		}
 	})

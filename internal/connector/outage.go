@@ -4,7 +4,6 @@
 package connector
 
 import (
-	"database/sql/driver"
 	"errors"
 	"net"
 	"os"
@@ -77,7 +76,7 @@ func (ctr *Connector) shortageOf(err error) outage.Shortage {
 	case connect.noReply:
 		return outage.NoAnswer
 	case connect.notDialed, mysqlerr.IsNetworkLoss(err), errors.As(err, &network),
-		errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
+		errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsUnwritten(err), errors.Is(err, mysql.ErrInvalidConn):
 		return outage.NoServer
 	}
 	return outage.None

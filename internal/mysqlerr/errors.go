@@ -257,8 +257,10 @@ type classifier interface {
 // ConnectClass is the class of a failure to connect with this cause.
 func ConnectClass(cause error) Class {
 	switch {
-	case Number(cause) != 0, errors.Is(cause, driver.ErrBadConn), errors.Is(cause, mysql.ErrBusyBuffer):
+	case Number(cause) != 0, errors.Is(cause, mysql.ErrBusyBuffer):
 		return of(cause)
+	case IsUnwritten(cause):
+		return NotSent
 	case CallerGaveUp(cause):
 		return 0
 	case IsMisconfigured(cause):
@@ -308,6 +310,21 @@ func Number(err error) uint16 {
 		return my.Number
 	}
 	return 0
+}
+
+// IsUnwritten says whether an attempt to connect failed because a request of it could not be
+// written. If that was the driver's answer to the greeting, its error is one that it does not
+// export (errBadConnNoWrite).
+func IsUnwritten(err error) bool {
+	if errors.Is(err, driver.ErrBadConn) {
+		return true
+	}
+	for ; err != nil; err = errors.Unwrap(err) {
+		if err.Error() == "bad connection" {
+			return true
+		}
+	}
+	return false
 }
 
 // IsNetworkLoss is true for the errors of a socket whose other end is lost. It is not

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/labtest"
 	"github.com/livepool/livepool/internal/lab/server"
@@ -81,4 +82,42 @@ func TestOutageIsNotARefusalOnARealServer(t *testing.T) {
 			t.Errorf("%d outages, %d retried", st.Outages, st.Retried)
 		}
 	})
+}
+
+// A login is lost before its answer can be written. For that the driver has an error that
+// it does not export; the server is not there all the same, and not refusing.
+func TestLoginThatCannotBeWritten(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	for name, open := range map[string]func(dial func(context.Context, string, string) (net.Conn, error)) *livepool.Pool{
+		"with livepool's dialer": func(dial func(context.Context, string, string) (net.Conn, error)) *livepool.Pool {
+			return openWith(t, s.DSN(), func(c *livepool.Config) { c.MySQL.DialFunc, c.Logger = dial, labtest.DiscardLogger })
+		},
+		"with the driver's": func(dial func(context.Context, string, string) (net.Conn, error)) *livepool.Pool {
+			my, err := mysql.ParseDSN(s.DSN())
+			if err != nil {
+				t.Fatal(err)
+			}
+			my.DialFunc = dial
+			c, err := mysql.NewConnector(my)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return labtest.Open(t, c, func(c *livepool.Config) { c.Logger = labtest.DiscardLogger })
+		},
+	} {
+		var dials atomic.Int64
+		p := open(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err == nil && dials.Add(1)%6 != 0 {
+				err = c.(*net.TCPConn).CloseWrite() // the server's greeting comes; no answer can be written
+			}
+			return c, err
+		})
+		if _, err := p.Exec("DO 1"); err != nil || dials.Load() != 6 {
+			t.Errorf("%s: a statement, after %d dials: %v", name, dials.Load(), err)
+		}
+		if n := p.Stats().Outages; n != 1 {
+			t.Errorf("%s: %d outages", name, n)
+		}
+	}
 }

@@ -7,20 +7,10 @@ import (
 	"database/sql"
 )
 
-type DB struct {
-	*sql.DB
-	Mapper *Mapper
-}
-
-type Mapper struct{}
-
-type Tx struct {
-	*sql.Tx
-	Mapper *Mapper
-}
+type DB struct{ *sql.DB }
 
 func NewDb(db *sql.DB, driverName string) *DB { return nil }
 
-func (tx *Tx) SelectContext(ctx context.Context, dest any, query string, args ...any) error {
+func (db *DB) SelectContext(ctx context.Context, dest any, query string, args ...any) error {
 	return nil
 }
