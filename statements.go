@@ -134,24 +134,26 @@ func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
 
 // DB returns the unit as a *sql.DB, for a library that takes nothing else, such as ent, bun,
 // xorm or goqu: what is run on it runs in the session's transaction, on its one connection,
-// and a transaction begun on it is a savepoint. Such transactions only nest; one that the
-// function leaves open has the unit fail. It is closed when the function has returned. For
-// GORM and sqlx there is Tx.
+// and a transaction begun on it is a savepoint. Such transactions only nest; one that is
+// left open, or whose own context ends before it does, has the unit fail. A statement on it
+// whose own context has ended is refused by database/sql, as with Tx. It is closed when the
+// function has returned. For GORM there is Tx.
 func (s *Session) DB() *sql.DB {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.db == nil {
 		root := s.root
-		s.db = unitdb.Open(unitdb.Env{Unit: s, Driver: s.pool.Driver(), Tx: &root.options.tx, Prefix: s.savepoint() + "_tx",
+		s.db = unitdb.New(unitdb.Env{Unit: s, Driver: s.pool.Driver(), Tx: &root.options.tx, Prefix: s.savepoint() + "_tx",
 			Exec: func(query string) error { return s.execOwn(&root.fnContext, query) },
 			Broken: func(err error) {
 				root.setRollbackOnly(fmt.Errorf("livepool: nothing is committed, because a transaction of %s on Session.DB was neither kept nor undone: %w", s.options.name, err))
 			}})
 	}
+	db := s.db.SQL()
 	if s.hasEnded() {
-		s.db.Close()
+		db.Close()
 	}
-	return s.db.DB
+	return db
 }
 
 // openedDB is what DB has returned, nil if it was not called.

@@ -38,19 +38,36 @@ type Env struct {
 
 // DB is the unit as a *sql.DB. It is safe for concurrent use, as the unit is.
 type DB struct {
-	*sql.DB
 	env   Env
 	begun atomic.Int64
 
-	mu   sync.Mutex
-	open []*tx // the transactions that have not ended, outermost first; guarded by mu
+	mu     sync.Mutex // guards what follows
+	handle *sql.DB    // nil before SQL is called, and after somebody has closed it
+	open   []*tx      // the transactions that have not ended, outermost first
 }
 
-// Open makes it. It is to be closed with the unit.
-func Open(env Env) *DB {
-	db := &DB{env: env}
-	db.DB = sql.OpenDB(connector{db})
-	return db
+// New makes it. It is to be closed with the unit.
+func New(env Env) *DB { return &DB{env: env} }
+
+// SQL is the *sql.DB: a new one if a library has closed the last, as ent's clients do when
+// they are closed, and xorm's engines when they are garbage.
+func (db *DB) SQL() *sql.DB {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.handle == nil {
+		db.handle = sql.OpenDB(connector{db})
+	}
+	return db.handle
+}
+
+// Close closes the *sql.DB, if there is one.
+func (db *DB) Close() {
+	db.mu.Lock()
+	handle := db.handle
+	db.mu.Unlock()
+	if handle != nil {
+		handle.Close()
+	}
 }
 
 // HasOpenTx says whether a transaction that was begun on it has not ended.
@@ -63,6 +80,14 @@ func (db *DB) HasOpenTx() bool {
 type connector struct{ db *DB }
 
 func (c connector) Driver() driver.Driver { return c.db.env.Driver }
+
+// Close is a part of the *sql.DB's.
+func (c connector) Close() error {
+	c.db.mu.Lock()
+	defer c.db.mu.Unlock()
+	c.db.handle = nil
+	return nil
+}
 
 // Connect opens nothing: all its connections are the unit's one.
 func (c connector) Connect(context.Context) (driver.Conn, error) {
@@ -107,14 +132,14 @@ func (c *conn) Begin() (driver.Tx, error) {
 }
 
 // BeginTx sets a savepoint.
-func (c *conn) BeginTx(_ context.Context, opts driver.TxOptions) (driver.Tx, error) {
+func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	db, unit := c.db, c.db.env.Tx
 	if level := sql.IsolationLevel(opts.Isolation); level != 0 && level != unit.Isolation || opts.ReadOnly && !unit.ReadOnly {
 		return nil, errors.New("livepool: a transaction on Session.DB is a savepoint of the unit: it cannot change the isolation or be read-only; give these options to WithSession")
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	t := &tx{db: db, savepoint: fmt.Sprint(db.env.Prefix, db.begun.Add(1))}
+	t := &tx{db: db, ctx: ctx, savepoint: fmt.Sprint(db.env.Prefix, db.begun.Add(1))}
 	if err := db.env.Exec("SAVEPOINT " + t.savepoint); err != nil {
 		return nil, err
 	}
@@ -125,6 +150,7 @@ func (c *conn) BeginTx(_ context.Context, opts driver.TxOptions) (driver.Tx, err
 // tx is a savepoint as a transaction.
 type tx struct {
 	db        *DB
+	ctx       context.Context // when it ends database/sql rolls back, some time later
 	savepoint string
 }
 
@@ -133,7 +159,8 @@ func (t *tx) Commit() error { return t.end(false) }
 func (t *tx) Rollback() error { return t.end(true) }
 
 // end releases the savepoint, undone or not. Savepoints only nest: one that ends before a
-// later one has taken that with it, which then cannot be ended as its owner wants.
+// later one has taken that with it, which then cannot be ended as its owner wants. One that
+// is undone because its context has ended takes with it what the unit did since then.
 func (t *tx) end(undo bool) (err error) {
 	db := t.db
 	db.mu.Lock()
@@ -146,6 +173,8 @@ func (t *tx) end(undo bool) (err error) {
 		return errNotNested
 	case at < len(db.open)-1:
 		err = errNotNested
+	case t.ctx.Err() != nil:
+		err = fmt.Errorf("livepool: the context of a transaction on Session.DB ended before the transaction did: %w", t.ctx.Err())
 	case undo:
 		err = db.env.Exec("ROLLBACK TO SAVEPOINT " + t.savepoint)
 	}

@@ -46,7 +46,7 @@ func open(t *testing.T, own sql.TxOptions, expect func(sqlmock.Sqlmock)) (*unit,
 		t.Fatal(err)
 	}
 	u := &unit{Tx: tx}
-	db := unitdb.Open(unitdb.Env{Unit: u, Driver: mock.Driver(), Tx: &own, Prefix: "sp",
+	db := unitdb.New(unitdb.Env{Unit: u, Driver: mock.Driver(), Tx: &own, Prefix: "sp",
 		Exec: func(query string) error {
 			u.ran = append(u.ran, query)
 			if query == u.fail {
@@ -62,7 +62,7 @@ func open(t *testing.T, own sql.TxOptions, expect func(sqlmock.Sqlmock)) (*unit,
 func TestTransactionsAreSavepoints(t *testing.T) {
 	t.Parallel()
 	begin := func(db *unitdb.DB) *sql.Tx {
-		tx, err := db.Begin()
+		tx, err := db.SQL().Begin()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestTransactionsAreSavepoints(t *testing.T) {
 			outer.Rollback()
 			return inner.Commit()
 		}, ran: []string{"SAVEPOINT sp1", "SAVEPOINT sp2"}, broken: "savepoints only nest"},
-		"not begun":    {fail: "SAVEPOINT sp1", do: func(db *unitdb.DB) error { _, err := db.Begin(); return err }, ran: []string{"SAVEPOINT sp1"}},
+		"not begun":    {fail: "SAVEPOINT sp1", do: func(db *unitdb.DB) error { _, err := db.SQL().Begin(); return err }, ran: []string{"SAVEPOINT sp1"}},
 		"not released": {fail: "RELEASE SAVEPOINT sp1", do: func(db *unitdb.DB) error { return begin(db).Commit() }, ran: []string{"SAVEPOINT sp1", "RELEASE SAVEPOINT sp1"}, broken: "refused"},
 		"not undone": {fail: "ROLLBACK TO SAVEPOINT sp1", do: func(db *unitdb.DB) error { return begin(db).Rollback() },
 			ran: []string{"SAVEPOINT sp1", "ROLLBACK TO SAVEPOINT sp1"}, broken: "refused"},
@@ -113,22 +113,47 @@ func TestTransactionsAreSavepoints(t *testing.T) {
 	}
 }
 
-// A transaction whose own context ends is rolled back, as database/sql does it.
+// A transaction whose own context ends is rolled back by database/sql, sooner or later:
+// what the unit does meanwhile would be undone with it, so that the unit must fail.
 func TestTransactionWhoseContextEnds(t *testing.T) {
 	t.Parallel()
-	u, db := open(t, sql.TxOptions{}, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		t.Fatal(err)
+	for name, end := range map[string]func(*sql.Tx) error{
+		"and is rolled back": (*sql.Tx).Rollback, "and is committed": (*sql.Tx).Commit,
+	} {
+		u, db := open(t, sql.TxOptions{}, nil)
+		ctx := &lateContext{Context: t.Context()}
+		tx, err := db.SQL().BeginTx(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx.ended = true
+		end(tx)
+		if !errors.Is(u.broken, context.Canceled) || db.HasOpenTx() {
+			t.Errorf("%s: ran %q, told %v", name, u.ran, u.broken)
+		}
 	}
-	cancel()
-	tx.Rollback() // or that of the end of the context
-	for db.HasOpenTx() {
-		_ = db.Stats()
+}
+
+// lateContext has ended, but nobody who waits for its end has been woken yet.
+type lateContext struct {
+	context.Context
+	ended bool
+}
+
+func (c *lateContext) Err() error {
+	if c.ended {
+		return context.Canceled
 	}
-	if u.broken != nil || !slices.Contains(u.ran, "ROLLBACK TO SAVEPOINT sp1") {
-		t.Errorf("ran %q, told %v", u.ran, u.broken)
+	return c.Context.Err()
+}
+
+// A library may close it in the middle.
+func TestItIsOpenedAgain(t *testing.T) {
+	t.Parallel()
+	_, db := open(t, sql.TxOptions{}, func(m sqlmock.Sqlmock) { m.ExpectExec("x").WillReturnResult(sqlmock.NewResult(1, 1)) })
+	db.SQL().Close()
+	if _, err := db.SQL().Exec("x"); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -147,7 +172,7 @@ func TestOptionsThatASavepointCannotHave(t *testing.T) {
 		{own, sql.TxOptions{Isolation: sql.LevelReadCommitted}, false},
 	} {
 		_, db := open(t, tt.unit, nil)
-		if _, err := db.BeginTx(t.Context(), &tt.asked); (err == nil) != tt.ok {
+		if _, err := db.SQL().BeginTx(t.Context(), &tt.asked); (err == nil) != tt.ok {
 			t.Errorf("%v in a unit with %v: %v", tt.asked, tt.unit, err)
 		}
 	}
@@ -157,7 +182,7 @@ func TestNothingRunsAfterTheUnit(t *testing.T) {
 	t.Parallel()
 	over := errors.New("the unit is over")
 	u, db := open(t, sql.TxOptions{}, nil)
-	held, err := db.Conn(t.Context())
+	held, err := db.SQL().Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +198,7 @@ func TestNothingRunsAfterTheUnit(t *testing.T) {
 	if err := held.PingContext(t.Context()); !errors.Is(err, over) {
 		t.Errorf("ping: %v", err)
 	}
-	if _, err := db.Begin(); !errors.Is(err, over) {
+	if _, err := db.SQL().Begin(); !errors.Is(err, over) {
 		t.Errorf("begin: %v", err)
 	}
 	if slices.Contains(u.ran, "RELEASE SAVEPOINT sp1") {
@@ -191,7 +216,7 @@ func TestArgumentsAndResults(t *testing.T) {
 		m.ExpectPrepare("prepared").ExpectQuery().WithArgs("p").WillReturnRows(sqlmock.NewRows([]string{"a"}).AddRow("q"))
 		m.ExpectQuery("fails late").WillReturnRows(sqlmock.NewRows([]string{"a"}).AddRow(1).AddRow(2).RowError(1, errors.New("lost")))
 	})
-	res, err := db.Exec("named", sql.Named("id", 7))
+	res, err := db.SQL().Exec("named", sql.Named("id", 7))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +224,7 @@ func TestArgumentsAndResults(t *testing.T) {
 		t.Errorf("%d rows are affected", n)
 	}
 
-	rows, err := db.Query("two results", uint64(1<<62), nil)
+	rows, err := db.SQL().Query("two results", uint64(1<<62), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +251,7 @@ func TestArgumentsAndResults(t *testing.T) {
 		t.Errorf("got %q, %v", got, rows.Err())
 	}
 
-	stmt, err := db.Prepare("prepared")
+	stmt, err := db.SQL().Prepare("prepared")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +260,7 @@ func TestArgumentsAndResults(t *testing.T) {
 	if err := stmt.QueryRow("p").Scan(&q); err != nil || q != "q" {
 		t.Errorf("prepared: %q, %v", q, err)
 	}
-	rows, err = db.Query("fails late")
+	rows, err = db.SQL().Query("fails late")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,6 +105,21 @@ func TestUnitAsADB(t *testing.T) {
 			}
 			return errors.Join(tx.Rollback(), insertOn(s.DB(), 2))
 		}, "2", ""},
+		"one whose context ends has the unit fail, for what follows may be undone with it": {func(ctx context.Context, s *livepool.Session) error {
+			own, cancel := context.WithCancel(ctx)
+			defer cancel()
+			tx, err := s.DB().BeginTx(own, nil)
+			if err != nil {
+				return err
+			}
+			err = insertOn(tx, 1)
+			cancel()
+			_, execErr := s.ExecContext(ctx, "INSERT INTO t (v) VALUES (2)") // before or after that rollback
+			return errors.Join(err, execErr)
+		}, "", "livepool: nothing is committed"},
+		"a library closes it": {func(_ context.Context, s *livepool.Session) error {
+			return errors.Join(insertOn(s.DB(), 1), s.DB().Close(), insertOn(s.DB(), 2))
+		}, "1,2", ""},
 		"a unit inside it has its own": {func(ctx context.Context, s *livepool.Session) error {
 			if err := insertOn(s.DB(), 1); err != nil {
 				return err
