@@ -122,7 +122,7 @@ type UnitError struct {
 
 // Error has the cause first, then what was tried, then what to do.
 func (e *UnitError) Error() string {
-	cause := strings.ReplaceAll(strings.TrimPrefix(e.Err.Error(), "livepool: "), "\n", "; ")
+	cause := strings.NewReplacer("livepool: ", "", "\n", "; ").Replace(e.Err.Error())
 	text := fmt.Sprintf("livepool: %s; %s failed after %d attempt(s) in %s", cause, e.Name, e.Attempts, e.Elapsed.Round(time.Millisecond))
 	if e.Key != "" {
 		text += fmt.Sprintf(" (key %q)", e.Key)

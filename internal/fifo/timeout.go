@@ -3,6 +3,7 @@ package fifo
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -37,7 +38,7 @@ func (q *Queue) TimeoutError(unit string, waited time.Duration) *TimeoutError {
 func (e *TimeoutError) Error() string {
 	text := fmt.Sprintf("livepool: no connection for %s within PoolTimeout (pool_timeout): waited %s; ", e.unit, e.waited.Round(time.Millisecond))
 	if e.LastErr != nil {
-		text += fmt.Sprintf("the database cannot be reached: %v; ", e.LastErr)
+		text += fmt.Sprintf("the database cannot be reached: %s; ", strings.TrimPrefix(e.LastErr.Error(), "livepool: "))
 	} else {
 		text += "the pool is exhausted: "
 	}

@@ -1,6 +1,7 @@
 package outage
 
 import (
+	"strings"
 	"time"
 
 	"github.com/livepool/livepool/internal/mysqlerr"
@@ -49,7 +50,7 @@ func (e *Error) Error() string {
 	if waited := e.Waited.Round(time.Millisecond); waited > 0 { // a ping does not wait
 		text += ", and was waited for in vain for " + waited.String() + " (pool_outage_wait)"
 	}
-	return text + ": " + e.Cause.Error()
+	return text + ": " + strings.TrimPrefix(e.Cause.Error(), "livepool: ") // one prefix is enough
 }
 func (e *Error) Is(target error) bool { return target == mysqlerr.ErrUnreachable }
 func (e *Error) Unwrap() error        { return e.Cause }

@@ -118,7 +118,7 @@ func (s *Stalls) check(stalled []*Thread) {
 			v.nextCheck, v.wrongServerTries = now, 0
 			v.idleChecks++
 			if v.idleChecks > 1 && w.Abort(v.reads, &stallError{now - v.since, w.Handshake.ThreadID, found}, func() { s.Counters.Stalled.Add(1) }) {
-				s.Log.Warn("livepool: a connection is dead in the middle of a statement: "+(*w.AbortErr.Load()).Error(),
+				s.Log.Debug("livepool: a connection is dead in the middle of a statement: "+(*w.AbortErr.Load()).Error(),
 					slog.String("addr", s.Addr), w.logID())
 			}
 		case found == threadOnOtherServer && v.wrongServerTries < maxWrongServerTries:
