@@ -44,7 +44,7 @@ type pool struct {
 
 var contenders = []contender{
 	{"plain", "plain", "Plain database/sql", `sql.Open("mysql", dsn), its defaults`, openPlain},
-	{"retry", "+ retry", "Retry on any error", fmt.Sprintf("the same, each job in the loop that everybody writes: again on any error, up to %d times", tries), openRetry},
+	{"retry", "+ retry", "Retry on any error", fmt.Sprintf("the same, each job in the loop that everybody writes: again on any error, up to %d times, %s apart", tries, retryPause), openRetry},
 	{"livepool", "livepool.Open", "livepool.Open", "livepool.Open(dsn), its defaults", openLivepool},
 	{"units", "WithSession", "livepool.WithSession", "the same, each job in WithSession, writing ones with VerifyCommit", openUnits},
 }

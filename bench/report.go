@@ -254,20 +254,21 @@ func (o *outcome) notice() string {
 // sentence is the run in one line, livepool first.
 func (o *outcome) sentence() string {
 	var parts []string
-	if kept, _ := o.verdict(); !kept {
-		parts = append(parts, "livepool BROKE its promise.")
-	}
 	for _, name := range []string{"units", "livepool", "plain", "retry"} {
 		if l := o.lane(name); l != nil {
-			parts = append(parts, fmt.Sprintf("%s: %s.", l.full, o.inWords(*l)))
+			parts = append(parts, fmt.Sprintf("%s: %s.", l.full, o.inWords(*l, parts == nil)))
 		}
 	}
-	return strings.Join(parts, " ")
+	text := strings.Join(parts, " ")
+	if kept, _ := o.verdict(); !kept {
+		text = "livepool BROKE its promise. " + text
+	}
+	return text
 }
 
-func (o *outcome) inWords(l laneOutcome) string {
+func (o *outcome) inWords(l laneOutcome, first bool) string {
 	text := thousands(failures(l.samples)) + " failed"
-	if l.name == "units" {
+	if first {
 		text = fmt.Sprintf("%s of %s jobs failed", thousands(failures(l.samples)), o.jobs())
 	}
 	if !o.proves() {
@@ -280,7 +281,7 @@ func (o *outcome) inWords(l laneOutcome) string {
 	switch {
 	case a.twice > 0:
 		text += fmt.Sprintf(", %d applied twice", a.twice)
-	case l.name == "units":
+	case first:
 		text += ", none applied twice"
 	}
 	if a.vanished > 0 {

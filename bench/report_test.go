@@ -59,7 +59,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
 	}
-	if last := "\nlivepool.Open: 1 failed. Plain database/sql: 2 failed.\n"; !strings.HasSuffix(got, last) {
+	if last := "\nlivepool.Open: 1 of 3 jobs failed, none applied twice. Plain database/sql: 2 failed.\n"; !strings.HasSuffix(got, last) {
 		t.Errorf("it does not end with %q:\n%s", last, got)
 	}
 }
