@@ -133,6 +133,7 @@ func TestStandStill(t *testing.T) {
 		{"others succeed meanwhile", []sample{s(0, 9, ""), s(1, 1, ""), s(3, 2, ""), s(4, 2, "")}, 3},
 		{"others fail meanwhile", []sample{s(0, 9, ""), s(1, 1, "x"), s(3, 2, "x"), s(4, 2, "x")}, 9},
 		{"all hang until they fail", []sample{s(0, 1, ""), s(1, 10, "x"), s(2, 10, "x"), s(20, 1, "")}, 11},
+		{"one fails as the next arrives", []sample{s(0, 5, "x"), s(5, 5, "")}, 10},
 		{"fails at once", []sample{s(0, 0, "x"), s(5, 0, "x"), s(9, 1, "")}, 1},
 		{"in the order in which they are done", []sample{s(4, 1, ""), s(0, 4, "")}, 4},
 	} {
