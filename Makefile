@@ -17,7 +17,7 @@ one: ## one test, wherever it is: T=TestName, and S=mariadb, mariadb-11.8 or mys
 	@files=$$(grep -rlE --include='*_test.go' '^func $(T)\(' .) || { echo 'there is no test $(T)' >&2; exit 1; }; \
 	set -x; go test -count=1 -v -run '^$(T)$$$(if $(S),/^$(S)$$)' $$(dirname $$files | sort -u)
 
-bench: ## plain database/sql and livepool under the same faults, a minute
+bench: ## plain database/sql and livepool under the same faults, 80 seconds
 	go run ./bench
 
 hot: ## what the hot path costs, appended to bench/history.csv: on a quiet machine, with all committed

@@ -40,6 +40,11 @@ const (
 	longIdle  = waitTimeout + time.Second
 	silence   = 3 * time.Second
 	calmIdle  = 3 * time.Second
+	switching = 2 * time.Second
+	// An outage is shorter than jobTimeout, so that who waits for its end can succeed
+	// and who hangs is seen to hang. A longer jobTimeout would show the same and make
+	// the run longer by twice as much: in two phases plain connections hang until then.
+	outage = 7 * time.Second
 )
 
 var plan = []phase{
@@ -79,6 +84,14 @@ var plan = []phase{
 		idle: shortIdle, strike: restart, atWork: true, needs: canRestart,
 	},
 	{
+		name: "switch of roles", what: fmt.Sprintf("as in a planned failover: the server refuses writes for %s and kills its connections, under running jobs", switching),
+		idle: shortIdle, strike: switchRoles, atWork: true, needs: canRestart,
+	},
+	{
+		name: "outage", what: fmt.Sprintf("connections reset under running jobs, new ones refused for %s", outage),
+		idle: shortIdle, strike: refuse, atWork: true,
+	},
+	{
 		name: "COMMIT unanswered", what: fmt.Sprintf("%d connections die between COMMIT and its answer: the job is done, and gets an error", lostCommits),
 		idle: shortIdle, strike: loseCommits, heal: remember,
 	},
@@ -112,7 +125,7 @@ func canRestart(s *site) error {
 	case s.kill != nil:
 		return nil
 	case s.firstLook != "":
-		return errors.New("the embedded server keeps its rows in memory")
+		return errors.New("the embedded server keeps its rows in memory and takes no orders")
 	default:
 		return errors.New("the server is yours")
 	}
@@ -210,12 +223,33 @@ func fallSilent(ctx context.Context, r *run) error {
 		l.proxy.HangNew(true)
 		l.proxy.RST()
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(silence):
-	}
+	err := wait(ctx, silence)
 	for _, l := range r.lanes {
 		l.proxy.HangNew(false)
 	}
-	return nil
+	return err
+}
+
+// refuse resets what there is and has the kernel refuse new connections for a while,
+// as where no server runs.
+func refuse(ctx context.Context, r *run) error {
+	for _, l := range r.lanes {
+		l.proxy.Refuse()
+		l.proxy.RST()
+	}
+	err := wait(ctx, outage)
+	for _, l := range r.lanes {
+		err = errors.Join(err, l.proxy.Reopen())
+	}
+	return err
+}
+
+// switchRoles makes the server what the old primary is after a planned failover,
+// and then what the new one is.
+func switchRoles(ctx context.Context, r *run) error {
+	if err := r.site.readOnly(true); err != nil {
+		return err
+	}
+	err := killConnections(ctx, r)
+	return errors.Join(err, wait(ctx, switching), r.site.readOnly(false))
 }

@@ -28,6 +28,8 @@ const (
 // contender says how a lane's pool is opened.
 type contender struct {
 	name  string // one word: in tables' names too
+	head  string // of its column
+	full  string // in a sentence
 	title string
 	open  func(dsn string) (pool, error)
 }
@@ -41,10 +43,10 @@ type pool struct {
 }
 
 var contenders = []contender{
-	{"plain", `sql.Open("mysql", dsn), its defaults`, openPlain},
-	{"retry", fmt.Sprintf("the same, each job in the loop that everybody writes: again on any error, up to %d times", tries), openRetry},
-	{"livepool", "livepool.Open(dsn), its defaults", openLivepool},
-	{"units", "the same, each job in WithSession, writing ones with VerifyCommit", openUnits},
+	{"plain", "plain", "Plain database/sql", `sql.Open("mysql", dsn), its defaults`, openPlain},
+	{"retry", "+ retry", "Retry on any error", fmt.Sprintf("the same, each job in the loop that everybody writes: again on any error, up to %d times, %s apart", tries, retryPause), openRetry},
+	{"livepool", "livepool.Open", "livepool.Open", "livepool.Open(dsn), its defaults", openLivepool},
+	{"units", "WithSession", "livepool.WithSession", "the same, each job in WithSession, writing ones with VerifyCommit", openUnits},
 }
 
 func openPlain(dsn string) (pool, error) {

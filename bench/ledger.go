@@ -100,10 +100,12 @@ func countRows(ctx context.Context, db *sql.DB, t tables) (map[int]int, error) {
 	return counts, rows.Err()
 }
 
-// checkSamples holds what the jobs were told against what they left.
+// checkSamples holds what the jobs were told against what they left, and notes in
+// each sample how often its job was applied.
 func checkSamples(samples []sample, rows map[int]int) (a audit) {
-	for _, s := range samples {
-		n := rows[s.job.id]
+	for i := range samples {
+		s, n := &samples[i], rows[samples[i].job.id]
+		s.applied = n
 		switch {
 		case n > 1:
 			a.twice++

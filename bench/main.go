@@ -1,7 +1,7 @@
 // Command bench shows what a pool does under a worker whose connections die.
 //
 //	go run ./bench        the same jobs and the same faults on plain database/sql
-//	                      and on livepool, side by side; a minute
+//	                      and on livepool, side by side; 80 s
 //	go run ./bench hot    what livepool costs where nothing is wrong
 //	go run ./bench soak   units of work under faults for as long as one likes,
 //	                      and every row held against what they were told
@@ -112,7 +112,7 @@ func endure(ctx context.Context, site *site, opts options) (kept bool, err error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the workers
 	phases, skipped := planFor(site)
-	fmt.Fprintf(os.Stderr, "%s; %d phases, about a minute\n", site, len(phases))
+	fmt.Fprintf(os.Stderr, "%s; %d phases, about 80 s\n", site, len(phases))
 	r, err := newRun(ctx, site, defaultLoad)
 	if err != nil {
 		return false, err
@@ -128,11 +128,10 @@ func endure(ctx context.Context, site *site, opts options) (kept bool, err error
 	if o.lanes, err = r.audit(ctx); err != nil {
 		return false, err
 	}
-	o.write(os.Stdout)
 	if err := o.draw(opts.out); err != nil {
 		return false, err
 	}
-	fmt.Printf("\npicture: %s\nwhat the pools logged: %s\n", filepath.Join(opts.out, pageName), filepath.Join(opts.out, logName))
+	o.write(os.Stdout, "picture: "+filepath.Join(opts.out, pageName), "what the pools logged: "+filepath.Join(opts.out, logName))
 	kept, _ = o.verdict()
 	return kept, nil
 }

@@ -1,166 +1,62 @@
-// picture.go draws a run: one page with nothing outside it, the latency of
-// every job over time with the faults as bands, and the tables of report.go.
+// picture.go draws a run as a grid, a cell for each lane and phase: a page for any
+// width of a screen, with nothing outside it, and a drawing for a document. What the
+// cells say is report.go's affair.
 
 package main
 
 import (
+	_ "embed"
 	"fmt"
+	"html"
 	"html/template"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
-
-// The drawing's measures, in its own units, which are pixels at full width.
-const (
-	width      = 1200
-	left       = 64  // room for the latency axis
-	right      = 16  //
-	head       = 48  // room for the names of the phases
-	stripTitle = 40  // above each lane's strip
-	strip      = 170 // a lane's strip
-	foot       = 40  // room for the time axis
-)
-
-// The latency axis is logarithmic.
-const (
-	fastest = 500 * time.Microsecond
-	slowest = 10 * time.Second
-)
-
-var laneColors = map[string]string{"plain": "#64748b", "retry": "#b45309", "livepool": "#0f766e", "units": "#1d4ed8"}
 
 const (
 	pageName    = "livepool.html"
 	drawingName = "livepool.svg"
 )
 
-const failedColor = "#dc2626"
+// palette is for light and dark screens. Red and teal differ in brightness too, and
+// each cell says in words what its colour does.
+const palette = `:root { color-scheme: light dark; --bg: #fff; --ink: #0f172a; --soft: #475569; --line: #cbd5e1; --cell: #f1f5f9;
+  --ok: #dff3f0; --ok-ink: #0f4f49; --bad: #fbd5d3; --bad-ink: #991b1b; --bar: #0f766e; --bad-bar: #dc2626; }
+@media (prefers-color-scheme: dark) { :root { --bg: #0d1117; --ink: #e6edf3; --soft: #a3b1bf; --line: #30363d; --cell: #1a212a;
+  --ok: #10312f; --ok-ink: #a5e3da; --bad: #581c1e; --bad-ink: #ffd0ce; --bar: #2dd4bf; --bad-bar: #f87171; } }
+`
 
-// chart places a run on the drawing.
-type chart struct {
-	o *outcome
-	b strings.Builder
-}
+//go:embed page.html
+var pageText string
 
-// svg is the drawing.
-func (o *outcome) svg() string {
-	c := &chart{o: o}
-	height := head + len(o.lanes)*(stripTitle+strip) + foot
-	c.printf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="100%%" role="img" font-family="system-ui, sans-serif" font-size="12">`, width, height)
-	c.printf(`<title>Latency of every job over time, with the faults</title><rect width="%d" height="%d" fill="#ffffff"/>`, width, height)
-	c.phases()
-	for i, l := range o.lanes {
-		c.lane(l, head+i*(stripTitle+strip)+stripTitle)
+var page = template.Must(template.New("page").Parse(pageText))
+
+// Class is the cell's colour.
+func (c cell) Class() string {
+	switch {
+	case c.Bad:
+		return "bad"
+	case c.Max > 0:
+		return "ok"
 	}
-	c.timeAxis(height - foot)
-	c.printf(`</svg>`)
-	return c.b.String()
+	return ""
 }
 
-func (c *chart) printf(format string, args ...any) { fmt.Fprintf(&c.b, format+"\n", args...) }
-
-func (c *chart) x(t time.Duration) float64 {
-	return left + t.Seconds()/c.o.end().Seconds()*(width-left-right)
-}
-
-// y places a latency within a strip whose top is given.
-func y(top int, d time.Duration) float64 {
-	d = min(max(d, fastest), slowest)
-	share := math.Log(float64(d)/float64(fastest)) / math.Log(float64(slowest)/float64(fastest))
-	return float64(top) + strip*(1-share)
-}
-
-// end is when the last phase was over.
-func (o *outcome) end() time.Duration {
-	if len(o.marks) == 0 {
-		return time.Second
+// Times are the lines below what a cell of jobs says.
+func (c cell) Times() []string {
+	if c.Max == 0 {
+		return nil
 	}
-	return o.marks[len(o.marks)-1].end
+	return []string{"med " + showLatency(c.Median), "max " + showLatency(c.Max)}
 }
 
-// phases names the phases at the top.
-func (c *chart) phases() {
-	for i, m := range c.o.marks {
-		x := c.x(m.begin) + 4
-		c.printf(`<text x="%.1f" y="14" font-weight="600" fill="#0f172a">%d</text>`, x, i+1)
-		for line, word := range twoLines(c.o.phases[m.phase].name) {
-			c.printf(`<text x="%.1f" y="%d" font-size="11" fill="#334155">%s</text>`, x, 29+13*line, template.HTMLEscapeString(word))
-		}
-	}
-}
+// Bar is how long the slowest job took, in percent of what it was given.
+func (c cell) Bar() float64 { return 100 * min(1, float64(c.Max)/float64(jobTimeout)) }
 
-// twoLines breaks a name after its first word.
-func twoLines(name string) []string { return strings.SplitN(name, " ", 2) }
+var barLegend = fmt.Sprintf("med: half of the jobs took no longer; the bar is the slowest job, full at the %.0f s that a job may take", jobTimeout.Seconds())
 
-// lane draws one strip, the grid first and the failures last, on top.
-func (c *chart) lane(l laneOutcome, top int) {
-	color := laneColors[l.name]
-	c.printf(`<text x="%d" y="%d" font-size="14" font-weight="700" fill="%s">%s</text>`, left, top-9, color, l.name)
-	c.printf(`<text x="%d" y="%d" fill="#475569">%s</text>`, left+72, top-9, template.HTMLEscapeString(l.title))
-	c.printf(`<rect x="%d" y="%d" width="%d" height="%d" fill="#f8fafc"/>`, left, top, width-left-right, strip)
-	c.bands(top)
-	c.latencyAxis(top)
-	for _, s := range l.samples {
-		if !s.failed() {
-			c.printf(`<circle cx="%.1f" cy="%.1f" r="2" fill="%s" fill-opacity="0.55"/>`, c.x(s.arrived), y(top, s.latency), color)
-		}
-	}
-	for _, s := range l.samples {
-		if s.failed() {
-			c.cross(c.x(s.arrived), y(top, s.latency), s.failure)
-		}
-	}
-	c.failuresByPhase(l, top)
-}
-
-// bands draws the phases' borders and the faults.
-func (c *chart) bands(top int) {
-	for _, m := range c.o.marks {
-		c.printf(`<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#cbd5e1" stroke-dasharray="2 3"/>`, c.x(m.begin), c.x(m.begin), top, top+strip)
-		if m.to > 0 {
-			from := c.x(m.from)
-			c.printf(`<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="#fecaca" fill-opacity="0.75"/>`, from, top, max(c.x(m.to)-from, 4), strip)
-		}
-	}
-}
-
-func (c *chart) latencyAxis(top int) {
-	for _, d := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond, time.Second, slowest} {
-		at := y(top, d)
-		c.printf(`<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#e2e8f0"/>`, left, width-right, at, at)
-		c.printf(`<text x="%d" y="%.1f" text-anchor="end" fill="#475569">%s</text>`, left-6, at+4, d)
-	}
-	c.printf(`<text transform="translate(14 %d) rotate(-90)" text-anchor="middle" fill="#475569">job latency (log)</text>`, top+strip/2)
-}
-
-func (c *chart) cross(x, y float64, failure string) {
-	c.printf(`<path d="M%.1f %.1fl8 8m0 -8l-8 8" stroke="%s" stroke-width="1.8" fill="none"><title>%s</title></path>`,
-		x-4, y-4, failedColor, template.HTMLEscapeString(failure))
-}
-
-// failuresByPhase writes how many jobs failed, because crosses hide each other.
-func (c *chart) failuresByPhase(l laneOutcome, top int) {
-	for _, m := range c.o.marks {
-		if n := failures(inPhase(l.samples, m.phase)); n > 0 {
-			c.printf(`<text x="%.1f" y="%d" text-anchor="end" font-weight="700" fill="%s" stroke="#ffffff" stroke-width="3" paint-order="stroke">%d failed</text>`,
-				c.x(m.end)-4, top+strip-7, failedColor, n)
-		}
-	}
-}
-
-func (c *chart) timeAxis(at int) {
-	for t := time.Duration(0); t <= c.o.end(); t += 5 * time.Second {
-		x := c.x(t)
-		c.printf(`<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#64748b"/>`, x, x, at, at+5)
-		c.printf(`<text x="%.1f" y="%d" text-anchor="middle" fill="#475569">%.0f s</text>`, x, at+18, t.Seconds())
-	}
-	c.printf(`<text x="%d" y="%d" text-anchor="middle" fill="#475569">when the job arrived</text>`, (left+width-right)/2, at+34)
-}
-
-// draw writes the page into a directory, and the drawing alone beside it.
+// draw writes the page into a directory, and the drawing beside it.
 func (o *outcome) draw(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, drawingName), []byte(o.svg()), 0o644); err != nil {
 		return err
@@ -172,12 +68,11 @@ func (o *outcome) draw(dir string) error {
 	defer f.Close()
 	kept, verdict := o.verdict()
 	err = page.Execute(f, map[string]any{
-		"Server": o.site.title, "Took": fmt.Sprintf("%.0f s", o.took.Seconds()),
-		"Jobs": len(o.lanes[0].samples), "Workers": workers,
-		"Kept": kept, "Verdict": verdict, "FirstLook": o.site.firstLook,
-		"Picture": template.HTML(o.svg()),
-		"Lanes":   o.laneNames(), "Colors": laneColors, "ByPhase": o.byPhase(), "Summary": o.summary(),
-		"Footnote": footnote, "Skipped": o.skipped,
+		"Palette": template.CSS(palette), "Jobs": o.jobs(), "Workers": workers,
+		"Server": o.site.title, "Took": fmt.Sprintf("%.0f\u00a0s", o.took.Seconds()), "FirstLook": o.site.firstLook,
+		"Kept": kept, "Verdict": strings.Split(verdict, "\n"), "Sentence": o.sentence(), "Notice": o.notice(),
+		"Lanes": o.lanes, "Tables": []table{o.byPhase(), o.summary()},
+		"Footnote": footnote + "; " + barLegend, "Skipped": o.skipped,
 	})
 	if err != nil {
 		return err
@@ -185,66 +80,116 @@ func (o *outcome) draw(dir string) error {
 	return f.Close()
 }
 
-func (o *outcome) laneNames() (names []string) {
-	for _, l := range o.lanes {
-		names = append(names, l.name)
-	}
-	return names
+// Head and Title are for the page.
+func (l laneOutcome) Head() template.HTML {
+	return template.HTML(strings.ReplaceAll(html.EscapeString(l.head), ".", ".<wbr>"))
 }
 
-var page = template.Must(template.New("page").Parse(`<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>livepool: a worker whose connections die</title>
-<style>
-body { margin: 0 auto; max-width: 1200px; padding: 24px 16px 48px; background: #fff; color: #0f172a; font: 15px/1.5 system-ui, sans-serif; }
-h1 { margin: 0 0 4px; font-size: 26px; }
-h2 { margin: 32px 0 8px; font-size: 18px; }
-p { margin: 4px 0; color: #334155; }
-.verdict { display: inline-block; margin: 12px 0; padding: 6px 14px; border-radius: 6px; font-weight: 600; color: #fff; background: #0f766e; }
-.verdict.broken { background: #dc2626; }
-.caveat { color: #b45309; font-weight: 600; }
-.legend { display: flex; flex-wrap: wrap; gap: 6px 22px; margin: 8px 0 12px; font-size: 13px; color: #334155; }
-.legend span { display: inline-flex; align-items: center; gap: 6px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid #e2e8f0; text-align: left; font-weight: normal; }
-thead th { font-weight: 600; border-bottom: 2px solid #cbd5e1; }
-td.minor { padding-left: 20px; color: #64748b; }
-td { white-space: nowrap; }
-.what { color: #64748b; white-space: normal; }
-.bad { color: #dc2626; font-weight: 600; }
-</style>
-</head>
-<body>
-<h1>A worker whose connections die</h1>
-<p>The same {{.Jobs}} jobs, the same faults, at the same time, {{.Workers}} workers on each side, on {{.Server}}. It took {{.Took}}.</p>
-{{with .FirstLook}}<p class="caveat">{{.}}</p>{{end}}
-<div class="verdict{{if not .Kept}} broken{{end}}">{{.Verdict}}</div>
-<div class="legend">
-<span><svg width="10" height="10"><circle cx="5" cy="5" r="3" fill="#475569"/></svg>a job that succeeded</span>
-<span><svg width="12" height="12"><path d="M2 2l8 8m0 -8l-8 8" stroke="#dc2626" stroke-width="1.8"/></svg>a job that failed</span>
-<span><svg width="14" height="12"><rect width="14" height="12" fill="#fecaca"/></svg>while a fault lasts</span>
-<span><svg width="14" height="12"><path d="M7 0v12" stroke="#94a3b8" stroke-dasharray="2 3"/></svg>a phase begins: first the workers idle, then jobs arrive</span>
-</div>
-{{.Picture}}
-<h2>What happened to the connections</h2>
-<table>
-<thead><tr><th>phase</th><th>what happens</th>{{range .Lanes}}<th style="color: {{index $.Colors .}}">{{.}}</th>{{end}}</tr></thead>
-<tbody>{{range .ByPhase}}
-<tr><td>{{.Label}}</td><td class="what">{{.Note}}</td>{{range .Cells}}<td{{if .Bad}} class="bad"{{end}}>{{.Text}}</td>{{end}}</tr>{{end}}
-</tbody>
-</table>
-<p>{{.Footnote}}</p>{{range .Skipped}}
-<p class="caveat">skipped {{.}}</p>{{end}}
-<h2>All in all</h2>
-<table>
-<thead><tr><th></th>{{range .Lanes}}<th style="color: {{index $.Colors .}}">{{.}}</th>{{end}}</tr></thead>
-<tbody>{{range .Summary}}
-<tr><td{{if .Minor}} class="minor"{{end}}>{{.Label}}</td>{{range .Cells}}<td{{if .Bad}} class="bad"{{end}}>{{.Text}}</td>{{end}}</tr>{{end}}
-</tbody>
-</table>
-</body>
-</html>
-`))
+func (l laneOutcome) Title() string { return l.title }
+
+// The drawing's measures. It is as narrow as a telephone, where documents shrink
+// their pictures, and its letters large enough to be read there.
+const (
+	width  = 400
+	margin = 8
+	gap    = 4
+	line   = 18 // of text
+	column = 54 // letters in a line
+)
+
+// drawing is an SVG that grows downwards.
+type drawing struct {
+	b     strings.Builder
+	y     float64
+	lanes int
+}
+
+func (d *drawing) printf(format string, args ...any) { fmt.Fprintf(&d.b, format+"\n", args...) }
+
+// text writes a line at x, whose letters stand on y.
+func (d *drawing) text(x, y float64, class, s string) {
+	d.printf(`<text x="%.1f" y="%.1f" class="%s">%s</text>`, x, y, class, html.EscapeString(s))
+}
+
+// paragraph writes lines that are no wider than the drawing.
+func (d *drawing) paragraph(class, s string) {
+	for s != "" {
+		end := len(s)
+		if end > column {
+			if end = strings.LastIndex(s[:column+1], " "); end < 0 {
+				end = column
+			}
+		}
+		d.text(margin, d.y+14, class, s[:end])
+		d.y += line
+		s = strings.TrimPrefix(s[end:], " ")
+	}
+}
+
+func (d *drawing) cellWidth() float64 {
+	return (width - 2*margin - gap*float64(d.lanes-1)) / float64(d.lanes)
+}
+
+func (d *drawing) cellX(lane int) float64 { return margin + float64(lane)*(d.cellWidth()+gap) }
+
+// row draws one phase: its name, and its cells below.
+func (d *drawing) row(r row) {
+	d.paragraph("b", r.Label)
+	d.y += 2
+	var most int
+	for _, c := range r.Cells {
+		most = max(most, len(c.Lines)+len(c.Times()))
+	}
+	height := float64(most*line + 10)
+	for i, c := range r.Cells {
+		x, y := d.cellX(i), d.y+15
+		d.printf(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="3" class="cell %s"/>`, x, d.y, d.cellWidth(), height, c.Class())
+		for _, s := range c.Lines {
+			d.text(x+5, y, "b "+c.Class(), s)
+			y += line
+		}
+		for _, s := range c.Times() {
+			d.text(x+5, y, c.Class(), s)
+			y += line
+		}
+		d.printf(`<rect x="%.1f" y="%.1f" width="%.1f" height="4" class="bar %s"/>`, x, d.y+height-4, c.Bar()/100*d.cellWidth(), c.Class())
+	}
+	d.y += height + 8
+}
+
+const drawingStyle = palette + `text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: var(--ink); }
+.b { font-weight: 600; } .soft { fill: var(--soft); } .ground { fill: var(--bg); }
+text.ok { fill: var(--ok-ink); } text.bad { fill: var(--bad-ink); }
+.cell { fill: var(--cell); } .cell.ok { fill: var(--ok); } .cell.bad { fill: var(--bad); }
+.bar { fill: var(--bar); } .bar.bad { fill: var(--bad-bar); }
+`
+
+// svg is the drawing: the phases in which the lanes differ, and the names of the others.
+func (o *outcome) svg() string {
+	d := &drawing{y: margin, lanes: len(o.lanes)}
+	for i, l := range o.lanes {
+		first, last, dotted := strings.Cut(l.head, ".")
+		if dotted { // too wide for one line
+			d.text(d.cellX(i), d.y+14, "b", first+".")
+			first = last
+		}
+		d.text(d.cellX(i), d.y+14+line, "b", first)
+	}
+	d.y += 2*line + 6
+	t := o.byPhase()
+	for _, r := range t.Rows {
+		d.row(r)
+	}
+	if t.Same != nil {
+		d.paragraph("", t.SameText())
+		d.y += 8
+	}
+	d.paragraph("soft", "* under running jobs; "+barLegend)
+	d.paragraph("soft", fmt.Sprintf("%s jobs each, %s", o.jobs(), o.site.title))
+	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %.0[2]f" width="%[1]d" height="%.0[2]f" role="img">
+<title>%[3]s</title>
+<style>%[4]s</style>
+<rect width="100%%" height="100%%" rx="6" class="ground"/>
+%[5]s</svg>
+`, width, d.y+margin, html.EscapeString(o.sentence()), drawingStyle, d.b.String())
+}

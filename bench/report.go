@@ -1,19 +1,15 @@
-// report.go is what a run comes to, as text: the tables and the verdict. The
-// picture is picture.go's.
+// report.go is what a run comes to, as text: the tables, the verdict and the
+// sentence at the end. The picture is picture.go's, what is counted tally.go's.
 
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/livepool/livepool/bench/gauge"
 )
 
 // row is one line of a table: a label and a cell for each lane. The page's
@@ -21,13 +17,77 @@ import (
 type row struct {
 	Label string
 	Note  string // more, where there is room for it
-	Minor bool   // a part of the row above
 	Cells []cell
 }
 
 type cell struct {
-	Text string
-	Bad  bool
+	Lines []string // what it says, most often one
+	Bad   bool
+	// Of jobs: what half of them took at most, and the slowest of them. 0 elsewhere.
+	Median, Max time.Duration
+}
+
+func (c cell) text() string { return strings.Join(c.Lines, ", ") }
+
+// noticeable is how much longer the slowest job of one lane takes than that of
+// another before a person would call them different.
+const noticeable = time.Second
+
+// differs tells whether the lanes do.
+func (r row) differs() bool {
+	fastest, slowest := r.Cells[0].Max, r.Cells[0].Max
+	for _, c := range r.Cells {
+		fastest, slowest = min(fastest, c.Max), max(slowest, c.Max)
+		if c.text() != r.Cells[0].text() {
+			return true
+		}
+	}
+	return slowest-fastest > noticeable
+}
+
+// table is rows in the order in which they tell most.
+type table struct {
+	Title string
+	Rows  []row // those that differ between the lanes come first
+	Same  []row // nothing is wrong in them, on any lane
+}
+
+func tableOf(title string, rows []row) table {
+	t := table{Title: title}
+	var wrong []row
+	for _, r := range rows {
+		switch {
+		case r.differs():
+			t.Rows = append(t.Rows, r)
+		case r.Cells[0].Bad:
+			wrong = append(wrong, r)
+		default:
+			t.Same = append(t.Same, r)
+		}
+	}
+	t.Rows = append(t.Rows, wrong...)
+	return t
+}
+
+// SameText is the line that stands for the rows that are the same.
+func (t table) SameText() string {
+	var names []string
+	var slowest time.Duration
+	for _, r := range t.Same {
+		name := r.Label
+		for _, c := range r.Cells {
+			slowest = max(slowest, c.Max)
+		}
+		if slowest == 0 {
+			name += " " + r.Cells[0].text()
+		}
+		names = append(names, name)
+	}
+	text := "the same in all: " + strings.Join(names, ", ")
+	if slowest > 0 {
+		text += ": no job failed, the slowest took " + showLatency(slowest)
+	}
+	return text
 }
 
 // newRow makes a row of what value says of each lane.
@@ -40,105 +100,112 @@ func (o *outcome) newRow(label string, value func(laneOutcome) cell) row {
 }
 
 // summary is the table of a whole run, for the terminal and the page alike.
-func (o *outcome) summary() []row {
-	rows := []row{o.newRow("jobs", func(l laneOutcome) cell { return number(len(l.samples)) })}
-	if o.site.firstLook == "" { // whose rows prove nothing
-		rows = append(rows, o.auditRows()...)
+func (o *outcome) summary() table {
+	took := func(d time.Duration) cell { return cell{Lines: []string{showLatency(d)}} }
+	rows := []row{o.newRow("jobs failed", func(l laneOutcome) cell { return fault(failures(l.samples)) })}
+	if o.proves() {
+		rows = append(rows,
+			o.newRow("applied twice", func(l laneOutcome) cell { return fault(l.audit.twice) }),
+			o.newRow("failed, yet applied: a retry does it twice", func(l laneOutcome) cell { return fault(l.audit.failedYetDone) }),
+			o.newRow("lost after success", func(l laneOutcome) cell { return fault(l.audit.vanished) }),
+			o.newRow("money unaccounted for", func(l laneOutcome) cell { return fault(int(l.audit.discrepancy)) }))
 	}
 	rows = append(rows,
-		o.newRow("succeeded", func(l laneOutcome) cell { return number(len(l.samples) - failures(l.samples)) }),
-		o.newRow("failed", func(l laneOutcome) cell { return fault(failures(l.samples)) }))
+		o.newRow("failed because of idle connections", func(l laneOutcome) cell { return fault(failures(o.atRest(l.samples))) }),
+		o.newRow("longest stand-still, jobs waiting", func(l laneOutcome) cell { return took(standStill(l.samples)) }),
+		o.newRow("slowest job", func(l laneOutcome) cell { return took(latency(l.samples, 1)) }),
+		o.newRow("median job", func(l laneOutcome) cell { return took(latency(l.samples, 0.5)) }),
+		o.newRow("connections opened", func(l laneOutcome) cell { return number(l.conns) }))
 	for _, kind := range o.failureKinds() {
-		r := o.newRow(kind, func(l laneOutcome) cell { return number(countFailure(l.samples, kind)) })
-		r.Minor = true
-		rows = append(rows, r)
+		rows = append(rows, o.newRow("failed with "+kind, func(l laneOutcome) cell { return number(countFailure(l.samples, kind)) }))
 	}
-	rows = append(rows, o.newRow("failed in phases without *", func(l laneOutcome) cell { return fault(failures(o.promised(l.samples))) }))
-	for _, q := range []struct {
-		name string
-		q    float64
-	}{{"latency p50", 0.5}, {"latency p99", 0.99}, {"latency max", 1}} {
-		rows = append(rows, o.newRow(q.name, func(l laneOutcome) cell { return cell{Text: showLatency(latency(l.samples, q.q))} }))
-	}
-	return append(rows, o.newRow("connections opened", func(l laneOutcome) cell { return number(l.conns) }))
+	return tableOf("all in all", rows)
 }
 
-// auditRows is what the ledger says.
-func (o *outcome) auditRows() []row {
-	return []row{
-		o.newRow("done twice", func(l laneOutcome) cell { return fault(l.audit.twice) }),
-		o.newRow("failed yet done: a retry does it twice", func(l laneOutcome) cell { return fault(l.audit.failedYetDone) }),
-		o.newRow("failed and not done", func(l laneOutcome) cell { return fault(l.audit.lost) }),
-		o.newRow("succeeded yet not done", func(l laneOutcome) cell { return fault(l.audit.vanished) }),
-		o.newRow("money unaccounted for", func(l laneOutcome) cell { return fault(int(l.audit.discrepancy)) }),
-	}
-}
+// proves tells whether the rows on the server prove anything.
+func (o *outcome) proves() bool { return o.site.firstLook == "" }
 
-func number(n int) cell { return cell{Text: fmt.Sprint(n)} }
+func number(n int) cell { return cell{Lines: []string{thousands(n)}} }
 
-func fault(n int) cell { return cell{Text: fmt.Sprint(n), Bad: n != 0} }
+func fault(n int) cell { return cell{Lines: []string{thousands(n)}, Bad: n != 0} }
 
 // byPhase is the table of what each phase cost each lane.
-func (o *outcome) byPhase() []row {
+func (o *outcome) byPhase() table {
 	var rows []row
 	for i, p := range o.phases {
-		label := fmt.Sprintf("%d %s", i+1, p.name)
-		if !p.promised {
-			label += " *"
-		}
-		r := o.newRow(label, func(l laneOutcome) cell {
-			in := inPhase(l.samples, i)
-			n, slowest := failures(in), showLatency(latency(in, 1))
-			if n > 0 {
-				return cell{fmt.Sprintf("%d FAILED, max %s", n, slowest), true}
-			}
-			return cell{Text: "ok, max " + slowest}
-		})
+		r := o.newRow(p.name, func(l laneOutcome) cell { return o.phaseCell(inPhase(l.samples, i)) })
 		r.Note = p.what
+		if !p.promised {
+			r.Label += " *"
+		}
 		rows = append(rows, r)
 	}
-	return rows
+	return tableOf("what happened to the connections", rows)
 }
 
-const footnote = "* faults strike running jobs: a statement or transaction gets the error, on livepool as on plain database/sql; a unit of work runs again, for as long as the runner lets its job run"
+func (o *outcome) phaseCell(in []sample) cell {
+	c := cell{Median: latency(in, 0.5), Max: latency(in, 1)}
+	if n := failures(in); n > 0 {
+		c.Lines = append(c.Lines, fmt.Sprintf("%d failed", n))
+	}
+	if n := appliedTwice(in); n > 0 && o.proves() {
+		c.Lines = append(c.Lines, fmt.Sprintf("%d twice", n))
+	}
+	if c.Bad = c.Lines != nil; !c.Bad {
+		c.Lines = []string{"ok"}
+	}
+	return c
+}
 
-// write prints the tables and the verdict.
-func (o *outcome) write(w io.Writer) {
-	fmt.Fprintf(w, "%s, %.0fs, the same %d jobs on each side\n\n", o.site, o.took.Seconds(), len(o.lanes[0].samples))
+const footnote = "* under running jobs: a statement or transaction gets the error, on livepool.Open as on plain database/sql; WithSession runs the job again, for as long as the runner lets it run. twice: applied twice"
+
+// write prints the tables and the verdict, and what else there is to say, and the
+// sentence that says it all.
+func (o *outcome) write(w io.Writer, more ...string) {
+	fmt.Fprintf(w, "%s, %.0f s, the same %s jobs on each side\n\n", o.site, o.took.Seconds(), o.jobs())
 	for _, l := range o.lanes {
-		fmt.Fprintf(w, "  %-9s %s\n", l.name, l.title)
+		fmt.Fprintf(w, "  %-14s %s\n", l.head, l.title)
 	}
 	fmt.Fprintln(w)
-	o.writeTable(w, "what happened to the connections", o.byPhase())
+	o.writeTable(w, o.byPhase())
 	fmt.Fprintf(w, "%s\n\n", footnote)
-	o.writeTable(w, "all in all", o.summary())
+	o.writeTable(w, o.summary())
 	fmt.Fprintln(w)
 	for _, s := range o.skipped {
 		fmt.Fprintf(w, "skipped %s\n", s)
 	}
 	_, verdict := o.verdict()
 	fmt.Fprintln(w, verdict)
+	if n := o.notice(); n != "" {
+		fmt.Fprintln(w, n)
+	}
+	for _, line := range more {
+		fmt.Fprintln(w, line)
+	}
+	fmt.Fprintf(w, "\n%s\n", o.sentence())
 }
 
-func (o *outcome) writeTable(w io.Writer, title string, rows []row) {
+func (o *outcome) writeTable(w io.Writer, t table) {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprint(tw, title)
+	fmt.Fprint(tw, t.Title)
 	for _, l := range o.lanes {
-		fmt.Fprintf(tw, "\t%s", l.name)
+		fmt.Fprintf(tw, "\t%s", l.head)
 	}
 	fmt.Fprintln(tw)
-	for _, r := range rows {
-		indent := ""
-		if r.Minor {
-			indent = "  "
-		}
-		fmt.Fprint(tw, indent, r.Label)
+	for _, r := range t.Rows {
+		fmt.Fprint(tw, r.Label)
 		for _, c := range r.Cells {
-			fmt.Fprint(tw, "\t", c.Text)
+			fmt.Fprint(tw, "\t", c.text())
+			if c.Max > 0 {
+				fmt.Fprint(tw, ", max ", showLatency(c.Max))
+			}
 		}
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
+	if t.Same != nil {
+		fmt.Fprintln(w, t.SameText())
+	}
 }
 
 // verdict says whether livepool kept its promise, in both lanes that are its own.
@@ -157,73 +224,83 @@ func (o *outcome) verdict() (kept bool, text string) {
 }
 
 func (o *outcome) verdictOn(l laneOutcome) (kept bool, text string) {
-	lost := failures(o.promised(l.samples))
+	promised, where := l.samples, ""
+	if l.name != "units" {
+		promised, where = o.atRest(l.samples), " where it promises to lose none (phases without *)"
+	}
+	lost := failures(promised)
+	where = fmt.Sprintf("of the %s jobs%s", thousands(len(promised)), where)
 	wrong := l.audit.twice + l.audit.vanished
-	where := fmt.Sprintf("of the %d jobs where it promises to lose none (phases without *)", len(o.promised(l.samples)))
 	switch {
 	case lost > 0:
-		return false, fmt.Sprintf("%s LOST %d %s", l.name, lost, where)
-	case o.site.firstLook != "":
-		return true, l.name + " lost none " + where
+		return false, fmt.Sprintf("%s LOST %d %s", l.full, lost, where)
+	case !o.proves():
+		return true, fmt.Sprintf("%s lost none %s", l.full, where)
 	case wrong > 0 || l.audit.discrepancy != 0:
-		return false, fmt.Sprintf("the ledger of %s is WRONG: %d jobs in it twice or not at all, money off by %d", l.name, wrong, l.audit.discrepancy)
+		return false, fmt.Sprintf("the ledger of %s is WRONG: %d jobs in it twice or not at all, money off by %d", l.full, wrong, l.audit.discrepancy)
 	}
-	return true, l.name + " lost none " + where + ", and its ledger is right to the penny"
+	return true, fmt.Sprintf("%s lost none %s, and its ledger is right to the penny", l.full, where)
 }
 
-// promised are the samples of the phases for which livepool promises.
-func (o *outcome) promised(samples []sample) []sample {
-	return slices.DeleteFunc(slices.Clone(samples), func(s sample) bool { return !o.phases[s.phase].promised })
+// notice warns of a run in which the loop that is unsafe was lucky.
+func (o *outcome) notice() string {
+	retry := o.lane("retry")
+	if retry == nil || !o.proves() || retry.audit.twice > 0 {
+		return ""
+	}
+	return "notice: in this run no fault made the retry apply a job twice. That is chance, not safety: it does wherever the answer to a COMMIT is lost"
 }
 
-// failureKinds are the kinds of failure on any lane, the commonest first.
-func (o *outcome) failureKinds() []string {
-	counts := map[string]int{}
-	for _, l := range o.lanes {
-		for _, s := range l.samples {
-			if s.failed() {
-				counts[s.failure]++
-			}
+// sentence is the run in one line, livepool first.
+func (o *outcome) sentence() string {
+	var parts []string
+	for _, name := range []string{"units", "livepool", "plain", "retry"} {
+		if l := o.lane(name); l != nil {
+			parts = append(parts, fmt.Sprintf("%s: %s.", l.full, o.inWords(*l, parts == nil)))
 		}
 	}
-	return slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
-		return cmp.Or(counts[b]-counts[a], strings.Compare(a, b))
-	})
-}
-
-func failures(samples []sample) (n int) {
-	for _, s := range samples {
-		if s.failed() {
-			n++
-		}
+	text := strings.Join(parts, " ")
+	if kept, _ := o.verdict(); !kept {
+		text = "livepool BROKE its promise. " + text
 	}
-	return n
+	return text
 }
 
-func countFailure(samples []sample, kind string) (n int) {
-	for _, s := range samples {
-		if s.failure == kind {
-			n++
-		}
+func (o *outcome) inWords(l laneOutcome, first bool) string {
+	text := thousands(failures(l.samples)) + " failed"
+	if first {
+		text = fmt.Sprintf("%s of %s jobs failed", thousands(failures(l.samples)), o.jobs())
 	}
-	return n
-}
-
-func inPhase(samples []sample, phase int) []sample {
-	return slices.DeleteFunc(slices.Clone(samples), func(s sample) bool { return s.phase != phase })
-}
-
-func latency(samples []sample, q float64) time.Duration {
-	all := make([]time.Duration, len(samples))
-	for i, s := range samples {
-		all[i] = s.latency
+	if !o.proves() {
+		return text
 	}
-	return gauge.Quantile(all, q)
+	a := l.audit
+	if a.failedYetDone > 0 {
+		text += fmt.Sprintf(", %d of them applied all the same", a.failedYetDone)
+	}
+	switch {
+	case a.twice > 0:
+		text += fmt.Sprintf(", %d applied twice", a.twice)
+	case first:
+		text += ", none applied twice"
+	}
+	if a.vanished > 0 {
+		text += fmt.Sprintf(", %d lost after success", a.vanished)
+	}
+	if a.discrepancy != 0 {
+		text += fmt.Sprintf(", money off by %d", a.discrepancy)
+	}
+	return text
 }
 
-func showLatency(d time.Duration) string {
-	if d >= time.Second {
-		return fmt.Sprintf("%.2f s", d.Seconds())
+// lane returns what came of a lane, nil if it did not run.
+func (o *outcome) lane(name string) *laneOutcome {
+	i := slices.IndexFunc(o.lanes, func(l laneOutcome) bool { return l.name == name })
+	if i < 0 {
+		return nil
 	}
-	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+	return &o.lanes[i]
 }
+
+// jobs is how many each lane was given.
+func (o *outcome) jobs() string { return thousands(len(o.lanes[0].samples)) }

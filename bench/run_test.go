@@ -82,7 +82,7 @@ func TestPlanFor(t *testing.T) {
 	}
 	for _, s := range []*site{{}, {firstLook: embeddedCaveat}} {
 		phases, skipped := planFor(s)
-		if len(phases) != len(plan)-2 || len(skipped) != 2 {
+		if len(phases) != len(plan)-3 || len(skipped) != 3 {
 			t.Errorf("a server that must not be restarted: %d phases, skipped %q", len(phases), skipped)
 		}
 	}

@@ -23,6 +23,7 @@ type sample struct {
 	arrived time.Duration // since the run began
 	latency time.Duration // from its arrival, so that waiting for a worker counts
 	failure string        // "" if it succeeded
+	applied int           // how often, as the ledger says
 }
 
 func (s sample) failed() bool { return s.failure != "" }
