@@ -49,14 +49,14 @@ type Session struct {
 
 	mu            sync.Mutex // guards what follows
 	tx            *sql.Tx
-	conn          *sql.Conn  // set where tx was begun on one
-	db            *unitdb.DB // set where DB was called
-	startErr      error      // why there is no transaction: no later statement gets one
-	rollbackOnly  error      // why there must be no commit
-	innerKeys     []string   // of units inside this one that have ended well
-	commitUnknown bool       // its COMMIT was lost
+	conn          *sql.Conn // set where tx was begun on one
+	startErr      error     // why there is no transaction: no later statement gets one
+	rollbackOnly  error     // why there must be no commit
+	innerKeys     []string  // of units inside this one that have ended well
+	commitUnknown bool      // its COMMIT was lost
 
-	observed connector.Observed // of the attempt, once it has ended
+	db       atomic.Pointer[unitdb.DB] // set where DB was called
+	observed connector.Observed        // of the attempt, once it has ended
 
 	place           fifo.Place
 	inFlight        sync.RWMutex // read-locked while a statement is being sent, of this unit or of one inside it
@@ -389,7 +389,7 @@ func (s *Session) setRollbackOnly(err error) {
 // unfinishedErr is the error of a unit whose function has returned before what it began.
 func (s *Session) unfinishedErr() error {
 	what := ""
-	switch db := s.openedDB(); {
+	switch db := s.db.Load(); {
 	case s.innerUnreleased.Load():
 		what = "a unit inside it was running"
 	case db != nil && db.HasOpenTx():

@@ -139,33 +139,24 @@ func (s *Session) Tx(ctx context.Context) (*sql.Tx, error) {
 // whose own context has ended is refused by database/sql, as with Tx. It is closed when the
 // function has returned. For GORM there is Tx.
 func (s *Session) DB() *sql.DB {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.db == nil {
+	// Not under mu: who has the lock of a DB runs statements, which take mu.
+	if s.db.Load() == nil {
 		root := s.root
-		s.db = unitdb.New(unitdb.Env{Unit: s, Driver: s.pool.Driver(), Tx: &root.options.tx, Prefix: s.savepoint() + "_tx",
+		s.db.CompareAndSwap(nil, unitdb.New(unitdb.Env{Unit: s, Driver: s.pool.Driver(), Tx: &root.options.tx, Prefix: s.savepoint() + "_tx",
 			Exec: func(query string) error { return s.execOwn(&root.fnContext, query) },
 			Broken: func(err error) {
 				root.setRollbackOnly(fmt.Errorf("livepool: nothing is committed, because a transaction of %s on Session.DB was neither kept nor undone: %w", s.options.name, err))
-			}})
+			}}))
 	}
-	db := s.db.SQL()
+	db := s.db.Load().SQL()
 	if s.hasEnded() {
 		db.Close()
 	}
 	return db
 }
 
-// openedDB is what DB has returned, nil if it was not called.
-func (s *Session) openedDB() *unitdb.DB {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.db
-}
-
-// closeDB closes it, without holding mu: what is run on it takes mu in its turn.
 func (s *Session) closeDB() {
-	if db := s.openedDB(); db != nil {
+	if db := s.db.Load(); db != nil {
 		db.Close()
 	}
 }

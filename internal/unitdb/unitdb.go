@@ -263,6 +263,15 @@ func (r *rows) Next(dest []driver.Value) error {
 	return r.Rows.Scan(pointers...)
 }
 
+// Close tells of a next result that failed, and that nobody asked for.
+func (r *rows) Close() error {
+	err := r.Rows.Close()
+	if err == nil && r.advanced {
+		err = r.Rows.Err()
+	}
+	return err
+}
+
 // HasNextResultSet moves to the next result: sql.Rows has no other way to tell.
 func (r *rows) HasNextResultSet() bool {
 	if !r.advanced {
