@@ -241,6 +241,25 @@ func TestColumnsOfAUnitAsADB(t *testing.T) {
 	}
 }
 
+// Whoever reads the first of two results is told by Close that the second failed.
+func TestResultThatFailsUnreadOnAUnitAsADB(t *testing.T) {
+	p := open(t, servertest.Run(t, server.MariaDB).DSN(), "multiStatements=true")
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		rows, err := s.DB().QueryContext(ctx, "SELECT 1; SELECT absent")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err == nil || !strings.Contains(err.Error(), "absent") {
+			t.Errorf("the rows say %v", err)
+		}
+		return nil
+	}); !errors.Is(err, livepool.ErrPoisoned) {
+		t.Errorf("the unit says %v", err)
+	}
+}
+
 // After its unit nothing runs on it, and nothing of it is left.
 func TestUnitAsADBEndsWithTheUnit(t *testing.T) {
 	_, p := openLedger(t, server.MariaDB)
