@@ -245,11 +245,24 @@ func refuse(ctx context.Context, r *run) error {
 }
 
 // switchRoles makes the server what the old primary is after a planned failover,
-// and then what the new one is.
+// and then what the new one is. Connections are killed while the server turns
+// read-only too: it waits for a statement that waits for the lock of a transaction
+// whose next statement waits for it.
 func switchRoles(ctx context.Context, r *run) error {
-	if err := r.site.readOnly(true); err != nil {
-		return err
+	turned := make(chan error, 1)
+	go func() { turned <- r.site.readOnly(true) }()
+	for done := false; !done; {
+		select {
+		case err := <-turned:
+			if err != nil {
+				return err
+			}
+			done = true
+		case <-time.After(100 * time.Millisecond):
+		}
+		if err := r.site.killClients(); err != nil {
+			return err
+		}
 	}
-	err := killConnections(ctx, r)
-	return errors.Join(err, wait(ctx, switching), r.site.readOnly(false))
+	return errors.Join(wait(ctx, switching), r.site.readOnly(false))
 }

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,10 +10,9 @@ import (
 	"github.com/livepool/livepool/internal/lab/testenv"
 )
 
-// A short run on a real server: every job is accounted for, and livepool loses
-// none to connections that were closed or reset while idle. Where the answer to COMMIT is
-// lost, a retry on any error does the job twice, and a unit once.
-func TestRun(t *testing.T) {
+// playPhases is a short run on a real server, of some phases of the plan.
+func playPhases(t *testing.T, names ...string) (*run, *outcome) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
@@ -21,34 +20,56 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		testenv.Missing(t, "%v", err)
 	}
-	defer s.close()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	r, err := newRun(ctx, s, load{jobs: 40, span: 200 * time.Millisecond, seed: 1})
+	t.Cleanup(func() { s.close() })
+	r, err := newRun(t.Context(), s, load{jobs: 40, span: 200 * time.Millisecond, seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.close()
+	t.Cleanup(r.close)
 	var phases []phase
 	for _, p := range plan {
-		switch p.name {
-		case "calm", "killed", "restart", "forgotten", "COMMIT unanswered":
+		if slices.Contains(names, p.name) {
 			phases = append(phases, p)
 		}
 	}
-	marks, err := r.play(ctx, phases)
+	marks, err := r.play(t.Context(), phases)
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := &outcome{site: s, phases: phases, marks: marks, took: r.now()}
-	if o.lanes, err = r.audit(ctx); err != nil {
+	if o.lanes, err = r.audit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return r, o
+}
+
+// A server that takes no writes for a while, or no connections, fails the jobs of
+// the plain pool at once. Units wait for it.
+func TestServerAway(t *testing.T) {
+	_, o := playPhases(t, "switch of roles", "outage")
+	if kept, verdict := o.verdict(); !kept {
+		t.Error(verdict)
+	}
+	for i, lasts := range []time.Duration{switching, outage} {
+		if n := failures(inPhase(o.lanes[0].samples, i)); n == 0 {
+			t.Errorf("%s cost the plain pool nothing: the fault did not strike", o.phases[i].name)
+		}
+		if got := standStill(inPhase(o.lanes[3].samples, i)); got < lasts/2 || got > jobTimeout {
+			t.Errorf("%s: units stood still for %s, want about %s", o.phases[i].name, got, lasts)
+		}
+	}
+}
+
+// Every job is accounted for, and livepool loses none to connections that were closed
+// or reset while idle. Where the answer to COMMIT is lost, a retry on any error does
+// the job twice, and a unit once.
+func TestRun(t *testing.T) {
+	r, o := playPhases(t, "calm", "killed", "restart", "forgotten", "COMMIT unanswered")
 	if kept, verdict := o.verdict(); !kept {
 		t.Error(verdict)
 	}
 	for _, l := range o.lanes {
-		if got, want := len(l.samples), len(phases)*40; got != want {
+		if got, want := len(l.samples), len(o.phases)*40; got != want {
 			t.Errorf("%s: %d jobs, want %d", l.name, got, want)
 		}
 		if l.audit.discrepancy != 0 {

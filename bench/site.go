@@ -23,8 +23,10 @@ type site struct {
 	// kill and start end the server as a crash does and bring it back on the
 	// same data; nil where the run must not, or where nothing would survive it.
 	kill, start func() error
-	// readOnly has the server refuse writes, or take them again; nil as kill is.
-	readOnly func(bool) error
+	// readOnly has the server refuse writes, or take them again, and killClients
+	// kills all connections; nil as kill is.
+	readOnly    func(bool) error
+	killClients func() error
 
 	// firstLook is the caveat of a server that is no MySQL or MariaDB.
 	firstLook string
@@ -110,11 +112,10 @@ func privateSite(ctx context.Context, kind server.Kind) (*site, error) {
 		name = "MySQL "
 	}
 	return &site{
-		title:    "a private " + name + s.Version(),
-		mysql:    cfg,
-		kill:     s.Kill,
-		start:    s.Start,
-		readOnly: s.SetReadOnly,
-		close:    s.Close,
+		title: "a private " + name + s.Version(),
+		mysql: cfg,
+		kill:  s.Kill, start: s.Start,
+		readOnly: s.SetReadOnly, killClients: s.KillConnections,
+		close: s.Close,
 	}, nil
 }
