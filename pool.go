@@ -84,7 +84,7 @@ func NewConnector(c driver.Connector, cfg *Config) (driver.Connector, error) {
 // sqlDriver is for tools that open by a driver's name: sql.Open("livepool", dsn).
 type sqlDriver struct{ byDSN sync.Map }
 
-func init() { sql.Register("livepool", &sqlDriver{}) }
+func init() { sql.Register("livepool", &sqlDriver{}) } //nolint:gochecknoinits // a driver has no other way to become known
 
 // OpenConnector is NewConnector for a DSN. There is no Pool then: no units of work, nothing
 // in the background, and the size of the pool is set on the sql.DB. So pool_size and the

@@ -388,7 +388,7 @@ func (s *Session) setRollbackOnly(err error) {
 
 // unfinishedErr is the error of a unit whose function has returned before what it began.
 func (s *Session) unfinishedErr() error {
-	what := ""
+	var what string
 	switch db := s.db.Load(); {
 	case s.innerUnreleased.Load():
 		what = "a unit inside it was running"

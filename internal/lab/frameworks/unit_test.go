@@ -20,10 +20,10 @@ import (
 
 // item is a row of what each framework maps by itself.
 type item struct {
-	V    int       `db:"v" bun:",pk" xorm:"pk 'v'"`
+	V    int       `bun:",pk"       db:"v"             xorm:"pk 'v'"`
 	Big  uint64    `db:"big"`
-	Note *string   `db:"note" bun:",nullzero"`
-	At   time.Time `db:"at" xorm:"DATETIME(6)"`
+	Note *string   `bun:",nullzero" db:"note"`
+	At   time.Time `db:"at"         xorm:"DATETIME(6)"`
 }
 
 // TableName is for xorm; bun makes the same of the type's name.
