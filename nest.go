@@ -63,6 +63,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 			inner.undoInner()
 			return err
 		}
+		s.innerEnded.Add(1)
 		s.keepKeys(inner)
 		s.takeHooks(inner)
 	case errors.Is(err, errKeyTaken):

@@ -89,13 +89,25 @@ func init() { sql.Register("livepool", &sqlDriver{}) } //nolint:gochecknoinits /
 // OpenConnector is NewConnector for a DSN. There is no Pool then: no units of work, nothing
 // in the background, and the size of the pool is set on the sql.DB. So pool_size and the
 // others of a Pool's settings are read and have no effect.
-func (*sqlDriver) OpenConnector(dsn string) (driver.Connector, error) {
+func (d *sqlDriver) OpenConnector(dsn string) (driver.Connector, error) {
 	cfg, err := ParseDSN(dsn)
 	if err != nil {
 		return nil, err
 	}
-	return NewConnector(nil, cfg)
+	ctr, _, err := openConnector(nil, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &namedConnector{ctr, d}, nil
 }
+
+// namedConnector is one whose driver, which wrappers ask for by its name, is livepool's.
+type namedConnector struct {
+	*connector.Connector
+	driver driver.Driver
+}
+
+func (c *namedConnector) Driver() driver.Driver { return c.driver }
 
 // Open is for wrappers that know no OpenConnector. What the connections of one DSN have in
 // common is kept for as long as the program runs.
@@ -207,8 +219,12 @@ var errShuttingDown = fmt.Errorf("%w: it is being shut down, and lets only what 
 // Shutdown closes the pool without interrupting anything: new units and statements get
 // ErrPoolClosed, those under way end, with all that they need for it, then the pool is
 // closed. If ctx ends first it returns an error that says what is still under way, and the
-// pool goes on refusing: call Close then.
+// pool goes on refusing: call Close then. It refuses to be called under the context of a unit
+// of the pool.
 func (p *Pool) Shutdown(ctx context.Context) error {
+	if p.isUnderWay(ctx) {
+		return errors.New("livepool: Shutdown is called by what it would wait for: a unit of this pool, what waits for its commit, or a function of Retry")
+	}
 	start := time.Now()
 	p.ctr.Draining.Store(true)
 	for {
@@ -234,8 +250,8 @@ const shutdownPoll = 10 * time.Millisecond
 // Ready says whether work can be done now: nil, also if the pool is only busy;
 // ErrUnreachable if the server cannot be reached, is full or does not answer, or if it
 // refused a write and still does; ErrPoolClosed after Close and during Shutdown. It asks
-// the server, and waits for that within ctx, ConnectTimeout and PingTimeout. It is for a
-// readiness probe.
+// the server, and does not wait for the end of an outage: without a deadline in ctx it may
+// take ConnectTimeout and PingTimeout twice. It is for a readiness probe.
 func (p *Pool) Ready(ctx context.Context) error {
 	switch {
 	case p.ctr.Ctx.Err() != nil:

@@ -61,9 +61,10 @@ type Session struct {
 	place           fifo.Place
 	inFlight        sync.RWMutex // read-locked while a statement is being sent, of this unit or of one inside it
 	ended           atomic.Bool
-	innerRunning    atomic.Bool // a unit inside this one is running
-	innerUnreleased atomic.Bool // and its savepoint is not released: half of its work may be there
-	notUndone       bool        // it could not be undone by itself, because the unit around it had ended
+	innerRunning    atomic.Bool  // a unit inside this one is running
+	innerUnreleased atomic.Bool  // and its savepoint is not released: half of its work may be there
+	innerEnded      atomic.Int64 // how many units inside this one have ended well
+	notUndone       bool         // it could not be undone by itself, because the unit around it had ended
 
 	hooks hooks
 }

@@ -143,6 +143,7 @@ func (s *Session) DB() *sql.DB {
 	if s.db.Load() == nil {
 		root := s.root
 		s.db.CompareAndSwap(nil, unitdb.New(unitdb.Env{Unit: s, Driver: s.pool.Driver(), Tx: &root.options.tx, Prefix: s.savepoint() + "_tx",
+			Begin: func(ctx context.Context) error { _, err := s.Tx(ctx); return err }, Inner: s.innerEnded.Load,
 			Exec: func(query string) error { return s.execOwn(&root.fnContext, query) },
 			Broken: func(err error) {
 				root.setRollbackOnly(fmt.Errorf("livepool: nothing is committed, because a transaction of %s on Session.DB was neither kept nor undone: %w", s.options.name, err))

@@ -76,8 +76,9 @@ type Connector struct {
 	reaper            proclist.Reaper
 	stalls            proclist.Stalls
 	Outage            *outage.Gate
-	Draining          atomic.Bool  // no new statement may run, because the pool is being shut down
-	keptAttempts      atomic.Int64 // how many connect without their callers
+	readyDial         chan struct{} // has an element while Ready opens a connection
+	Draining          atomic.Bool   // no new statement may run, because the pool is being shut down
+	keptAttempts      atomic.Int64  // how many connect without their callers
 
 	Stats counters
 }
@@ -86,7 +87,7 @@ type Connector struct {
 // livepool's dialer below it. cfg belongs to the connector from now on.
 func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr := &Connector{driverConnector: c, sideConnector: c, Cfg: cfg, clock: clock.New(), addr: "the database", conns: map[*conn]struct{}{},
-		rechecks: map[*pendingPing]struct{}{}, spareReady: make(chan struct{}, 1)}
+		rechecks: map[*pendingPing]struct{}{}, spareReady: make(chan struct{}, 1), readyDial: make(chan struct{}, 1)}
 	ctr.news.init()
 	ctr.Limits.Open.Store(int64(ctr.Cfg.MaxOpenConns()))
 	ctr.minKeepAliveNanos.Store(int64(ctr.Cfg.KeepAlive))

@@ -37,6 +37,11 @@ func (ctr *Connector) reach(ctx context.Context) error {
 			return err
 		}
 	}
+	release, err := acquire(ctx, ctr.readyDial) // no limit of dials holds for these
+	if err != nil {
+		return err
+	}
+	defer release()
 	l, err := ctr.dialSide(ctx)
 	if mysqlerr.IsTooManyConnections(err) {
 		return nil // it answers, and the pool has its connections

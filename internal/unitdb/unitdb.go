@@ -27,10 +27,14 @@ type Unit interface {
 // Env is what a DB needs besides.
 type Env struct {
 	Unit   Unit
-	Driver driver.Driver      // what sql.DB.Driver returns
-	Tx     *sql.TxOptions     // of the unit's own transaction
-	Prefix string             // of the savepoints' names, which no other DB of the transaction has
-	Exec   func(string) error // runs SAVEPOINT and its like for as long as the unit may
+	Driver driver.Driver               // what sql.DB.Driver returns
+	Tx     *sql.TxOptions              // of the unit's own transaction
+	Prefix string                      // of the savepoints' names, which no other DB of the transaction has
+	Begin  func(context.Context) error // begins the unit's transaction, if nothing has
+	Exec   func(string) error          // runs SAVEPOINT and its like for as long as the unit may
+	// Inner is how many units inside this one have ended well: they were told that their work
+	// is the unit's, and wait for its commit.
+	Inner func() int64
 	// Broken is told of a savepoint that was neither released nor undone: the unit must
 	// not be committed, for nobody knows what of it would be.
 	Broken func(error)
@@ -137,9 +141,12 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if level := sql.IsolationLevel(opts.Isolation); level != 0 && level != unit.Isolation || opts.ReadOnly && !unit.ReadOnly {
 		return nil, errors.New("livepool: a transaction on Session.DB is a savepoint of the unit: it cannot change the isolation or be read-only; give these options to WithSession")
 	}
+	if err := db.env.Begin(ctx); err != nil {
+		return nil, err
+	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	t := &tx{db: db, ctx: ctx, savepoint: fmt.Sprint(db.env.Prefix, db.begun.Add(1))}
+	t := &tx{db: db, ctx: ctx, inner: db.env.Inner(), savepoint: fmt.Sprint(db.env.Prefix, db.begun.Add(1))}
 	if err := db.env.Exec("SAVEPOINT " + t.savepoint); err != nil {
 		return nil, err
 	}
@@ -151,6 +158,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 type tx struct {
 	db        *DB
 	ctx       context.Context // when it ends database/sql rolls back, some time later
+	inner     int64           // Env.Inner when it began
 	savepoint string
 }
 
@@ -175,6 +183,8 @@ func (t *tx) end(undo bool) (err error) {
 		err = errNotNested
 	case t.ctx.Err() != nil:
 		err = fmt.Errorf("livepool: the context of a transaction on Session.DB ended before the transaction did: %w", t.ctx.Err())
+	case undo && t.inner != db.env.Inner():
+		err = errors.New("livepool: a transaction on Session.DB was rolled back in which a unit inside had ended well")
 	case undo:
 		err = db.env.Exec("ROLLBACK TO SAVEPOINT " + t.savepoint)
 	}

@@ -19,6 +19,7 @@ type unit struct {
 	ran    []string
 	ended  error
 	broken error
+	inner  int64  // how many units inside it have ended well
 	fail   string // the statement of a savepoint that fails
 }
 
@@ -47,6 +48,7 @@ func open(t *testing.T, own sql.TxOptions, expect func(sqlmock.Sqlmock)) (*unit,
 	}
 	u := &unit{Tx: tx}
 	db := unitdb.New(unitdb.Env{Unit: u, Driver: mock.Driver(), Tx: &own, Prefix: "sp",
+		Begin: func(context.Context) error { return nil }, Inner: func() int64 { return u.inner },
 		Exec: func(query string) error {
 			u.ran = append(u.ran, query)
 			if query == u.fail {

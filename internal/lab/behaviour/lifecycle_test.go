@@ -9,12 +9,16 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 	"github.com/livepool/livepool/internal/lab/proxy"
 	"github.com/livepool/livepool/internal/lab/server"
@@ -211,6 +215,56 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
+// Shutdown would wait for itself where it is called by what it waits for.
+func TestShutdownInside(t *testing.T) {
+	p := labtest.OpenFake(t, &fakedb.DB{}, nil)
+	var inHook error
+	check := func(where string, err error) {
+		if err == nil || !strings.Contains(err.Error(), "by what it would wait for") {
+			t.Errorf("%s: %v", where, err)
+		}
+	}
+	check("in a unit", p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error { return p.Shutdown(ctx) }))
+	check("in Retry", p.Retry(t.Context(), func(ctx context.Context) error { return p.Shutdown(ctx) }))
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		s.AfterCommit(func(ctx context.Context) { inHook = p.Shutdown(ctx) })
+		return labtest.Work(ctx, s)
+	}); err != nil {
+		t.Error(err)
+	}
+	check("in a hook", inHook)
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// Many probes of a busy pool open one connection at a time.
+func TestReadyOfABusyPoolIsNoStorm(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	var dialing, most atomic.Int64
+	p := openWith(t, withParams(s.DSN(), "pool_size=1&pool_max_overflow=0"), func(c *livepool.Config) {
+		c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			most.Store(max(most.Load(), dialing.Add(1)))
+			defer dialing.Add(-1)
+			time.Sleep(10 * time.Millisecond)
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}
+	})
+	takeConn(t, p)
+	var probes sync.WaitGroup
+	for range 30 {
+		probes.Go(func() {
+			if err := p.Ready(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	probes.Wait()
+	if most.Load() > 1 {
+		t.Errorf("%d were opened at the same time", most.Load())
+	}
+}
+
 // A tool that opens by a driver's name gets living connections, and reads a DSN with the
 // settings of a Pool in it.
 func TestDriverByName(t *testing.T) {
@@ -234,6 +288,9 @@ func TestDriverByName(t *testing.T) {
 	} {
 		db := openByName()
 		defer db.Close()
+		if _, ok := db.Driver().(*mysql.MySQLDriver); ok {
+			t.Errorf("%s: the driver is that of MySQL, which wrappers would take in place of livepool's", name)
+		}
 		warmReal(t, db, 2)
 		if err := s.KillConnections(); err != nil {
 			t.Fatal(err)
@@ -295,6 +352,13 @@ func TestWrappedDriver(t *testing.T) {
 	if n := count(t, s, "t"); n != 2 || execs.Load() < 3 {
 		t.Errorf("%d rows; %d statements traced", n, execs.Load())
 	}
+	half := openWith(t, s.DSN(), func(c *livepool.Config) {
+		c.Logger = labtest.DiscardLogger
+		c.Wrap = func(inner driver.Connector) driver.Connector { return halfConnector{inner} }
+	})
+	if _, err := half.ExecContext(t.Context(), "DO 1"); err == nil || !strings.Contains(err.Error(), "Config.Wrap lack driver.") {
+		t.Errorf("a wrapper that hides what the driver can do: %v", err)
+	}
 	for name, wrap := range map[string]func(driver.Connector) driver.Connector{
 		"nothing": func(driver.Connector) driver.Connector { return nil },
 		"a panic": func(driver.Connector) driver.Connector { panic("no") },
@@ -308,6 +372,14 @@ func TestWrappedDriver(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, p, err)
 		}
 	}
+}
+
+// halfConnector hides the optional interfaces of its connections.
+type halfConnector struct{ driver.Connector }
+
+func (c halfConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	dc, err := c.Connector.Connect(ctx)
+	return struct{ driver.Conn }{dc}, err
 }
 
 // tracedConnector counts the statements on its connections.

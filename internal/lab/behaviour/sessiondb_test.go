@@ -117,6 +117,20 @@ func TestUnitAsADB(t *testing.T) {
 			_, execErr := s.ExecContext(ctx, "INSERT INTO t (v) VALUES (2)") // before or after that rollback
 			return errors.Join(err, execErr)
 		}, "", "livepool: nothing is committed"},
+		"one that is rolled back with a unit inside that ended well has the unit fail": {func(ctx context.Context, s *livepool.Session) error {
+			tx, err := s.DB().Begin()
+			if err != nil {
+				return err
+			}
+			if err := poolOf(ctx).WithSession(ctx, func(ctx context.Context, inner *livepool.Session) error {
+				inner.AfterCommit(func(context.Context) { panic("told of what was undone") })
+				return labtest.Insert(1)(ctx, inner)
+			}); err != nil {
+				return err
+			}
+			tx.Rollback()
+			return nil
+		}, "", "a unit inside had ended well"},
 		"a library closes it": {func(_ context.Context, s *livepool.Session) error {
 			return errors.Join(insertOn(s.DB(), 1), s.DB().Close(), insertOn(s.DB(), 2))
 		}, "1,2", ""},
