@@ -117,6 +117,7 @@ type UnitError struct {
 	Err      error         // of the last attempt
 
 	retryable  bool
+	keyTells   bool // its COMMIT is unknown, and another delivery finds its key or not
 	idempotent bool // it is a function of Retry, of which something may have run
 }
 
@@ -133,6 +134,8 @@ func (e *UnitError) Error() string {
 	switch {
 	case e.retryable && e.idempotent:
 		text += "; run it again later"
+	case e.keyTells:
+		text = strings.Replace(text, ": look at the data before you repeat it", "", 1) + "; deliver it again: its key tells"
 	case e.retryable:
 		text += "; nothing of it was applied: deliver it again later"
 	}

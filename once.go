@@ -160,7 +160,9 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 	case p.ctr.Ctx.Err() != nil:
 		why = "because the pool was closed, before its lost COMMIT was resolved"
 	}
-	return false, c.unitError(errors.Join(commitErr, ended, lastErr), why)
+	e := c.unitError(errors.Join(commitErr, ended, lastErr), why)
+	e.keyTells = c.options.hasOnce
+	return false, e
 }
 
 // probeKey is a transaction that can be committed only if the lost COMMIT did not

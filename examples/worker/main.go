@@ -4,8 +4,8 @@
 //
 //	DSN='app:secret@tcp(db:3306)/shop?pool_size=8' go run ./examples/worker
 //
-// Its tables: inbox (id BIGINT PRIMARY KEY, account BIGINT, cents BIGINT), accounts (id
-// BIGINT PRIMARY KEY, balance BIGINT), and livepool_commits, which it creates.
+// Its tables: inbox (id BIGINT PRIMARY KEY, account BIGINT, cents BIGINT, failed TEXT),
+// accounts (id BIGINT PRIMARY KEY, balance BIGINT), and livepool_commits, which it creates.
 package main
 
 import (
@@ -111,7 +111,7 @@ func round(ctx context.Context, db *livepool.Pool) (done int64) {
 }
 
 func next(ctx context.Context, db *livepool.Pool) (batch []job, err error) {
-	rows, err := db.QueryContext(ctx, "SELECT id, account, cents FROM inbox ORDER BY id LIMIT 100")
+	rows, err := db.QueryContext(ctx, "SELECT id, account, cents FROM inbox WHERE failed IS NULL ORDER BY id LIMIT 100")
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,11 @@ func deliver(db *livepool.Pool, j job) (done bool) {
 		slog.Warn("the job comes again", "job", j.id, "error", err)
 		return false // it is still in the inbox
 	default:
-		slog.Error("the job is given up", "job", j.id, "error", err) // a real one is kept for a person to read
+		// Nothing was applied. It stays in the inbox for a person: the fault may be the job's,
+		// or that of the set-up, such as a right that was taken away.
+		slog.Error("the job is set aside", "job", j.id, "error", err)
+		_, err := db.ExecContext(livepool.Idempotent(ctx), "UPDATE inbox SET failed = ? WHERE id = ?", err.Error(), j.id)
+		return err == nil
 	}
 	// Deleting twice does no harm, and a delete that is lost costs one more delivery.
 	if _, err := db.ExecContext(livepool.Idempotent(ctx), "DELETE FROM inbox WHERE id = ?", j.id); err != nil {

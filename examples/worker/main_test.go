@@ -21,7 +21,7 @@ func TestWorkerSurvivesItsServer(t *testing.T) {
 	const accounts, cents = 20, 5
 	servertest.Each(t, func(t *testing.T, s *server.Server) {
 		for _, query := range []string{
-			"CREATE TABLE test.inbox (id BIGINT AUTO_INCREMENT PRIMARY KEY, account BIGINT NOT NULL, cents BIGINT NOT NULL)",
+			"CREATE TABLE test.inbox (id BIGINT AUTO_INCREMENT PRIMARY KEY, account BIGINT NOT NULL, cents BIGINT NOT NULL, failed TEXT)",
 			"CREATE TABLE test.accounts (id BIGINT PRIMARY KEY, balance BIGINT NOT NULL)",
 		} {
 			if err := s.Exec(query); err != nil {
@@ -67,11 +67,15 @@ func TestWorkerSurvivesItsServer(t *testing.T) {
 		if text := get(t, listen, "/metrics"); !strings.Contains(text, "livepool_outages_total") {
 			t.Errorf("metrics are %q", text)
 		}
-		// A job for an account that does not exist will not pass: it is given up, and no other waits for it.
+		// A job for an account that does not exist will not pass: it is set aside, and no other waits for it.
 		if err := s.Exec("INSERT INTO test.inbox (account, cents) VALUES (999, 1)"); err != nil {
 			t.Fatal(err)
 		}
-		labtest.Eventually(t, "the job that will not pass is gone", func() bool { return left(t, s) == 0 })
+		labtest.Eventually(t, "the job that will not pass is set aside", func() bool { return left(t, s) == 0 })
+		var why string
+		if err := s.QueryRow("SELECT failed FROM test.inbox WHERE account = 999", &why); err != nil || !strings.Contains(why, "does not exist") {
+			t.Errorf("it failed for %q, %v", why, err)
+		}
 
 		enqueue(500)
 		labtest.Eventually(t, "the worker is in the middle of them", func() bool { return left(t, s) < 490 })
@@ -81,9 +85,9 @@ func TestWorkerSurvivesItsServer(t *testing.T) {
 		}
 		var balance, keys, waiting int
 		for query, dest := range map[string]*int{
-			"SELECT SUM(balance) FROM test.accounts":     &balance,
-			"SELECT COUNT(*) FROM test.livepool_commits": &keys,
-			"SELECT COUNT(*) FROM test.inbox":            &waiting,
+			"SELECT SUM(balance) FROM test.accounts":               &balance,
+			"SELECT COUNT(*) FROM test.livepool_commits":           &keys,
+			"SELECT COUNT(*) FROM test.inbox WHERE failed IS NULL": &waiting,
 		} {
 			if err := s.QueryRow(query, dest); err != nil {
 				t.Fatal(err)
@@ -99,7 +103,7 @@ func TestWorkerSurvivesItsServer(t *testing.T) {
 
 func left(t *testing.T, s *server.Server) (n int) {
 	t.Helper()
-	if err := s.QueryRow("SELECT COUNT(*) FROM test.inbox", &n); err != nil {
+	if err := s.QueryRow("SELECT COUNT(*) FROM test.inbox WHERE failed IS NULL", &n); err != nil {
 		t.Fatal(err)
 	}
 	return n

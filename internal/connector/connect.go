@@ -193,12 +193,7 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 	if err != nil {
 		return link{}, err
 	}
-	conn := driverconn.New(dc)
-	if missing := conn.Missing(); ctr.Cfg.Wrap != nil && ctr.IsMySQL && missing != "" {
-		dc.Close()
-		return link{}, fmt.Errorf("the connections of Config.Wrap lack driver.%s, which the driver's have: wrap them whole", missing)
-	}
-	return link{driverConn: conn, wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
+	return link{driverConn: driverconn.New(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 
 // initLink makes a connection that has logged in ready for the pool.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 
+	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
@@ -33,6 +35,12 @@ var errConnectPanicked = errors.New("the driver, or the DialFunc or BeforeConnec
 func (ctr *Connector) connectDriver(ctx context.Context, by driver.Connector) (dc driver.Conn, err error) {
 	if !ctr.Cfg.catchPanic("opening a connection (DialFunc, BeforeConnect or the driver)", func() { dc, err = by.Connect(ctx) }) {
 		return nil, errConnectPanicked
+	}
+	if err == nil && ctr.Cfg.Wrap != nil && ctr.IsMySQL {
+		if missing := driverconn.Missing(dc); missing != "" {
+			dc.Close()
+			return nil, fmt.Errorf("the connections of Config.Wrap lack driver.%s, which the driver's have: wrap them whole", missing)
+		}
 	}
 	return dc, err
 }

@@ -49,9 +49,10 @@ func New(dc driver.Conn) Conn {
 	return c
 }
 
-// Missing names an optional interface that the MySQL driver's connections have and this one,
-// of a wrapper, has not; "" for none.
-func (c *Conn) Missing() string {
+// Missing names an optional interface that the MySQL driver's connections have and dc, of a
+// wrapper, has not; "" for none.
+func Missing(dc driver.Conn) string {
+	c := New(dc)
 	for name, has := range map[string]bool{"Pinger": c.pinger != nil, "ExecerContext": c.execer != nil, "QueryerContext": c.queryer != nil,
 		"ConnPrepareContext": c.preparer != nil, "ConnBeginTx": c.beginner != nil, "SessionResetter": c.resetter != nil,
 		"Validator": c.validator != nil, "NamedValueChecker": c.checker != nil} {

@@ -365,7 +365,7 @@ var mutants = []mutant{
 		"pool.go", "return &namedConnector{ctr, d}, nil", "_ = namedConnector{}\n\treturn ctr, nil",
 		"TestDriverByName"},
 	{"a wrapper hides what livepool needs, and is not told",
-		"internal/connector/connect.go", "ctr.Cfg.Wrap != nil && ctr.IsMySQL && missing", "false && missing",
+		"internal/connector/usercode.go", "missing != \"\"", "missing == \"none\"",
 		"TestWrappedDriver"},
 	{"a unit begins during a shutdown",
 		"pool.go", "p.ctr.Draining.Load() && !p.isUnderWay(ctx) {\n\t\tp.end()", "false {\n\t\tp.end()",
