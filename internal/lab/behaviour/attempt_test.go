@@ -112,6 +112,7 @@ func TestContextThatEndsInAnOutage(t *testing.T) {
 				for p.Stats().Outages == 0 {
 					time.Sleep(10 * time.Millisecond)
 				}
+				time.Sleep(200 * time.Millisecond) // a unit that has not begun would be told of its context alone
 				cancel(deploy)
 			}()
 			err := p.WithSession(ctx, labtest.Work, opts...)
