@@ -167,8 +167,9 @@ type Config struct {
 
 	// Wrap is called at Open with each of the driver's two connectors, one of which is for
 	// the few connections by which livepool asks and kills, and returns the one to use in its
-	// place: a tracing wrapper, for example, which so sees what is sent, pings and kills too. Its connections must have the optional interfaces that the
-	// driver's have, and the contexts and errors that it passes on keep what they wrap. Default nil.
+	// place: a tracing wrapper, for example, which so sees what is sent, pings and kills too.
+	// Its connections must have the optional interfaces that the driver's have, and the
+	// contexts and errors that it passes on keep what they wrap. Default nil.
 	Wrap func(driver.Connector) driver.Connector
 	// Classify overrides what an error means, for a server or proxy that
 	// livepool does not know; it returns false for an error that it leaves to

@@ -63,9 +63,7 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 			inner.undoInner()
 			return err
 		}
-		s.innerEnded.Add(1)
-		s.keepKeys(inner)
-		s.takeHooks(inner)
+		s.adopt(inner)
 	case errors.Is(err, errKeyTaken):
 		inner.undoInner()
 		err = o.alreadyApplied()
@@ -73,6 +71,13 @@ func (s *Session) runInner(ctx context.Context, fn func(context.Context, *Sessio
 		inner.undoInner()
 	}
 	return err
+}
+
+// adopt takes over what a unit inside this one leaves that has ended well.
+func (s *Session) adopt(inner *Session) {
+	s.innerEnded.Add(1)
+	s.keepKeys(inner)
+	s.takeHooks(inner)
 }
 
 // checkInner says why a unit with such options cannot run inside this one.
