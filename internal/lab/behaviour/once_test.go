@@ -152,6 +152,9 @@ func TestUnitOnceContextEndsInCommit(t *testing.T) {
 	if !errors.Is(err, livepool.ErrCommitUnknown) {
 		t.Errorf("%d rows, %v", count(t, s, "t"), err)
 	}
+	if text := fmt.Sprint(err); !strings.Contains(text, "deliver it again: its key tells") || strings.Contains(text, "look at the data") {
+		t.Errorf("what to do is told as %v", err)
+	}
 }
 
 // The key insert is cut in every way; the pool has one connection.
