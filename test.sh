@@ -25,7 +25,9 @@ failures() {
 }
 
 # The tests of a package, which mostly wait, dealt out to several processes side by
-# side.
+# side. They have real servers and real time, and two cores may be too few for all of
+# them at once: so up to three that fail are run again alone, and have to pass three
+# times. A race, a panic, a leak or a build that fails is never forgiven.
 shards=3
 sharded() {
 	local package=$1 names shard pattern failed=0
@@ -37,7 +39,16 @@ sharded() {
 	done
 	for ((shard = 0; shard < shards; shard++)); do wait -n || failed=1; done
 	cat "$log"/*
-	[ $failed = 0 ] || failures
+	[ $failed = 0 ] || again "$package" "$@" || failures
+}
+again() {
+	local package=$1 failed
+	shift
+	! grep -qE 'DATA RACE|^panic: |^goleak: |build failed' "$log"/* || return 1
+	failed=$(grep -hoE '^--- FAIL: [A-Za-z0-9_]+' "$log"/* | cut -d' ' -f3)
+	[ "$(wc -w <<<"$failed")" -le 3 ] && [ -n "$failed" ] || return 1
+	step "alone, because they failed beside others: ${failed//$'\n'/ }"
+	go test "$@" -count 3 -run "^($(paste -sd '|' <<<"$failed"))\$" "$package"
 }
 
 behaviour=./internal/lab/behaviour
