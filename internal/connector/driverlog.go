@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/wire"
 )
 
 // driverLogger is what the driver logs to in place of given. Its default writes to standard
@@ -27,6 +28,9 @@ func (ctr *Connector) driverLogger(given mysql.Logger) mysql.Logger {
 type debugLogger struct{ ctr *Connector }
 
 func (l debugLogger) Print(v ...any) {
+	if isCut(v) {
+		return
+	}
 	l.ctr.Cfg.Log.Debug("livepool: the driver says: "+fmt.Sprint(v...), slog.String("addr", l.ctr.addr))
 }
 
@@ -38,7 +42,13 @@ type quietLogger struct {
 }
 
 func (h *quietLogger) Print(v ...any) {
-	if !h.ctr.Outage.IsDown() {
+	if !h.ctr.Outage.IsDown() && !isCut(v) {
 		h.ctr.Cfg.catchPanic("Config.MySQL.Logger", func() { h.Logger.Print(v...) })
 	}
+}
+
+// isCut says whether the driver logs the end of a caller's context, which it takes for a
+// loss where livepool watches the context.
+func isCut(v []any) bool {
+	return len(v) > 0 && wire.IsCut(v[len(v)-1])
 }

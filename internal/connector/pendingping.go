@@ -77,7 +77,8 @@ func (q *pendingPing) run() Verdict {
 	q.timer.Reset(q.interval)
 	q.mu.Unlock()
 
-	err := ctr.pingForWork(q.ctx, &q.link.driverConn)
+	watched := q.link.watch(q.ctx)
+	err := q.link.unwatch(watched, ctr.pingForWork(watched, &q.link.driverConn))
 	q.cancel()
 
 	q.mu.Lock()

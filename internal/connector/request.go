@@ -147,8 +147,9 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 			return nil, c.parkWith(err)
 		}
 	}
-	res, err := c.driverConn.ExecContext(ctx, query, args)
-	if err != nil {
+	watched := c.watch(ctx)
+	res, err := c.driverConn.ExecContext(watched, query, args)
+	if err = c.unwatch(watched, err); err != nil {
 		return nil, c.parkWith(c.afterStatement(ctx, c.handleFailure(ctx, err, query, mark, statementRequest)))
 	}
 	c.recordAnswer()
@@ -185,12 +186,14 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 			return nil, c.parkWith(err)
 		}
 	}
-	rows, err := c.driverConn.QueryContext(ctx, query, args)
+	watched := c.watch(ctx)
+	rows, err := c.driverConn.QueryContext(watched, query, args)
 	if err != nil {
+		err = c.unwatch(watched, err)
 		return nil, c.parkWith(c.afterStatement(ctx, c.handleFailure(ctx, err, query, mark, statementRequest)))
 	}
 	c.recordAnswer()
-	return c.wrapRows(ctx, rows, query), nil
+	return c.wrapRows(ctx, watched, rows, query), nil
 }
 
 // Prepare is what database/sql uses of a driver without contexts.
@@ -205,8 +208,9 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.driverConn.PrepareContext(ctx, query)
-	if err != nil {
+	watched := c.watch(ctx)
+	s, err := c.driverConn.PrepareContext(watched, query)
+	if err = c.unwatch(watched, err); err != nil {
 		return nil, c.parkWith(c.handleFailure(ctx, err, query, mark, effectlessRequest))
 	}
 	c.touch()
@@ -230,7 +234,9 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if err != nil {
 		return nil, err
 	}
-	inner, err := c.driverConn.BeginTx(ctx, opts)
+	watched := c.watch(ctx)
+	inner, err := c.driverConn.BeginTx(watched, opts)
+	err = c.unwatch(watched, err)
 	// If BEGIN failed the level may have been set for the next transaction. On a node of a
 	// Galera cluster it may stay for the next one even if all went well: seen once in hours
 	// on MariaDB 10.11 with galera-4, after conflicts with other nodes.
@@ -265,7 +271,8 @@ func (c *conn) Ping(ctx context.Context) error {
 	}
 	defer c.park()
 	if !fresh {
-		if err := c.driverConn.Ping(ctx); err != nil {
+		watched := c.watch(ctx)
+		if err := c.unwatch(watched, c.driverConn.Ping(watched)); err != nil {
 			return c.hideBadConn(c.handleFailure(ctx, err, "ping", mark, effectlessRequest))
 		}
 		c.touch()

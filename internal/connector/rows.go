@@ -9,6 +9,8 @@ import (
 	"database/sql/driver"
 	"io"
 	"reflect"
+
+	"github.com/livepool/livepool/internal/wire"
 )
 
 // wrappedRows wraps an open result. Inside a transaction an error may arrive while rows
@@ -19,8 +21,9 @@ type wrappedRows struct {
 	driver.Rows
 	c         *conn
 	query     string
-	bound     releaser // the context under which it is read, nil if it needs no release
-	delivered bool     // the program has received a row of it; Next sets it
+	bound     releaser   // the context under which it is read, nil if it needs no release
+	watched   *wire.Conn // which watches the context until the result is closed, nil if none does
+	delivered bool       // the program has received a row of it; Next sets it
 }
 
 // releaser is a context that holds on to others until it is released.
@@ -33,8 +36,9 @@ type releaser interface {
 // time and database/sql does not use a result after closing it. It is counted wherever
 // peekAfterPause may run, which would take unread rows for an unsolicited error of the
 // server.
-func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) driver.Rows {
-	if !c.transaction.open && !c.ctr.keepParkedAlive && (c.wire == nil || !c.ctr.peekSockets) {
+func (c *conn) wrapRows(ctx, watched context.Context, rows driver.Rows, query string) driver.Rows {
+	_, isWatched := watched.(unwatched)
+	if !isWatched && !c.transaction.open && !c.ctr.keepParkedAlive && (c.wire == nil || !c.ctr.peekSockets) {
 		return rows
 	}
 	wrapped := &c.inlineRows
@@ -43,12 +47,18 @@ func (c *conn) wrapRows(ctx context.Context, rows driver.Rows, query string) dri
 	}
 	bound, _ := ctx.(releaser)
 	*wrapped = wrappedRows{Rows: rows, c: c, query: query, bound: bound}
+	if isWatched {
+		wrapped.watched = c.wire
+	}
 	c.openResults++
 	return wrapped
 }
 
 func (r *wrappedRows) noteError(err error) error {
 	if err != nil && err != io.EOF {
+		if r.watched != nil {
+			err = cutOr(r.watched.Cut(), err)
+		}
 		ran := ranInPart // as far as the program knows
 		if !r.delivered {
 			ran = r.c.extentOf(r.query, statementRequest, true)
@@ -70,6 +80,9 @@ func (r *wrappedRows) Close() error {
 	}
 	err := r.noteError(r.Rows.Close())
 	r.Rows = nil
+	if r.watched != nil {
+		r.watched.Unwatch()
+	}
 	r.c.openResults--
 	if r.bound != nil {
 		r.bound.Release()

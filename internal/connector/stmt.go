@@ -77,8 +77,9 @@ func (s *stmt) beginRequest(ctx context.Context) (mark uint64, err error) {
 		return mark, err
 	}
 	if s.linkSerial != s.c.serial {
-		inner, err := s.c.driverConn.PrepareContext(ctx, s.query)
-		if err != nil {
+		watched := s.c.watch(ctx)
+		inner, err := s.c.driverConn.PrepareContext(watched, s.query)
+		if err = s.c.unwatch(watched, err); err != nil {
 			return mark, s.c.parkWith(s.c.handleFailure(ctx, err, s.query, mark, effectlessRequest))
 		}
 		s.driverStmt, s.linkSerial = inner, s.c.serial
@@ -115,8 +116,9 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (drive
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.execContext(ctx, args)
-	if err != nil {
+	watched := s.c.watch(ctx)
+	res, err := s.execContext(watched, args)
+	if err = s.c.unwatch(watched, err); err != nil {
 		return nil, s.c.parkWith(s.c.afterStatement(ctx, s.c.handleFailure(ctx, err, s.query, mark, statementRequest)))
 	}
 	s.c.recordAnswer()
@@ -141,12 +143,14 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driv
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.queryContext(ctx, args)
+	watched := s.c.watch(ctx)
+	rows, err := s.queryContext(watched, args)
 	if err != nil {
+		err = s.c.unwatch(watched, err)
 		return nil, s.c.parkWith(s.c.afterStatement(ctx, s.c.handleFailure(ctx, err, s.query, mark, statementRequest)))
 	}
 	s.c.recordAnswer()
-	return s.c.wrapRows(ctx, rows, s.query), nil
+	return s.c.wrapRows(ctx, watched, rows, s.query), nil
 }
 
 func (s *stmt) queryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {

@@ -118,11 +118,14 @@ type Conn struct {
 	// IsWorking asks, when the limit is reached, whether the server works on what it was
 	// sent. It is nil where the server cannot be asked. It is set once, after the login.
 	IsWorking func() bool
+
+	watch watch
 }
 
 // Wrap wraps nc, which is not in use yet.
 func Wrap(nc net.Conn) *Conn {
 	w := &Conn{Conn: nc, dialedAt: time.Now()}
+	w.watch.onEnd = w.end
 	if sc, ok := nc.(syscall.Conn); ok && canPeek {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.Raw = raw
@@ -160,6 +163,7 @@ func (w *Conn) Read(b []byte) (int, error) {
 	if w.Reads.Add(1)&readsAborted != 0 {
 		n, err = 0, w.awaitAbortErr()
 	}
+	err = w.explainEnd(err)
 	w.BytesSinceRead.Store(0)
 	if !w.Handshake.done || !w.loginSentAt.IsZero() {
 		w.noteReply(b[:n])
@@ -175,6 +179,7 @@ func (w *Conn) Write(b []byte) (int, error) {
 		w.MultiStatements, w.loginSentAt = setsMultiStatements(b), time.Now()
 	}
 	n, err := w.Conn.Write(b)
+	err = w.explainEnd(err)
 	w.Written += uint64(n)
 	w.BytesSinceRead.Add(uint64(n))
 	if w.MaxPacket > 0 && (len(b) > w.MaxPacket || w.packetSize > 0 || len(b) >= maxPacketPiece) {
@@ -299,15 +304,19 @@ func (w *Conn) ClearLimit() {
 }
 
 // SetReadDeadline sets the deadline within the limit; a zero t is none.
-func (w *Conn) SetReadDeadline(t time.Time) error { return w.Conn.SetReadDeadline(w.clampDeadline(t)) }
+func (w *Conn) SetReadDeadline(t time.Time) error {
+	return w.heedEnd(w.Conn.SetReadDeadline(w.clampDeadline(t)))
+}
 
 // SetWriteDeadline sets the deadline within the limit; a zero t is none.
 func (w *Conn) SetWriteDeadline(t time.Time) error {
-	return w.Conn.SetWriteDeadline(w.clampDeadline(t))
+	return w.heedEnd(w.Conn.SetWriteDeadline(w.clampDeadline(t)))
 }
 
 // SetDeadline sets both, within the limit; a zero t is none.
-func (w *Conn) SetDeadline(t time.Time) error { return w.Conn.SetDeadline(w.clampDeadline(t)) }
+func (w *Conn) SetDeadline(t time.Time) error {
+	return w.heedEnd(w.Conn.SetDeadline(w.clampDeadline(t)))
+}
 
 // clampDeadline returns t, or the limit if that is earlier.
 func (w *Conn) clampDeadline(t time.Time) time.Time {
