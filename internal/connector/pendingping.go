@@ -19,6 +19,7 @@ import (
 type pendingPing struct {
 	ctr    *Connector
 	link   link // only run writes it, until the answer has been sent
+	isSent bool // SendPing has sent it
 	sentAt time.Duration
 	answer chan Verdict  // for the caller that waits for it
 	late   chan struct{} // closed when nobody is to wait any longer
@@ -61,24 +62,40 @@ const (
 func (ctr *Connector) newPendingPing(l link) *pendingPing {
 	q := &pendingPing{ctr: ctr, link: l, answer: make(chan Verdict, 1), late: make(chan struct{})}
 	q.ctx, q.cancel = context.WithCancel(ctr.Ctx)
-	q.interval = max(ctr.pingTimeout()/ticksUntilLate, 1)
+	q.interval = ctr.pingTick()
 	q.timer = time.AfterFunc(clock.Never, q.tick)
 	return q
+}
+
+// pingTick is the time of a tick.
+func (ctr *Connector) pingTick() time.Duration {
+	return max(ctr.pingTimeout()/ticksUntilLate, 1)
+}
+
+// sentAlready makes it a ping that was sent at the given time, whose answer is awaited.
+func (q *pendingPing) sentAlready(sent time.Duration) {
+	q.isSent, q.sentAt, q.lastTick = true, sent, q.ctr.clock.Now()
+	if q.lastTick-sent <= 2*q.interval {
+		q.ticks = 1
+	} else {
+		q.processStops = 1
+	}
 }
 
 // run pings, and gives the verdict to the caller that waits. If nobody waits it keeps or
 // closes the link.
 func (q *pendingPing) run() Verdict {
 	ctr := q.ctr
-	ctr.Stats.Pings.Add(1)
 	q.mu.Lock()
-	q.sentAt = ctr.clock.Now()
-	q.lastTick = q.sentAt
+	if !q.isSent {
+		ctr.Stats.Pings.Add(1)
+		q.sentAt = ctr.clock.Now()
+		q.lastTick = q.sentAt
+	}
 	q.timer.Reset(q.interval)
 	q.mu.Unlock()
 
-	watched := q.link.watch(q.ctx)
-	err := q.link.unwatch(watched, ctr.pingForWork(watched, &q.link.driverConn))
+	err := q.ping()
 	q.cancel()
 
 	q.mu.Lock()
@@ -96,9 +113,7 @@ func (q *pendingPing) run() Verdict {
 		v = ctr.judgePing(&q.link, q.sentAt, err)
 	}
 	if v == keep {
-		ctr.roundTrip.record(took)
-		// Pings that were sent at about the same time may still be delayed by a pause of the server.
-		storeMax(&ctr.news.lastHeard, q.sentAt-q.interval)
+		ctr.noteAnswer(q.sentAt, took, q.interval)
 	}
 	if q.waiter.CompareAndSwap(pingAwaited, pingAnswered) {
 		q.answer <- v
@@ -106,6 +121,26 @@ func (q *pendingPing) run() Verdict {
 		ctr.finishRecheck(q, v)
 	}
 	return v
+}
+
+// ping waits for the answer, or for the end of q.ctx.
+func (q *pendingPing) ping() error {
+	watched := q.link.watch(q.ctx)
+	if !q.isSent {
+		return q.link.unwatch(watched, q.ctr.pingForWork(watched, &q.link.driverConn))
+	}
+	answered, err := q.link.wire.ReadPong(time.Time{})
+	if err = q.link.unwatch(watched, err); !answered {
+		err = q.ctx.Err()
+	}
+	return err
+}
+
+// noteAnswer notes the answer to a ping. Pings that were sent at about the same time may
+// still be delayed by a pause of the server.
+func (ctr *Connector) noteAnswer(sent, took, interval time.Duration) {
+	ctr.roundTrip.record(took)
+	storeMax(&ctr.news.lastHeard, sent-interval)
 }
 
 // tick runs at each tick.

@@ -139,7 +139,37 @@ func (c *conn) prePing(ctx context.Context) Verdict {
 	if ctx.Err() != nil {
 		return postponed
 	}
-	q := c.ctr.newPendingPing(c.link)
+	if c.wire != nil && c.wire.IsReadable() && !c.ctr.InCluster.Load() {
+		return c.pingInPlace(ctx)
+	}
+	return c.awaitPendingPing(ctx, c.ctr.newPendingPing(c.link))
+}
+
+// pingInPlace pings without a goroutine. Few answers take longer than a tick, after which
+// it continues as a pendingPing.
+func (c *conn) pingInPlace(ctx context.Context) Verdict {
+	c.ctr.Stats.Pings.Add(1)
+	interval := c.ctr.pingTick()
+	sent, start := c.ctr.clock.Now(), time.Now()
+	err, answered := c.wire.SendPing(), true
+	if err == nil {
+		watched := c.watch(ctx)
+		answered, err = c.wire.ReadPong(start.Add(interval))
+		err = c.unwatch(watched, err)
+	}
+	switch {
+	case !answered:
+		q := c.ctr.newPendingPing(c.link)
+		q.sentAlready(sent)
+		return c.awaitPendingPing(ctx, q)
+	case err == nil:
+		c.ctr.noteAnswer(sent, c.ctr.clock.Now()-sent, interval)
+	}
+	return c.ctr.judgePing(&c.link, sent, err)
+}
+
+// awaitPendingPing waits for a ping in the background.
+func (c *conn) awaitPendingPing(ctx context.Context, q *pendingPing) Verdict {
 	if !c.ctr.spawn(func() { q.run() }) {
 		q.cancel()
 		return ByDriver // the pool is closed

@@ -100,7 +100,9 @@ type Conn struct {
 	// FastestReply is how long the greeting or the first answer to the login took,
 	// whichever was shorter: each of them may be slow for reasons of its own.
 	FastestReply    time.Duration
-	MultiStatements bool // the client may send several statements in one request
+	MultiStatements bool   // the client may send several statements in one request
+	readable        bool   // neither TLS nor compression is between this and the driver
+	pong            []byte // what has come of the answer to SendPing
 
 	Reads          atomic.Uint64         // twice the number of reads, plus one while a read waits; Abort sets readsAborted
 	BytesSinceRead atomic.Uint64         // bytes written since the last read returned
@@ -176,7 +178,8 @@ func (w *Conn) Read(b []byte) (int, error) {
 
 func (w *Conn) Write(b []byte) (int, error) {
 	if w.Written == 0 {
-		w.MultiStatements, w.loginSentAt = setsMultiStatements(b), time.Now()
+		w.loginSentAt = time.Now()
+		w.noteLogin(b)
 	}
 	n, err := w.Conn.Write(b)
 	err = w.explainEnd(err)

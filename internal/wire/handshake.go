@@ -73,12 +73,17 @@ func (w *Conn) noteReply(b []byte) {
 	}
 }
 
-// setsMultiStatements says whether the client's first packet, which begins with its
-// capabilities, allows several statements in one request (MySQL source documentation,
-// Protocol::HandshakeResponse41, Protocol::SSLRequest).
-func setsMultiStatements(login []byte) bool {
-	const header, multiStatements = 4, 1 << 16
-	return len(login) >= header+4 && binary.LittleEndian.Uint32(login[header:])&multiStatements != 0
+// noteLogin reads the client's first packet, which begins with its capabilities: whether it
+// may send several statements in one request, and what comes between it and the wire.
+// https://dev.mysql.com/doc/dev/mysql-server/latest/group__group__cs__capabilities__flags.html
+func (w *Conn) noteLogin(b []byte) {
+	const compress, tls, multiStatements, zstd = 1 << 5, 1 << 11, 1 << 16, 1 << 26
+	if len(b) < packetHeader+4 {
+		return
+	}
+	capabilities := binary.LittleEndian.Uint32(b[packetHeader:])
+	w.MultiStatements = capabilities&multiStatements != 0
+	w.readable = capabilities&(compress|tls|zstd) == 0
 }
 
 // Progress says how far the opening of a connection has come, for an error.
