@@ -139,7 +139,7 @@ func (c *conn) prePing(ctx context.Context) Verdict {
 	if ctx.Err() != nil {
 		return postponed
 	}
-	if c.wire != nil && c.wire.IsReadable() && !c.ctr.InCluster.Load() {
+	if c.wire.CanPing() && !c.ctr.InCluster.Load() {
 		return c.pingInPlace(ctx)
 	}
 	return c.awaitPendingPing(ctx, c.ctr.newPendingPing(c.link))

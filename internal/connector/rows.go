@@ -37,7 +37,7 @@ type releaser interface {
 // peekAfterPause may run, which would take unread rows for an unsolicited error of the
 // server.
 func (c *conn) wrapRows(ctx, watched context.Context, rows driver.Rows, query string) driver.Rows {
-	_, isWatched := watched.(unwatched)
+	isWatched := c.wire.IsWatched(watched)
 	if !isWatched && !c.transaction.open && !c.ctr.keepParkedAlive && (c.wire == nil || !c.ctr.peekSockets) {
 		return rows
 	}

@@ -11,30 +11,23 @@ import (
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// unwatched is a context that ends without telling: whoever asks learns it by Err, which
-// the driver does before it sends anything.
-type unwatched struct{ context.Context }
-
-func (unwatched) Done() <-chan struct{} { return nil }
-
 // watch returns the context for the driver. Where the statement leaves no result, unwatch
 // is called with it afterwards. With the result of a watched query still open on the
 // connection the driver would close it; livepool refuses the statement.
 func (l *link) watch(ctx context.Context) context.Context {
-	if l.wire == nil || ctx.Done() == nil {
+	switch {
+	case l.wire == nil, l.wire.Wrapped, ctx.Done() == nil:
 		return ctx
-	}
-	if l.wire.Watches() {
+	case l.wire.Watches():
 		return boundctx.Ended(ctx, errResultOpen)
 	}
-	l.wire.Watch(ctx)
-	return unwatched{ctx}
+	return l.wire.Watch(ctx)
 }
 
 // unwatch ends what watch began, and returns the driver's error, or the context's if the
 // statement failed by its end.
 func (l *link) unwatch(watched context.Context, err error) error {
-	if _, ok := watched.(unwatched); !ok {
+	if !l.wire.IsWatched(watched) {
 		return err
 	}
 	return cutOr(l.wire.Unwatch(), err)

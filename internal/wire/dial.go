@@ -91,7 +91,10 @@ type Conn struct {
 	peekErr  error // what peekFunc found
 
 	HasUserTimeout bool // the kernel gives up the peer after UserTimeout
-	Handshake      handshake
+	// Wrapped: a wrapper of the user's is around the driver, which sees each ping and the
+	// callers' own contexts. It is set once, after the login.
+	Wrapped   bool
+	Handshake handshake
 	// greetingState is how much of the handshake has come, for other goroutines; only
 	// the reader writes it.
 	greetingState atomic.Int32

@@ -11,7 +11,7 @@ import (
 
 // The driver's Ping cannot be left while it waits: whoever calls it would need a goroutine
 // for each ping, to be able to leave. SendPing and ReadPong are its two halves. They need a
-// connection whose bytes are the protocol's own (IsReadable), on which nothing is under
+// connection whose bytes are the protocol's own (CanPing), on which nothing is under
 // way.
 
 // COM_PING is answered by an OK packet, or an error of a server that ends the connection.
@@ -24,9 +24,9 @@ const (
 	maxPong     = 1 << 10 // an error's text has at most 512 bytes
 )
 
-// IsReadable says whether livepool can read what is sent: neither TLS nor compression is
-// between it and the driver.
-func (w *Conn) IsReadable() bool { return w.readable }
+// CanPing says whether livepool may ping by itself: neither TLS, nor compression, nor a
+// wrapper of the user's is between it and the driver.
+func (w *Conn) CanPing() bool { return w != nil && w.readable && !w.Wrapped }
 
 // SendPing sends a ping, whose answer ReadPong reads.
 func (w *Conn) SendPing() error {

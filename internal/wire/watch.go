@@ -18,19 +18,33 @@ import (
 type watch struct {
 	mu    sync.Mutex // guards ctx, and that it is the one of which ended tells
 	ctx   context.Context
+	quiet unwatched // ctx for the driver
 	ended atomic.Bool
 	stop  func() bool
 	onEnd func() // Conn.end, made once
 	cut   error  // what a read or a write failed with because ctx had ended; as Conn.IOErr
 }
 
+// unwatched is a context that ends without telling: whoever asks learns it by Err, which
+// the driver does before it sends anything.
+type unwatched struct{ context.Context }
+
+func (*unwatched) Done() <-chan struct{} { return nil }
+
 // Watch has reads and writes fail as soon as ctx has ended, until Unwatch. It must not be
-// called twice without one between.
-func (w *Conn) Watch(ctx context.Context) {
+// called twice without one between. It returns the context for the driver, which does not
+// keep it.
+func (w *Conn) Watch(ctx context.Context) context.Context {
 	w.watch.mu.Lock()
-	w.watch.ctx, w.watch.cut = ctx, nil
+	w.watch.ctx, w.watch.quiet.Context, w.watch.cut = ctx, ctx, nil
 	w.watch.mu.Unlock()
 	w.watch.stop = context.AfterFunc(ctx, w.watch.onEnd)
+	return &w.watch.quiet
+}
+
+// IsWatched says whether Watch has returned ctx. A nil Conn watches nothing.
+func (w *Conn) IsWatched(ctx context.Context) bool {
+	return w != nil && ctx == context.Context(&w.watch.quiet)
 }
 
 // Watches says whether Watch was called, and Unwatch not yet.
@@ -43,7 +57,7 @@ func (w *Conn) Unwatch() error {
 	w.watch.stop()
 	w.watch.mu.Lock()
 	defer w.watch.mu.Unlock()
-	w.watch.ctx = nil
+	w.watch.ctx, w.watch.quiet.Context = nil, nil
 	if w.watch.ended.Swap(false) && w.watch.cut == nil {
 		_ = w.SetDeadline(time.Time{})
 	}
