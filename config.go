@@ -164,6 +164,11 @@ type Config struct {
 	// CommitTable (pool_commit_table) is the table of committed keys, default
 	// livepool_commits; a name in the DSN's schema, or schema.name.
 	CommitTable string
+	// ExplicitBegin (pool_begin: auto is false, explicit is true) begins each unit by
+	// BEGIN, default false: on a connection that serves unit after unit, and on which
+	// autocommit is off meanwhile, its first statement does. That needs what StallAfter
+	// needs, and a server that sees the connection's own thread id.
+	ExplicitBegin bool
 
 	// Wrap is called at Open with each of the driver's two connectors, one of which is for
 	// the few connections by which livepool asks and kills, and returns the one to use in its
@@ -284,6 +289,7 @@ func (c *Config) settings() *connector.Settings {
 		StallAfter:     c.StallAfter,
 		LeakAfter:      c.LeakAfter,
 		CommitTable:    c.CommitTable,
+		ExplicitBegin:  c.ExplicitBegin,
 		Wrap:           c.Wrap,
 		Classify:       c.classifier(),
 		Log:            c.log,

@@ -36,6 +36,7 @@ var documented = map[string]func(c *Config) bool{
 	"pool_hold_limit":      func(c *Config) bool { return c.HoldLimit >= 0 },
 	"pool_outage_wait":     func(c *Config) bool { return c.OutageWait >= 0 },
 	"pool_connect_limit":   func(c *Config) bool { return c.ConnectLimit >= 1 },
+	"pool_begin":           func(*Config) bool { return true },
 	"pool_strict":          func(*Config) bool { return true },
 	"pool_leak_after":      func(c *Config) bool { return c.LeakAfter >= 0 },
 	"pool_max_attempts":    func(c *Config) bool { return c.MaxAttempts >= 1 },

@@ -84,6 +84,7 @@ var params = setting.Table[Config]{
 	setting.OneOf("pool_strict", "Strict", setting.Bools, func(c *Config) *bool { return &c.Strict }),
 	setting.Int("pool_max_attempts", "MaxAttempts", 1, math.MaxInt32, func(c *Config) *int { return &c.MaxAttempts }),
 	setting.Duration("pool_max_elapsed", "MaxElapsed", false, func(c *Config) *time.Duration { return &c.MaxElapsed }),
+	setting.OneOf("pool_begin", "ExplicitBegin", []setting.Word[bool]{{Name: "auto", Value: false}, {Name: "explicit", Value: true}}, func(c *Config) *bool { return &c.ExplicitBegin }),
 	setting.Text("pool_commit_table", "CommitTable", "a table name of letters, digits, _ and $, or schema.table", tableName,
 		func(c *Config) *string { return &c.CommitTable }),
 }

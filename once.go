@@ -138,7 +138,7 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 	for resolveCtx.Err() == nil && p.ctr.Ctx.Err() == nil {
 		p.ctr.AwaitOrphan(resolveCtx, orphan)
 		s := p.newSession(resolveCtx, &sessionOptions{name: c.options.name, once: c.key, hasOnce: true}, c)
-		s.resolveDeadline = deadline
+		s.resolveDeadline, s.beginCtx.MayRunAgain = deadline, false
 		err := s.run(c.probeKey)
 		switch {
 		case errors.Is(err, errKeyTaken):

@@ -157,7 +157,7 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *retryState)
 	s := &Session{pool: p, options: o, retryState: c, attemptNumber: c.attempts, caller: ctx}
 	s.root = s
 	s.fnContext = sessionContext{ctx, s}
-	s.beginCtx = connector.BeginContext{Context: ctx, Attempt: &s.attempt}
+	s.beginCtx = connector.BeginContext{Context: ctx, Attempt: &s.attempt, MayRunAgain: c.attempts-c.freeAttempts < o.maxAttempts}
 	s.attempt.Name = o.name
 	s.attempt.HasKey.Store(c.key != "")
 	return s

@@ -75,7 +75,12 @@ type conn struct {
 
 	transaction transaction
 
+	// unitsInARow is how many units it has served since its last plain use, awaitUnits how
+	// many of them it takes to turn autocommit off.
+	unitsInARow, awaitUnits int
+
 	tx         tx
+	begun      begunTx
 	inlineStmt stmt        // the first open statement: most callers have one at a time
 	inlineRows wrappedRows // and the first open result
 }
@@ -95,6 +100,7 @@ type link struct {
 	lossReported     bool          // its loss was reported
 	refusalTrustedAt time.Duration // when a refusal of its server was last trusted; -1: never
 	facts            *serverFacts  // of its server, nil if they are not known
+	autocommitOff    bool          // a statement outside a transaction would begin one
 	commitTableOK    bool          // its server's commit table was checked, see checkCommitTable
 	keepAlive        time.Duration // how often it is pinged while it is idle; 0: never
 	pingAfter        time.Duration // for how long after a round trip no ping is needed
@@ -154,6 +160,9 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	c.acquire(ctx)
 	// A conn whose link stays with a background ping gets another link at its first use.
 	c.used, c.answeredSinceCheckout, c.needsCheck, c.pingSkipped, c.rawExposed = false, false, c.unconnected, false, false
+	if !session {
+		c.unitsInARow = 0
+	}
 	if !c.unconnected {
 		v := c.check(ctx, c.ctr.Cfg.PrePing)
 		if v == keep || v == postponed {

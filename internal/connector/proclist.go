@@ -123,7 +123,7 @@ func (ctr *Connector) borrowSide(ctx context.Context) *proclist.Side {
 		var l link
 		var v *reservation // nil: it is not idle
 		c.reserveIdle(func() {
-			if !c.unconnected {
+			if !c.unconnected && !c.autocommitOff { // a query there might begin a transaction
 				v, l = &reservation{done: make(chan struct{})}, c.link
 				c.reservation = v
 			}

@@ -32,7 +32,7 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 			return 0, c.parkWith(err)
 		}
 	}
-	if c.needsCheck || c.transaction.open {
+	if c.needsCheck || c.transaction.open || c.autocommitOff {
 		if err := c.checkBeforeSend(ctx, query, effects); err != nil {
 			return 0, c.parkWith(err)
 		}
@@ -41,16 +41,21 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 	return c.written(), nil
 }
 
-// checkBeforeSend is the part of beginRequest for a connection that was not checked, or
-// on which a transaction is open.
+// checkBeforeSend is the part of beginRequest for a connection that was not checked, on
+// which a transaction is open, or on which a statement would begin one.
 func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltext.Effects) error {
 	if c.needsCheck && !c.transaction.open {
 		isSetup := c.ctr.isWrapperSetup()
 		err := c.deferredCheckout(ctx)
 		c.needsCheck = c.needsCheck || isSetup
-		return err
+		if err != nil || !c.autocommitOff {
+			return err
+		}
 	}
 	t := &c.transaction
+	if !t.open {
+		return c.turnAutocommitOn(ctx)
+	}
 	t.requests++
 	if t.poison != nil {
 		if err := c.mayRun(query); err != nil {
@@ -234,9 +239,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if err != nil {
 		return nil, err
 	}
-	watched := c.watch(ctx)
-	inner, err := c.driverConn.BeginTx(watched, opts)
-	err = c.unwatch(watched, err)
+	inner, asked, err := c.begin(ctx, opts)
 	// If BEGIN failed the level may have been set for the next transaction. On a node of a
 	// Galera cluster it may stay for the next one even if all went well: seen once in hours
 	// on MariaDB 10.11 with galera-4, after conflicts with other nodes.
@@ -246,7 +249,9 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if err != nil {
 		return nil, c.parkWith(c.handleFailure(ctx, err, "BEGIN", mark, effectlessRequest))
 	}
-	c.touch()
+	if asked {
+		c.touch()
+	}
 	t := &c.tx
 	if c.transaction.open { // begun twice on a sql.Conn; the owner still ends the first
 		t = new(tx)

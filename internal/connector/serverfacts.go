@@ -31,12 +31,13 @@ type serverFacts struct {
 	waitTimeout      time.Duration // idle longer, the connection is closed
 	lockWaitEndsTx   bool          // innodb_rollback_on_timeout
 	maxAllowedPacket int           // of the session, fixed at login
+	autocommit       bool          // is on after the login
 }
 
 const (
 	// MariaDB, which has no server_uuid, skips what begins with !50700.
 	serverNameExpr = "CONCAT_WS('/', @@hostname, @@port, @@server_id, @@datadir /*!50700 , @@server_uuid */)"
-	factsQuery     = "SELECT " + serverNameExpr + ", CONNECTION_ID(), USER(), VERSION(), @@wait_timeout, @@innodb_rollback_on_timeout, @@max_allowed_packet, @@thread_handling, "
+	factsQuery     = "SELECT " + serverNameExpr + ", CONNECTION_ID(), USER(), VERSION(), @@wait_timeout, @@innodb_rollback_on_timeout, @@max_allowed_packet, @@thread_handling, @@autocommit, "
 )
 
 // lockWaitMayEndTx says whether a lock wait timeout may have ended the transaction, and
@@ -78,8 +79,8 @@ func queryFacts(ctx context.Context, in *driverconn.Conn, beacon string) (f *ser
 	if err != nil {
 		return nil, false, err
 	}
-	if len(row) != 9 {
-		return nil, false, fmt.Errorf("livepool: the server shows %d columns where 9 were asked for", len(row))
+	if len(row) != 10 {
+		return nil, false, fmt.Errorf("livepool: the server shows %d columns where 10 were asked for", len(row))
 	}
 	f = &serverFacts{identity: proclist.Identity{Server: row[0], ConnectionID: row[1], User: row[2]}, version: row[3], lockWaitEndsTx: row[5] != "0"}
 	if i := strings.LastIndexByte(f.identity.User, '@'); i >= 0 {
@@ -93,7 +94,8 @@ func queryFacts(ctx context.Context, in *driverconn.Conn, beacon string) (f *ser
 	f.mariaDB = strings.Contains(f.version, "MariaDB")
 	f.maxAllowedPacket, _ = strconv.Atoi(row[6])
 	f.identity.ThreadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
-	return f, row[8] == "1", nil
+	f.autocommit = row[8] == "1"
+	return f, row[9] == "1", nil
 }
 
 // servers are those that the pool's connections have reached.

@@ -35,10 +35,11 @@ type Settings struct {
 	Beacon                BeaconMode
 	StallAfter, LeakAfter time.Duration
 
-	CommitTable string
-	Wrap        func(driver.Connector) driver.Connector // nil for none
-	Classify    func(error) (mysqlerr.Class, bool)      // nil where livepool decides
-	Log         *slog.Logger                            // never nil; its panics go no further
+	CommitTable   string
+	ExplicitBegin bool
+	Wrap          func(driver.Connector) driver.Connector // nil for none
+	Classify      func(error) (mysqlerr.Class, bool)      // nil where livepool decides
+	Log           *slog.Logger                            // never nil; its panics go no further
 
 	// CheckContext says why a request under ctx is refused that is not a session's, nil if
 	// it is not. It is nil without a Pool, which sets it before anything is connected.

@@ -103,7 +103,14 @@ func OneOf[C any, T comparable](dsn, field string, words []Word[T], at func(*C) 
 		OK: func(c *C) bool {
 			return slices.ContainsFunc(words, func(w Word[T]) bool { return w.Value == *at(c) })
 		},
-		Show: func(c *C) string { return fmt.Sprint(*at(c)) },
+		Show: func(c *C) string {
+			for _, w := range words {
+				if w.Value == *at(c) {
+					return w.Name
+				}
+			}
+			return fmt.Sprint(*at(c))
+		},
 	}
 }
 

@@ -62,6 +62,14 @@ func TestReady(t *testing.T) {
 				held = append(held, c)
 			}
 			check("busy", "")
+			patient := open(t, s.AppDSN(px.Addr()), "pool_size=1&pool_max_overflow=0&pool_connect_timeout=1m")
+			only, _ := takeConn(t, patient)
+			defer only.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := patient.Ready(ctx); err != nil {
+				t.Errorf("busy: %v before its patience is over", err)
+			}
 			px.Refuse()
 			px.RST()
 			labtest.Eventually(t, "it is seen that the server is away", func() bool { return p.Ready(t.Context()) != nil })
@@ -321,11 +329,11 @@ func (c dsnConnector) Driver() driver.Driver                        { return c.d
 func TestWrappedDriver(t *testing.T) {
 	s, _ := openLedger(t, server.MariaDB)
 	px := proxyTo(t, s)
-	var execs atomic.Int64
-	p := openWith(t, s.DSNVia(px.Addr()), func(c *livepool.Config) {
+	var seen traced
+	p := openWith(t, withParams(s.DSNVia(px.Addr()), "pool_pre_ping=always"), func(c *livepool.Config) {
 		c.Logger = labtest.DiscardLogger
 		c.Wrap = func(inner driver.Connector) driver.Connector {
-			return &tracedConnector{inner, &execs}
+			return &tracedConnector{inner, &seen}
 		}
 	})
 	px.CutAfter(proxy.QueryPrefix("COMMIT"), proxy.RST)
@@ -349,8 +357,8 @@ func TestWrappedDriver(t *testing.T) {
 		t.Errorf("a statement whose context ended: %v", err)
 	}
 	labtest.Eventually(t, "it is killed", func() bool { return p.Stats().Killed == 1 })
-	if n := count(t, s, "t"); n != 2 || execs.Load() < 3 {
-		t.Errorf("%d rows; %d statements traced", n, execs.Load())
+	if n := count(t, s, "t"); n != 2 || seen.execs.Load() < 3 || seen.pings.Load() == 0 || seen.canEnd.Load() != 1 {
+		t.Errorf("%d rows; traced: %d statements, %d of them under a context that can end, %d pings", n, seen.execs.Load(), seen.canEnd.Load(), seen.pings.Load())
 	}
 	half := openWith(t, s.DSN(), func(c *livepool.Config) {
 		c.Logger = labtest.DiscardLogger
@@ -385,15 +393,18 @@ func (c halfConnector) Connect(ctx context.Context) (driver.Conn, error) {
 // tracedConnector counts the statements on its connections.
 type tracedConnector struct {
 	driver.Connector
-	execs *atomic.Int64
+	seen *traced
 }
+
+// traced is what a wrapper has seen.
+type traced struct{ execs, canEnd, pings atomic.Int64 }
 
 func (c *tracedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	dc, err := c.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &tracedConn{dc.(driversConn), c.execs}, nil
+	return &tracedConn{dc.(driversConn), c.seen}, nil
 }
 
 // driversConn is what the driver's connections can do.
@@ -411,10 +422,18 @@ type driversConn interface {
 
 type tracedConn struct {
 	driversConn
-	execs *atomic.Int64
+	seen *traced
+}
+
+func (c *tracedConn) Ping(ctx context.Context) error {
+	c.seen.pings.Add(1)
+	return c.driversConn.Ping(ctx)
 }
 
 func (c *tracedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	c.execs.Add(1)
+	c.seen.execs.Add(1)
+	if ctx.Done() != nil && query == "DO SLEEP(60)" {
+		c.seen.canEnd.Add(1)
+	}
 	return c.driversConn.ExecContext(context.WithValue(ctx, c, "a span"), query, args)
 }

@@ -1,0 +1,90 @@
+// begin.go saves units the round trip of their BEGIN. On a connection that serves one unit
+// after the other autocommit is turned off: there the first statement of a unit begins its
+// transaction (MySQL manual, "autocommit, Commit, and Rollback").
+//
+// Invariant: outside a transaction nothing is sent for a caller while autocommit is off.
+// beginRequest, which comes before anything that is sent, turns it on again first. The
+// state belongs to the link, with which it changes hands.
+
+package connector
+
+import (
+	"context"
+	"database/sql/driver"
+)
+
+const (
+	// unitsInARow is after how many units without plain use between them a connection
+	// changes. That costs nothing: the statement takes the place of BEGIN. To change back
+	// costs plain use a round trip, and each time twice as many units are awaited.
+	unitsInARow    = 2
+	maxUnitsInARow = 1 << 10
+)
+
+// begin begins a transaction. It says whether the server was asked.
+func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (tx driver.Tx, asked bool, err error) {
+	byItself := c.mayBeginByItself(ctx, opts)
+	c.begun.c = c
+	if byItself && c.autocommitOff {
+		return &c.begun, false, ctx.Err()
+	}
+	watched := c.watch(ctx)
+	if byItself {
+		_, err = c.driverConn.ExecContext(watched, "SET autocommit = 0", nil)
+		tx, err = &c.begun, c.unwatch(watched, err)
+		c.autocommitOff = err == nil
+		return tx, true, err
+	}
+	tx, err = c.driverConn.BeginTx(watched, opts)
+	return tx, true, c.unwatch(watched, err)
+}
+
+// mayBeginByItself says whether the first statement of what is begun may begin it. If a
+// connection is lost there, BEGIN is sent again elsewhere, but a unit has to be run again:
+// so it must be one that may be, on a connection that has answered just now. A proxy that
+// speaks SQL may keep no such state.
+func (c *conn) mayBeginByItself(ctx context.Context, opts driver.TxOptions) bool {
+	unit, ok := ctx.(*BeginContext)
+	if !ok || opts != (driver.TxOptions{}) || !unit.MayRunAgain || c.ctr.Cfg.ExplicitBegin || c.ctr.maintainer == nil || c.ctr.InCluster.Load() ||
+		c.wire == nil || c.wire.Wrapped || c.facts == nil || !c.facts.autocommit || !c.facts.isHandshakeID(c.wire) {
+		return false
+	}
+	if _, latest := c.ctr.clock.Bounds(); latest-c.lastRoundTrip > c.pingAfter {
+		return false
+	}
+	c.unitsInARow++
+	return c.autocommitOff || c.unitsInARow > max(c.awaitUnits, unitsInARow)
+}
+
+// turnAutocommitOn is called before a request that is not in a transaction. A connection on
+// which it fails is replaced: nothing of the caller's is on it.
+func (c *conn) turnAutocommitOn(ctx context.Context) error {
+	if _, isUnit := ctx.(*BeginContext); isUnit {
+		return nil
+	}
+	c.unitsInARow, c.awaitUnits = 0, min(2*max(c.awaitUnits, unitsInARow), maxUnitsInARow)
+	watched := c.watch(ctx)
+	_, err := c.driverConn.ExecContext(watched, "SET autocommit = 1", nil)
+	if err = c.unwatch(watched, err); err == nil {
+		c.autocommitOff = false
+		c.touch()
+		return nil
+	}
+	c.reportLoss(err)
+	if ctx.Err() != nil {
+		c.dead = true
+		return ctx.Err()
+	}
+	return c.reconnect(ctx, ByDriver)
+}
+
+// begunTx is a transaction that its first statement begins.
+type begunTx struct{ c *conn }
+
+func (t *begunTx) Commit() error   { return t.end("COMMIT") }
+func (t *begunTx) Rollback() error { return t.end("ROLLBACK") }
+
+func (t *begunTx) end(query string) error {
+	_, err := t.c.driverConn.ExecContext(context.Background(), query, nil)
+	return err
+}
