@@ -55,7 +55,7 @@ var mutants = []mutant{
 		"internal/connector/request.go", "c.needsCheck || c.transaction.open || c.autocommitOff {", "c.needsCheck || c.transaction.open {",
 		"TestPlainStatementsAmongUnits"},
 	{"a unit that must not be run again is begun by its first statement",
-		"internal/connector/begin.go", "!unit.MayRunAgain || ", "",
+		"internal/connector/begin.go", "!unit.MayRunAgain", "unit == nil",
 		"TestUnitsThatAreBegunByTheirFirstStatement"},
 	{"autocommit is turned off behind a proxy that speaks SQL",
 		"internal/connector/begin.go", " || !c.facts.isHandshakeID(c.wire)", "",
