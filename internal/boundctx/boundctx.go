@@ -28,8 +28,9 @@ type Context struct {
 	done                 chan struct{}
 	stopCaller, stopUnit func() bool // end the wait for them
 
-	mu  sync.Mutex // guards err
-	err error      // why done is closed
+	mu    sync.Mutex           // guards what follows
+	err   error                // why done is closed
+	after map[*func()]struct{} // what is to be called when done is closed
 }
 
 // Bind returns nil if ctx ends no later than the unit anyway. It compares the Done
@@ -47,9 +48,35 @@ func Bind(ctx, unit context.Context) *Context {
 func (b *Context) end(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == nil {
-		b.err = err
-		close(b.done)
+	if b.err != nil {
+		return
+	}
+	b.err = err
+	close(b.done)
+	for f := range b.after {
+		go (*f)()
+	}
+}
+
+// AfterFunc is how package context waits for a context that is not its own without a
+// goroutine: it calls f in one when b has ended. stop says whether it prevented that.
+func (b *Context) AfterFunc(f func()) (stop func() bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil {
+		go f()
+		return func() bool { return false }
+	}
+	if b.after == nil {
+		b.after = map[*func()]struct{}{}
+	}
+	b.after[&f] = struct{}{}
+	return func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		_, waits := b.after[&f]
+		delete(b.after, &f)
+		return waits && b.err == nil
 	}
 }
 

@@ -3,6 +3,7 @@ package boundctx_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"testing"
 
 	"github.com/livepool/livepool/internal/boundctx"
@@ -40,5 +41,32 @@ func TestEnded(t *testing.T) {
 	<-ctx.Done()
 	if ctx.Err() != err {
 		t.Errorf("ended with %v", ctx.Err())
+	}
+}
+
+// Package context would start a goroutine for each AfterFunc on a context that is not its
+// own, and has none.
+func TestAfterFuncNeedsNoGoroutine(t *testing.T) {
+	unit, endUnit := context.WithCancel(t.Context())
+	caller, endCaller := context.WithCancel(context.WithoutCancel(unit))
+	defer endCaller()
+	b := boundctx.Bind(caller, unit)
+	before := runtime.NumGoroutine()
+	ended := make(chan string, 3)
+	stop := context.AfterFunc(b, func() { ended <- "stopped" })
+	context.AfterFunc(b, func() { ended <- "waits" })
+	if n := runtime.NumGoroutine() - before; n != 0 {
+		t.Errorf("%d goroutines wait for the end", n)
+	}
+	if !stop() || stop() {
+		t.Error("stop does not say that it has prevented the call, once")
+	}
+	endUnit()
+	if got := <-ended; got != "waits" {
+		t.Errorf("called: %s", got)
+	}
+	late := context.AfterFunc(b, func() { ended <- "late" })
+	if got := <-ended; got != "late" || late() {
+		t.Errorf("called after the end: %s", got)
 	}
 }

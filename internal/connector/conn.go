@@ -210,7 +210,7 @@ func (c *conn) IsValid() bool {
 	switch {
 	case c.dead, c.unconnected:
 		return false
-	case !c.driverConn.IsValid():
+	case !c.driverConn.IsValid(), c.wasCut():
 		c.reportLoss(nil)
 		c.abandon()
 		return false
@@ -307,7 +307,18 @@ func (c *conn) isBroken() bool {
 	if c.wire == nil {
 		return c.ctr.IsMySQL && !c.driverConn.IsValid()
 	}
-	return c.wire.IOErr != nil || c.wire.Closed.Load()
+	return c.wire.IOErr != nil || c.wire.Cut || c.wire.Closed.Load()
+}
+
+// wasCut says whether the end of a context has closed the connection, which the driver may
+// not have noticed; or whether a statement was left by a panic, whose context is watched
+// still.
+func (c *conn) wasCut() bool {
+	if c.wire.IsWatching() {
+		c.wire.Unwatch()
+		return true
+	}
+	return c.wire != nil && c.wire.Cut
 }
 
 // deferredCheckout checks a conn that was handed out without a checkout.

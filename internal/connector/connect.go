@@ -193,11 +193,7 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 	if err != nil {
 		return link{}, err
 	}
-	w := o.wire.Load()
-	if w != nil {
-		w.Wrapped = ctr.Cfg.Wrap != nil
-	}
-	return link{driverConn: driverconn.New(dc), wire: w, refusalTrustedAt: -1, generation: generation}, nil
+	return link{driverConn: driverconn.New(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 
 // initLink makes a connection that has logged in ready for the pool.

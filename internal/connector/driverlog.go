@@ -4,13 +4,14 @@ package connector
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
+	"net"
 	"os"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/livepool/livepool/internal/wire"
 )
 
 // driverLogger is what the driver logs to in place of given. Its default writes to standard
@@ -28,7 +29,7 @@ func (ctr *Connector) driverLogger(given mysql.Logger) mysql.Logger {
 type debugLogger struct{ ctr *Connector }
 
 func (l debugLogger) Print(v ...any) {
-	if isCut(v) {
+	if isOwnClose(v) {
 		return
 	}
 	l.ctr.Cfg.Log.Debug("livepool: the driver says: "+fmt.Sprint(v...), slog.String("addr", l.ctr.addr))
@@ -42,13 +43,17 @@ type quietLogger struct {
 }
 
 func (h *quietLogger) Print(v ...any) {
-	if !h.ctr.Outage.IsDown() && !isCut(v) {
+	if !h.ctr.Outage.IsDown() && !isOwnClose(v) {
 		h.ctr.Cfg.catchPanic("Config.MySQL.Logger", func() { h.Logger.Print(v...) })
 	}
 }
 
-// isCut says whether the driver logs the end of a caller's context, which it takes for a
-// loss where livepool watches the context.
-func isCut(v []any) bool {
-	return len(v) > 0 && wire.IsCut(v[len(v)-1])
+// isOwnClose says whether the driver logs that livepool has closed the connection, as it does
+// when a caller's context ends.
+func isOwnClose(v []any) bool {
+	if len(v) == 0 {
+		return false
+	}
+	err, ok := v[len(v)-1].(error)
+	return ok && errors.Is(err, net.ErrClosed)
 }

@@ -129,11 +129,8 @@ func (q *pendingPing) ping() error {
 	if !q.isSent {
 		return q.link.unwatch(watched, q.ctr.pingForWork(watched, &q.link.driverConn))
 	}
-	answered, err := q.link.wire.ReadPong(time.Time{})
-	if err = q.link.unwatch(watched, err); !answered {
-		err = q.ctx.Err()
-	}
-	return err
+	_, err := q.link.wire.ReadPong(context.Background(), time.Time{})
+	return q.link.unwatch(watched, err)
 }
 
 // noteAnswer notes the answer to a ping. Pings that were sent at about the same time may

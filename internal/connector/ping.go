@@ -150,12 +150,10 @@ func (c *conn) prePing(ctx context.Context) Verdict {
 func (c *conn) pingInPlace(ctx context.Context) Verdict {
 	c.ctr.Stats.Pings.Add(1)
 	interval := c.ctr.pingTick()
-	sent, start := c.ctr.clock.Now(), time.Now()
-	err, answered := c.wire.SendPing(), true
+	sent, deadline := c.ctr.clock.Now(), time.Now().Add(interval)
+	err, answered := c.wire.SendPing(deadline), true
 	if err == nil {
-		watched := c.watch(ctx)
-		answered, err = c.wire.ReadPong(start.Add(interval))
-		err = c.unwatch(watched, err)
+		answered, err = c.wire.ReadPong(ctx, deadline)
 	}
 	switch {
 	case !answered:

@@ -32,7 +32,7 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 			return 0, c.parkWith(err)
 		}
 	}
-	if c.needsCheck || c.transaction.open || c.autocommitOff {
+	if c.needsCheck || c.transaction.open || c.autocommitOff || c.openResults > 0 {
 		if err := c.checkBeforeSend(ctx, query, effects); err != nil {
 			return 0, c.parkWith(err)
 		}
@@ -42,7 +42,8 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 }
 
 // checkBeforeSend is the part of beginRequest for a connection that was not checked, on
-// which a transaction is open, or on which a statement would begin one.
+// which a transaction or a result is open, or on which a statement would begin a
+// transaction.
 func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltext.Effects) error {
 	if c.needsCheck && !c.transaction.open {
 		isSetup := c.ctr.isWrapperSetup()
@@ -53,8 +54,14 @@ func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltex
 		}
 	}
 	t := &c.transaction
-	if !t.open {
+	isBesideResult := c.openResults > 0 && c.ctr.IsMySQL
+	switch {
+	case !t.open && isBesideResult:
+		return errResultOpen
+	case !t.open && c.autocommitOff:
 		return c.turnAutocommitOn(ctx)
+	case !t.open:
+		return nil
 	}
 	t.requests++
 	if t.poison != nil {
@@ -62,7 +69,7 @@ func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltex
 			return err
 		}
 	}
-	if c.openResults > 0 && c.ctr.IsMySQL {
+	if isBesideResult {
 		c.noteTxError(errResultOpen, query, ranNothing)
 		return errResultOpen
 	}

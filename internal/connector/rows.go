@@ -37,7 +37,7 @@ type releaser interface {
 // peekAfterPause may run, which would take unread rows for an unsolicited error of the
 // server.
 func (c *conn) wrapRows(ctx, watched context.Context, rows driver.Rows, query string) driver.Rows {
-	isWatched := c.wire.IsWatched(watched)
+	isWatched := c.wire.Watched(watched)
 	if !isWatched && !c.transaction.open && !c.ctr.keepParkedAlive && (c.wire == nil || !c.ctr.peekSockets) {
 		return rows
 	}
@@ -57,7 +57,7 @@ func (c *conn) wrapRows(ctx, watched context.Context, rows driver.Rows, query st
 func (r *wrappedRows) noteError(err error) error {
 	if err != nil && err != io.EOF {
 		if r.watched != nil {
-			err = cutOr(r.watched.Cut(), err)
+			err = cutOr(r.watched.Ended(), err)
 		}
 		ran := ranInPart // as far as the program knows
 		if !r.delivered {

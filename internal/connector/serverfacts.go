@@ -133,6 +133,9 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	if !ctr.IsMySQL {
 		return nil
 	}
+	if l.wire != nil {
+		l.wire.Wrapped = ctr.Cfg.Wrap != nil
+	}
 	beacon := ""
 	if l.wire != nil && ctr.needsBeacon(!ctr.servers.indirect.Load()) {
 		beacon = newBeaconName()

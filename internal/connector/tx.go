@@ -164,7 +164,7 @@ func (c *conn) noteRecovery() {
 
 // errResultOpen is returned for a statement while a result is still being read: the
 // protocol does not allow it, and the driver does not always notice.
-var errResultOpen = errors.New("livepool: the result of an earlier query is still open on this transaction: read it to its end or close it before the next statement")
+var errResultOpen = errors.New("livepool: the result of an earlier query is still open on this connection: read it to its end or close it before the next statement")
 
 // lockWaitTimeout is ER_LOCK_WAIT_TIMEOUT.
 const lockWaitTimeout = 1205

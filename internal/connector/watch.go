@@ -1,25 +1,25 @@
-// watch.go has a statement end when its context does. The driver would need a goroutine
-// for that, which costs more than the rest of a short statement: so livepool's own
-// connection below it watches the context, and the driver gets one that it need not watch.
+// watch.go has a statement end when its context does. livepool's own connection below the
+// driver watches the context (wire.Watch), and the driver gets one that it need not watch.
 
 package connector
 
 import (
 	"context"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/boundctx"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
-// watch returns the context for the driver. Where the statement leaves no result, unwatch
-// is called with it afterwards. With the result of a watched query still open on the
-// connection the driver would close it; livepool refuses the statement.
+// watch returns the context for the driver. unwatch is called with it afterwards, or, where
+// the statement leaves a result, when that is closed. A context that is watched still was
+// left by a panic, of a program's reader for LOAD DATA.
 func (l *link) watch(ctx context.Context) context.Context {
 	switch {
+	case l.wire.IsWatching():
+		return boundctx.Ended(ctx, mysql.ErrInvalidConn)
 	case l.wire == nil, l.wire.Wrapped, ctx.Done() == nil:
 		return ctx
-	case l.wire.Watches():
-		return boundctx.Ended(ctx, errResultOpen)
 	}
 	return l.wire.Watch(ctx)
 }
@@ -27,17 +27,17 @@ func (l *link) watch(ctx context.Context) context.Context {
 // unwatch ends what watch began, and returns the driver's error, or the context's if the
 // statement failed by its end.
 func (l *link) unwatch(watched context.Context, err error) error {
-	if !l.wire.IsWatched(watched) {
+	if !l.wire.Watched(watched) {
 		return err
 	}
 	return cutOr(l.wire.Unwatch(), err)
 }
 
-// cutOr is the error of a context that has ended a statement, unless the server had
-// answered that by then.
-func cutOr(cut, err error) error {
-	if cut == nil || mysqlerr.Number(err) != 0 {
+// cutOr is ended, the error of a context, where a statement has failed by its end: unless
+// that was answered before.
+func cutOr(ended, err error) error {
+	if ended == nil || err == nil || mysqlerr.Number(err) != 0 {
 		return err
 	}
-	return cut
+	return ended
 }

@@ -167,8 +167,7 @@ func (c *deadlineConn) SetDeadline(t time.Time) error {
 	return nil
 }
 
-// deadlineTimer is a deadline, as that of a socket: setting it holds for a wait under way,
-// too.
+// deadlineTimer is a deadline. Setting it during a wait changes only the next wait.
 type deadlineTimer struct {
 	mu      sync.Mutex // guards the fields below
 	timer   *time.Timer
@@ -186,25 +185,12 @@ func (d *deadlineTimer) done() <-chan struct{} {
 func (d *deadlineTimer) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.timer != nil && !d.timer.Stop() {
-		<-d.expired // the timer is about to close it
+	if d.timer != nil {
+		d.timer.Stop()
 	}
-	d.timer = nil
-	hasPassed := false
-	select {
-	case <-d.expired:
-		hasPassed = true
-	default:
-	}
-	left := time.Until(t)
-	if hasPassed && (t.IsZero() || left > 0) {
-		d.expired = make(chan struct{})
-	}
-	switch expired := d.expired; {
-	case t.IsZero():
-	case left > 0:
-		d.timer = time.AfterFunc(left, func() { close(expired) })
-	case !hasPassed:
-		close(expired)
+	expired := make(chan struct{})
+	d.expired, d.timer = expired, nil
+	if !t.IsZero() {
+		d.timer = time.AfterFunc(time.Until(t), func() { close(expired) })
 	}
 }

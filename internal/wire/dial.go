@@ -103,21 +103,21 @@ type Conn struct {
 	// FastestReply is how long the greeting or the first answer to the login took,
 	// whichever was shorter: each of them may be slow for reasons of its own.
 	FastestReply    time.Duration
-	MultiStatements bool   // the client may send several statements in one request
-	readable        bool   // neither TLS nor compression is between this and the driver
-	pong            []byte // what has come of the answer to SendPing
+	MultiStatements bool // the client may send several statements in one request
+	readable        bool // neither TLS nor compression is between this and the driver
 
 	Reads          atomic.Uint64         // twice the number of reads, plus one while a read waits; Abort sets readsAborted
 	BytesSinceRead atomic.Uint64         // bytes written since the last read returned
 	AbortErr       atomic.Pointer[error] // why the connection was aborted: its reply will not come. Abort writes it, once
 
 	Written     uint64 // all bytes so far
-	packetSize  int    // bytes so far of a packet that is written in pieces; 0 for none
+	sizeSoFar   int    // bytes so far of a packet that is written in pieces; 0 for none
 	MaxPacket   int    // the largest packet that the server accepts, in bytes; 0 if it is not known
 	Oversized   int    // the last packet that was larger than MaxPacket, in bytes
 	OversizedAt uint64 // the value of Written after that packet
 	IOErr       error  // the first I/O error: it ended the connection
 	Closed      atomic.Bool
+	Cut         bool          // closed by the end of a watched context
 	maxDeadline time.Time     // no deadline may be later; zero: no limit
 	limitPeriod time.Duration // the period that SetLimit was given
 	// IsWorking asks, when the limit is reached, whether the server works on what it was
@@ -125,12 +125,13 @@ type Conn struct {
 	IsWorking func() bool
 
 	watch watch
+	pong  pong
 }
 
 // Wrap wraps nc, which is not in use yet.
 func Wrap(nc net.Conn) *Conn {
 	w := &Conn{Conn: nc, dialedAt: time.Now()}
-	w.watch.onEnd = w.end
+	w.watch.onEnd, w.pong.interrupt = w.end, w.interruptPong
 	if sc, ok := nc.(syscall.Conn); ok && canPeek {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.Raw = raw
@@ -168,7 +169,6 @@ func (w *Conn) Read(b []byte) (int, error) {
 	if w.Reads.Add(1)&readsAborted != 0 {
 		n, err = 0, w.awaitAbortErr()
 	}
-	err = w.explainEnd(err)
 	w.BytesSinceRead.Store(0)
 	if !w.Handshake.done || !w.loginSentAt.IsZero() {
 		w.noteReply(b[:n])
@@ -185,10 +185,9 @@ func (w *Conn) Write(b []byte) (int, error) {
 		w.noteLogin(b)
 	}
 	n, err := w.Conn.Write(b)
-	err = w.explainEnd(err)
 	w.Written += uint64(n)
 	w.BytesSinceRead.Add(uint64(n))
-	if w.MaxPacket > 0 && (len(b) > w.MaxPacket || w.packetSize > 0 || len(b) >= maxPacketPiece) {
+	if w.MaxPacket > 0 && (len(b) > w.MaxPacket || w.sizeSoFar > 0 || len(b) >= maxPacketPiece) {
 		w.notePacketSize(b)
 	}
 	if err != nil {
@@ -205,20 +204,17 @@ const maxPacketPiece = 1<<24 - 1
 // writes each piece, with its header, in one call. Encrypted or compressed bytes do not
 // match their header, and are not counted.
 func (w *Conn) notePacketSize(b []byte) {
-	size := -1
-	if len(b) >= packetHeader {
-		size = int(b[0]) | int(b[1])<<8 | int(b[2])<<16
-	}
-	if size != len(b)-packetHeader {
-		w.packetSize = 0
+	size, ok := packetSize(b)
+	if !ok || size != len(b)-packetHeader {
+		w.sizeSoFar = 0
 		return
 	}
-	w.packetSize += size
-	if w.packetSize > w.MaxPacket {
-		w.Oversized, w.OversizedAt = w.packetSize, w.Written
+	w.sizeSoFar += size
+	if w.sizeSoFar > w.MaxPacket {
+		w.Oversized, w.OversizedAt = w.sizeSoFar, w.Written
 	}
 	if size < maxPacketPiece {
-		w.packetSize = 0
+		w.sizeSoFar = 0
 	}
 }
 
@@ -248,8 +244,8 @@ func (w *Conn) awaitAbortErr() error {
 	}
 }
 
-// Close closes the connection. The driver calls it from a goroutine of its own when a
-// context ends. Before the greeting it closes by a reset: a server that accepts the
+// Close closes the connection. It may be called by the end of a context, in a goroutine of
+// its own. Before the greeting it closes by a reset: a server that accepts the
 // connection only later must not count it against this host (max_connect_errors).
 func (w *Conn) Close() error {
 	w.Closed.Store(true)
@@ -310,19 +306,15 @@ func (w *Conn) ClearLimit() {
 }
 
 // SetReadDeadline sets the deadline within the limit; a zero t is none.
-func (w *Conn) SetReadDeadline(t time.Time) error {
-	return w.heedEnd(w.Conn.SetReadDeadline(w.clampDeadline(t)))
-}
+func (w *Conn) SetReadDeadline(t time.Time) error { return w.Conn.SetReadDeadline(w.clampDeadline(t)) }
 
 // SetWriteDeadline sets the deadline within the limit; a zero t is none.
 func (w *Conn) SetWriteDeadline(t time.Time) error {
-	return w.heedEnd(w.Conn.SetWriteDeadline(w.clampDeadline(t)))
+	return w.Conn.SetWriteDeadline(w.clampDeadline(t))
 }
 
 // SetDeadline sets both, within the limit; a zero t is none.
-func (w *Conn) SetDeadline(t time.Time) error {
-	return w.heedEnd(w.Conn.SetDeadline(w.clampDeadline(t)))
-}
+func (w *Conn) SetDeadline(t time.Time) error { return w.Conn.SetDeadline(w.clampDeadline(t)) }
 
 // clampDeadline returns t, or the limit if that is earlier.
 func (w *Conn) clampDeadline(t time.Time) time.Time {

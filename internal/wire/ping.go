@@ -1,20 +1,22 @@
 package wire
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
 )
 
-// The driver's Ping cannot be left while it waits: whoever calls it would need a goroutine
-// for each ping, to be able to leave. SendPing and ReadPong are its two halves. They need a
-// connection whose bytes are the protocol's own (CanPing), on which nothing is under
-// way.
+// The driver's Ping cannot be left while it waits: whoever wants to be able to leave needs a
+// goroutine for each. SendPing and ReadPong are its two halves. They need a connection that
+// CanPing, on which nothing is under way.
 
-// COM_PING is answered by an OK packet, or an error of a server that ends the connection.
+// comPing is answered by an OK packet, or an error of a server that ends the connection.
 // https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_ping.html
 var comPing = []byte{1, 0, 0, 0, 0x0e}
 
@@ -24,39 +26,50 @@ const (
 	maxPong     = 1 << 10 // an error's text has at most 512 bytes
 )
 
-// CanPing says whether livepool may ping by itself: neither TLS, nor compression, nor a
-// wrapper of the user's is between it and the driver.
-func (w *Conn) CanPing() bool { return w != nil && w.readable && !w.Wrapped }
+// pong is the answer to a ping.
+type pong struct {
+	came      []byte     // of it so far
+	mu        sync.Mutex // guards waiting
+	waiting   bool       // ReadPong waits under a context
+	interrupt func()     // Conn.interruptPong, made once
+}
 
-// SendPing sends a ping, whose answer ReadPong reads.
-func (w *Conn) SendPing() error {
-	w.pong = w.pong[:0]
+// CanPing says whether livepool may ping by itself: a socket of the system's, which obeys
+// its deadlines, and neither TLS, nor compression, nor a wrapper of the user's above it.
+func (w *Conn) CanPing() bool {
+	if w == nil || !w.readable || w.Wrapped {
+		return false
+	}
+	switch w.Conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true
+	}
+	return false
+}
+
+// SendPing sends a ping, whose answer ReadPong reads. The driver leaves its own deadlines
+// on the connection.
+func (w *Conn) SendPing(deadline time.Time) error {
+	w.pong.came = w.pong.came[:0]
+	_ = w.SetWriteDeadline(deadline)
 	_, err := w.Write(comPing)
 	return err
 }
 
-// ReadPong reads the answer to SendPing until the deadline, zero for none, or until the
-// watched context ends. If it has not come by then ReadPong may be called again.
-func (w *Conn) ReadPong(deadline time.Time) (answered bool, err error) {
-	if w.pong == nil {
-		w.pong = make([]byte, 0, maxPong)
-	}
+// ReadPong reads the answer to SendPing until the deadline, zero for none, or until ctx
+// ends. If it has not come by then ReadPong may be called again.
+func (w *Conn) ReadPong(ctx context.Context, deadline time.Time) (answered bool, err error) {
 	_ = w.SetReadDeadline(deadline)
-	for !isWhole(w.pong) && err == nil {
-		if len(w.pong) == cap(w.pong) {
-			return true, errNoPong
-		}
-		var n int
-		w.Reads.Add(1)
-		n, err = w.Conn.Read(w.pong[len(w.pong):cap(w.pong)])
-		w.pong = w.pong[:len(w.pong)+n]
-		if w.Reads.Add(1)&readsAborted != 0 {
-			err = w.awaitAbortErr()
-		}
+	if ctx.Done() == nil {
+		err = w.readPong()
+	} else {
+		w.setPongWaiting(true)
+		stop := context.AfterFunc(ctx, w.pong.interrupt)
+		err = w.readPong()
+		stop()
+		w.setPongWaiting(false)
 	}
-	if !deadline.IsZero() {
-		_ = w.SetReadDeadline(time.Time{})
-	}
+	_ = w.SetDeadline(time.Time{})
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return false, nil
@@ -65,26 +78,73 @@ func (w *Conn) ReadPong(deadline time.Time) (answered bool, err error) {
 		return true, err
 	}
 	w.BytesSinceRead.Store(0)
-	return true, readPong(w.pong)
+	return true, parsePong(w.pong.came)
 }
 
-// isWhole says whether b has a packet, and perhaps more.
-func isWhole(b []byte) bool {
-	return len(b) >= packetHeader && len(b) >= packetHeader+(int(b[0])|int(b[1])<<8|int(b[2])<<16)
+// interruptPong ends the wait of ReadPong. One that comes late, for a context of an earlier
+// ping, ends nothing, or has the ping continue in the background.
+func (w *Conn) interruptPong() {
+	w.pong.mu.Lock()
+	defer w.pong.mu.Unlock()
+	if w.pong.waiting {
+		_ = w.SetReadDeadline(longAgo)
+	}
 }
 
-var errNoPong = fmt.Errorf("%w: the answer to a ping is no answer to a ping", mysql.ErrMalformPkt)
+var longAgo = time.Unix(1, 0)
 
-// readPong is nil for an OK packet, and the server's error for an error packet: its number
+func (w *Conn) setPongWaiting(on bool) {
+	w.pong.mu.Lock()
+	defer w.pong.mu.Unlock()
+	w.pong.waiting = on
+}
+
+// readPong reads until a whole packet has come.
+func (w *Conn) readPong() error {
+	if w.pong.came == nil {
+		w.pong.came = make([]byte, 0, maxPong)
+	}
+	for {
+		b := w.pong.came
+		if size, ok := packetSize(b); ok && len(b) >= packetHeader+size {
+			return nil
+		}
+		if len(b) == cap(b) {
+			return errNoPong
+		}
+		w.Reads.Add(1)
+		n, err := w.Conn.Read(b[len(b):cap(b)])
+		w.pong.came = b[:len(b)+n]
+		if w.Reads.Add(1)&readsAborted != 0 {
+			err = w.awaitAbortErr()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// packetSize is the size that the header of a packet tells, without the header.
+func packetSize(b []byte) (size int, ok bool) {
+	if len(b) < packetHeader {
+		return 0, false
+	}
+	return int(b[0]) | int(b[1])<<8 | int(b[2])<<16, true
+}
+
+var errNoPong = fmt.Errorf("%w: the server answers a ping with something else", mysql.ErrMalformPkt)
+
+// parsePong is nil for an OK packet, and the server's error for an error packet: its number
 // in two bytes, and its text after a '#' and five bytes of SQLSTATE.
-func readPong(b []byte) error {
+func parsePong(b []byte) error {
+	size, _ := packetSize(b)
 	payload := b[packetHeader:]
 	switch {
-	case len(payload) != int(b[0])|int(b[1])<<8|int(b[2])<<16, len(payload) == 0:
+	case len(payload) > size:
 		return ErrUnsolicited // more than an answer
-	case payload[0] == packetOK:
+	case size > 0 && payload[0] == packetOK:
 		return nil
-	case payload[0] != packetError || len(payload) < 3:
+	case size < 3 || payload[0] != packetError:
 		return errNoPong
 	}
 	e := &mysql.MySQLError{Number: uint16(payload[1]) | uint16(payload[2])<<8}

@@ -11,6 +11,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
+func soon() time.Time { return time.Now().Add(10 * time.Second) }
+
 var (
 	okPong   = []byte{7, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0}
 	killed   = append([]byte{28, 0, 0, 1, 0xff, 0x87, 0x07, '#', '7', '0', '1', '0', '0'}, "Connection was kill"...)
@@ -28,12 +30,12 @@ func TestPong(t *testing.T) {
 		{"OK, and an error that the server sent unsolicited", append(bytes.Clone(okPong), idledOut...), ErrUnsolicited},
 		{"something else", []byte{1, 0, 0, 1, 0x42}, mysql.ErrMalformPkt},
 		{"a short error", []byte{2, 0, 0, 1, 0xff, 1}, mysql.ErrMalformPkt},
-		{"an empty packet", []byte{0, 0, 0, 1}, ErrUnsolicited},
-		{"a packet that is far too large", bytes.Repeat([]byte{0xee}, 2*maxPong), mysql.ErrMalformPkt},
+		{"an empty packet", []byte{0, 0, 0, 1}, mysql.ErrMalformPkt},
+		{"a packet that is far too large, and not whole", bytes.Repeat([]byte{0xee}, 2*maxPong), mysql.ErrMalformPkt},
 	} {
 		for size := 1; size <= len(tt.answer); size += max(1, len(tt.answer)/8) { // however it is cut
 			w, server := tcpPair(t)
-			if err := w.SendPing(); err != nil {
+			if err := w.SendPing(soon()); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := io.ReadFull(server, make([]byte, len(comPing))); err != nil {
@@ -44,12 +46,12 @@ func TestPong(t *testing.T) {
 					n := min(size, len(rest))
 					server.Write(rest[:n])
 					rest = rest[n:]
-					if len(rest) > 0 && !isWhole(tt.answer[:len(tt.answer)-len(rest)]) {
+					if size, ok := packetSize(tt.answer); len(rest) > 0 && (!ok || len(tt.answer)-len(rest) < packetHeader+size) {
 						time.Sleep(time.Millisecond)
 					}
 				}
 			}()
-			answered, err := w.ReadPong(time.Now().Add(10 * time.Second))
+			answered, err := w.ReadPong(t.Context(), soon())
 			isWant := errors.Is(err, tt.want)
 			if number := new(mysql.MySQLError); errors.As(tt.want, &number) {
 				got := new(mysql.MySQLError)
@@ -68,21 +70,21 @@ func TestPong(t *testing.T) {
 // An answer that comes after the deadline, or in part before it, is not lost.
 func TestPongAfterItsDeadline(t *testing.T) {
 	w, server := tcpPair(t)
-	if err := w.SendPing(); err != nil {
+	if err := w.SendPing(soon()); err != nil {
 		t.Fatal(err)
 	}
 	for _, piece := range [][]byte{nil, okPong[:2], okPong[2:6]} {
 		if _, err := server.Write(piece); err != nil {
 			t.Fatal(err)
 		}
-		if answered, err := w.ReadPong(time.Now().Add(20 * time.Millisecond)); answered || err != nil {
+		if answered, err := w.ReadPong(t.Context(), time.Now().Add(20*time.Millisecond)); answered || err != nil {
 			t.Fatalf("answered %v, %v before the answer had come", answered, err)
 		}
 	}
 	if _, err := server.Write(okPong[6:]); err != nil {
 		t.Fatal(err)
 	}
-	if answered, err := w.ReadPong(time.Time{}); !answered || err != nil || w.IOErr != nil {
+	if answered, err := w.ReadPong(context.Background(), time.Time{}); !answered || err != nil || w.IOErr != nil {
 		t.Errorf("answered %v, %v, %v", answered, err, w.IOErr)
 	}
 }
@@ -90,32 +92,48 @@ func TestPongAfterItsDeadline(t *testing.T) {
 func TestPongWhoseCallerGivesUp(t *testing.T) {
 	w, server := tcpPair(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	w.Watch(ctx)
-	if err := w.SendPing(); err != nil {
+	if err := w.SendPing(soon()); err != nil {
 		t.Fatal(err)
 	}
 	time.AfterFunc(10*time.Millisecond, cancel)
-	if answered, err := w.ReadPong(later()); answered || err != nil {
+	if answered, err := w.ReadPong(ctx, soon()); answered || err != nil {
 		t.Errorf("answered %v, %v, want neither", answered, err)
 	}
-	if err := w.Unwatch(); err != nil {
-		t.Errorf("Unwatch returns %v, although nothing is lost", err)
-	}
+	w.interruptPong() // late
 	if _, err := server.Write(okPong); err != nil {
 		t.Fatal(err)
 	}
-	if answered, err := w.ReadPong(time.Time{}); !answered || err != nil {
+	if answered, err := w.ReadPong(context.Background(), time.Time{}); !answered || err != nil {
 		t.Errorf("for the next: answered %v, %v", answered, err)
 	}
 }
 
 func TestPongOfAConnectionThatIsClosed(t *testing.T) {
 	w, server := tcpPair(t)
-	if err := w.SendPing(); err != nil {
+	if err := w.SendPing(soon()); err != nil {
 		t.Fatal(err)
 	}
 	server.Close()
-	if answered, err := w.ReadPong(later()); !answered || err == nil || w.IOErr == nil {
+	if answered, err := w.ReadPong(t.Context(), soon()); !answered || err == nil || w.IOErr == nil {
 		t.Errorf("answered %v, %v, want the loss", answered, err)
+	}
+}
+
+// The driver sets a deadline before it writes, and leaves it on the connection.
+func TestPingAfterTheDriversWriteTimeout(t *testing.T) {
+	w, server := tcpPair(t)
+	w.SetDeadline(time.Now().Add(-time.Hour))
+	if err := w.SendPing(soon()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Write(okPong); err != nil {
+		t.Fatal(err)
+	}
+	if answered, err := w.ReadPong(t.Context(), soon()); !answered || err != nil {
+		t.Errorf("answered %v, %v", answered, err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { server.Write([]byte("x")) })
+	if err := <-read(w); err != nil {
+		t.Errorf("a deadline of the ping's is left: %v", err)
 	}
 }

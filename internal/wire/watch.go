@@ -2,112 +2,74 @@ package wire
 
 import (
 	"context"
-	"errors"
 	"sync"
-	"sync/atomic"
-	"time"
 )
 
-// watch is the context under which a connection is read and written. The driver would
-// watch it in a goroutine of its own, to which each statement is handed and from which
-// it is taken back; a deadline on the socket needs none.
-//
-// Invariant: while ended is set every read and every write fails, whatever deadline is
-// set meanwhile. end sets it before the deadline, and whoever sets another deadline looks
-// at it afterwards.
+// watch is the context under which a statement runs: when it ends the connection is closed,
+// which ends the statement. The driver does the same, but in a goroutine of its own, to
+// which each statement is handed and from which it is taken back; that takes longer than
+// the rest of a short statement.
 type watch struct {
-	mu    sync.Mutex // guards ctx, and that it is the one of which ended tells
-	ctx   context.Context
-	quiet unwatched // ctx for the driver
-	ended atomic.Bool
+	mu    sync.Mutex // guards quiet.Context and ended
+	quiet quietContext
+	ended error // of the context, which has ended before Unwatch
 	stop  func() bool
 	onEnd func() // Conn.end, made once
-	cut   error  // what a read or a write failed with because ctx had ended; as Conn.IOErr
 }
 
-// unwatched is a context that ends without telling: whoever asks learns it by Err, which
+// quietContext is a context that ends without telling: whoever asks learns it by Err, which
 // the driver does before it sends anything.
-type unwatched struct{ context.Context }
+type quietContext struct{ context.Context }
 
-func (*unwatched) Done() <-chan struct{} { return nil }
+func (*quietContext) Done() <-chan struct{} { return nil }
 
-// Watch has reads and writes fail as soon as ctx has ended, until Unwatch. It must not be
-// called twice without one between. It returns the context for the driver, which does not
-// keep it.
+// Watch has the connection closed as soon as ctx has ended, until Unwatch, which comes
+// before the next Watch. It returns the context for the driver, which does not keep it.
 func (w *Conn) Watch(ctx context.Context) context.Context {
 	w.watch.mu.Lock()
-	w.watch.ctx, w.watch.quiet.Context, w.watch.cut = ctx, ctx, nil
+	w.watch.quiet.Context = ctx
 	w.watch.mu.Unlock()
 	w.watch.stop = context.AfterFunc(ctx, w.watch.onEnd)
 	return &w.watch.quiet
 }
 
-// IsWatched says whether Watch has returned ctx. A nil Conn watches nothing.
-func (w *Conn) IsWatched(ctx context.Context) bool {
+// Watched says whether Watch has returned ctx. A nil Conn has no context.
+func (w *Conn) Watched(ctx context.Context) bool {
 	return w != nil && ctx == context.Context(&w.watch.quiet)
 }
 
-// Watches says whether Watch was called, and Unwatch not yet.
-func (w *Conn) Watches() bool { return w.watch.ctx != nil }
+// IsWatching says whether Watch was called, and Unwatch not yet.
+func (w *Conn) IsWatching() bool { return w != nil && w.watch.quiet.Context != nil }
 
-// Unwatch ends what Watch began. It returns the error of the context if a read or a write
-// failed by its end, and nil if all was read and written before: then the connection is
-// as good as any.
+// Unwatch ends what Watch began. It returns the context's error if that has ended: then the
+// connection is closed, or about to be, and Cut.
 func (w *Conn) Unwatch() error {
 	w.watch.stop()
 	w.watch.mu.Lock()
 	defer w.watch.mu.Unlock()
-	w.watch.ctx, w.watch.quiet.Context = nil, nil
-	if w.watch.ended.Swap(false) && w.watch.cut == nil {
-		_ = w.SetDeadline(time.Time{})
-	}
-	return w.Cut()
+	w.watch.stop, w.watch.quiet.Context = nil, nil
+	w.Cut = w.watch.ended != nil
+	return w.watch.ended
 }
 
-// Cut is the error of the watched context, if a read or a write has failed by its end.
-func (w *Conn) Cut() error { return errors.Unwrap(w.watch.cut) }
+// Ended is the error of the watched context, nil if it has not ended.
+func (w *Conn) Ended() error {
+	w.watch.mu.Lock()
+	defer w.watch.mu.Unlock()
+	return w.watch.ended
+}
 
 // end is called when a watched context has ended: the present one, or one of an earlier
 // watch, which comes too late.
 func (w *Conn) end() {
 	w.watch.mu.Lock()
-	defer w.watch.mu.Unlock()
-	if w.watch.ctx != nil && w.watch.ctx.Err() != nil {
-		w.watch.ended.Store(true)
-		_ = w.Conn.SetDeadline(longAgo)
+	ctx := w.watch.quiet.Context
+	isEnd := ctx != nil && ctx.Err() != nil && w.watch.ended == nil
+	if isEnd {
+		w.watch.ended = ctx.Err()
 	}
-}
-
-var longAgo = time.Unix(1, 0)
-
-// explainEnd turns the error of a read or a write into the context's, if that has ended.
-func (w *Conn) explainEnd(err error) error {
-	if err == nil || !w.watch.ended.Load() {
-		return err
+	w.watch.mu.Unlock()
+	if isEnd { // outside of the lock: a user's connection may take long to close
+		_ = w.Close()
 	}
-	w.watch.mu.Lock()
-	defer w.watch.mu.Unlock()
-	w.watch.cut = &cutError{w.watch.ctx.Err()}
-	return w.watch.cut
-}
-
-// heedEnd follows each change of a deadline.
-func (w *Conn) heedEnd(err error) error {
-	if w.watch.ended.Load() {
-		return w.Conn.SetDeadline(longAgo)
-	}
-	return err
-}
-
-// cutError is the error of a context that had ended while its statement was under way.
-type cutError struct{ cause error }
-
-func (e *cutError) Error() string { return e.cause.Error() }
-func (e *cutError) Unwrap() error { return e.cause }
-
-// IsCut says whether v is the end of a watched context. The driver gets that as an error of
-// the network, and logs it as one.
-func IsCut(v any) bool {
-	err, ok := v.(error)
-	return ok && errors.As(err, new(*cutError))
 }

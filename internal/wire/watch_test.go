@@ -2,15 +2,12 @@ package wire
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
+	"runtime"
 	"testing"
 	"time"
 )
-
-// later is a deadline of the driver's, which its readTimeout sets before each read.
-var later = func() time.Time { return time.Now().Add(time.Hour) }
 
 // read reads one byte in another goroutine.
 func read(w net.Conn) <-chan error {
@@ -19,21 +16,27 @@ func read(w net.Conn) <-chan error {
 	return done
 }
 
-// awaitEnd waits until the end of the context has reached the connection.
+// awaitEnd waits until the end of the context has closed the connection.
 func awaitEnd(t *testing.T, w *Conn) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !w.watch.ended.Load(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(5 * time.Second); !w.Closed.Load(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the end of the context does not reach the connection")
 		}
 	}
 }
 
-// Whatever is done on it: what waits ends, what begins fails, and a deadline that is set
-// meanwhile changes nothing.
+// noDeadlineConn has sockets' methods, and no deadlines.
+type noDeadlineConn struct{ *net.TCPConn }
+
+func (noDeadlineConn) SetDeadline(time.Time) error     { return io.ErrNoProgress }
+func (noDeadlineConn) SetReadDeadline(time.Time) error { return io.ErrNoProgress }
+
+// Whatever is done on it: what waits ends, and what begins fails.
 func TestWatchedContextEndsReadsAndWrites(t *testing.T) {
 	for name, wrap := range map[string]func(*testing.T) *Conn{
-		"a socket": func(t *testing.T) *Conn { w, _ := tcpPair(t); return w },
+		"a socket":                      func(t *testing.T) *Conn { w, _ := tcpPair(t); return w },
+		"a socket that has no deadline": func(t *testing.T) *Conn { w, _ := tcpPair(t); return Wrap(noDeadlineConn{w.Conn.(*net.TCPConn)}) },
 		"a connection without deadlines": func(t *testing.T) *Conn {
 			a, b := net.Pipe()
 			w := Wrap(newDeadlineConn(a))
@@ -52,28 +55,16 @@ func TestWatchedContextEndsReadsAndWrites(t *testing.T) {
 				return <-done
 			}},
 			{"a read with a deadline that waits", func(w *Conn, cancel func()) error {
-				w.SetReadDeadline(later())
+				w.SetReadDeadline(time.Now().Add(time.Hour))
 				done := read(w)
 				time.Sleep(10 * time.Millisecond)
 				cancel()
 				return <-done
 			}},
-			{"a later read", func(w *Conn, cancel func()) error {
-				cancel()
-				awaitEnd(t, w)
-				w.SetReadDeadline(later())
-				return <-read(w)
-			}},
-			{"a read without deadlines", func(w *Conn, cancel func()) error {
-				cancel()
-				awaitEnd(t, w)
-				w.SetDeadline(time.Time{})
-				return <-read(w)
-			}},
+			{"a later read", func(w *Conn, cancel func()) error { cancel(); awaitEnd(t, w); return <-read(w) }},
 			{"a later write", func(w *Conn, cancel func()) error {
 				cancel()
 				awaitEnd(t, w)
-				w.SetWriteDeadline(later())
 				_, err := w.Write(make([]byte, 1<<20))
 				return err
 			}},
@@ -82,14 +73,18 @@ func TestWatchedContextEndsReadsAndWrites(t *testing.T) {
 				w := wrap(t)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				w.Watch(ctx)
-				if err := tt.do(w, cancel); !errors.Is(err, context.Canceled) || !IsCut(err) {
-					t.Errorf("got %v, want the context's error", err)
+				quiet := w.Watch(ctx)
+				err := tt.do(w, cancel)
+				if err == nil || quiet.Err() != context.Canceled || quiet.Done() != nil {
+					t.Errorf("got %v; the driver's context: %v", err, quiet.Err())
 				}
-				if err := w.Unwatch(); err != context.Canceled {
-					t.Errorf("Unwatch returns %v, want the context's own error", err)
+				if ended := w.Ended(); ended != context.Canceled {
+					t.Errorf("Ended: %v", ended)
 				}
-				if LossOf(w.IOErr) != notLost || w.IOErr == nil {
+				if ended := w.Unwatch(); ended != context.Canceled || !w.Cut {
+					t.Errorf("Unwatch returns %v, cut %v; want the context's own error", ended, w.Cut)
+				}
+				if LossOf(w.IOErr) != notLost {
 					t.Errorf("the end of a context counts as a loss: %v", w.IOErr)
 				}
 			})
@@ -97,27 +92,8 @@ func TestWatchedContextEndsReadsAndWrites(t *testing.T) {
 	}
 }
 
-// A context that ends after the last read has cost nothing: the connection is used again.
-func TestContextThatEndsAfterTheAnswer(t *testing.T) {
-	w, server := tcpPair(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	w.Watch(ctx)
-	cancel()
-	awaitEnd(t, w)
-	if err := w.Unwatch(); err != nil {
-		t.Errorf("Unwatch returns %v although nothing has failed", err)
-	}
-	done := read(w)
-	if _, err := server.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil || w.IOErr != nil {
-		t.Errorf("the next read fails: %v, %v", err, w.IOErr)
-	}
-}
-
 // The end of a context is told in a goroutine of its own, which may come when the
-// connection serves another caller already.
+// connection serves another caller already, or nobody.
 func TestLateEndOfAnEarlierContext(t *testing.T) {
 	w, server := tcpPair(t)
 	w.Watch(t.Context())
@@ -129,12 +105,36 @@ func TestLateEndOfAnEarlierContext(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("the read of the next caller fails: %v", err)
 	}
-	if err := w.Unwatch(); err != nil {
+	if err := w.Unwatch(); err != nil || w.Cut {
 		t.Errorf("Unwatch returns %v", err)
 	}
 	w.end() // while nobody uses it
-	if w.watch.ended.Load() {
-		t.Error("a context that had ended earlier ends an idle connection")
+	if w.Closed.Load() {
+		t.Error("a context that had ended earlier closes an idle connection")
+	}
+}
+
+// An idle connection keeps nothing of its last user's.
+func TestUnwatchForgetsTheContext(t *testing.T) {
+	w, _ := tcpPair(t)
+	freed := make(chan struct{})
+	func() {
+		value := new([1 << 20]byte)
+		runtime.AddCleanup(value, func(int) { close(freed) }, 0)
+		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), w, value))
+		defer cancel()
+		w.Watch(ctx)
+		w.Unwatch()
+	}()
+	for end := time.Now().Add(5 * time.Second); ; runtime.GC() {
+		select {
+		case <-freed:
+			return
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatal("what its last user's context held is not freed")
+		}
 	}
 }
 

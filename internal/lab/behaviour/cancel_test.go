@@ -7,9 +7,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -268,8 +270,10 @@ func TestContextEndsWhileAResultIsRead(t *testing.T) {
 				t.Fatal(rows.Err())
 			}
 			other, cancelOther := context.WithCancel(t.Context())
-			if _, err := conn.ExecContext(other, "DO 1"); err == nil {
-				t.Error("a statement runs beside an open result")
+			for _, ctx := range []context.Context{other, context.Background()} {
+				if _, err := conn.ExecContext(ctx, "INSERT INTO no_such_table VALUES (1)"); err == nil || !strings.Contains(err.Error(), "still open") {
+					t.Errorf("a statement beside an open result: %v", err)
+				}
 			}
 			cancelOther()
 			if !rows.Next() {
@@ -291,4 +295,116 @@ func TestContextEndsWhileAResultIsRead(t *testing.T) {
 			t.Errorf("%d deaths", st.Deaths)
 		}
 	})
+}
+
+// A context that ends after the whole answer has come, and before it was read: the
+// connection is not handed out again, and nobody else hears of it.
+func TestContextThatEndsWithTheAnswer(t *testing.T) {
+	t.Parallel()
+	s := servertest.Run(t, server.MariaDB)
+	p := open(t, s.DSN(), "pool_size=1")
+	for range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		rows, err := p.QueryContext(ctx, "SELECT 1 UNION SELECT 2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		for rows.Next() {
+		}
+		rows.Close()
+		if err := p.PingContext(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if st := p.Stats(); st.Deaths != 0 || st.ClosedByPeek != 0 {
+		t.Errorf("%d deaths, %d connections were found closed at a checkout", st.Deaths, st.ClosedByPeek)
+	}
+}
+
+// A reader of LOAD DATA that panics, which net/http's handlers survive, costs its connection
+// and nothing else; one that blocks does not keep the server from ending the statement.
+func TestReaderOfLoadDataThatDoesNotReturn(t *testing.T) {
+	t.Parallel()
+	s := servertest.RunOptions(t, server.MariaDB, server.Options{Args: []string{"--local-infile=1"}})
+	createTables(t, s)
+	p := open(t, s.DSN(), "pool_size=1&pool_pre_ping=off")
+	const load = "LOAD DATA LOCAL INFILE 'Reader::%s' INTO TABLE t (v)"
+	mysql.RegisterReaderHandler("panics", func() io.Reader { panic("reader") })
+	for range 3 {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the reader was not asked")
+				}
+			}()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			_, _ = p.ExecContext(ctx, fmt.Sprintf(load, "panics"))
+		}()
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := p.ExecContext(ctx, "DO 1"); err != nil {
+			t.Errorf("the next caller: %v", err)
+		}
+		cancel()
+	}
+
+	blocked := make(chan struct{})
+	mysql.RegisterReaderHandler("blocks", func() io.Reader { return &blockingReader{more: []byte("1\n"), blocked: blocked} })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { _, err := p.ExecContext(ctx, fmt.Sprintf(load, "blocks")); done <- err }()
+	labtest.Eventually(t, "it runs", func() bool { return len(threadsRunning(t, s, "blocks")) == 1 })
+	cancel()
+	waitWithin(t, 5*time.Second, "the server has ended it, although its reader still blocks", func() bool { return len(threadsRunning(t, s, "blocks")) == 0 })
+	close(blocked)
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want the context's error", err)
+	}
+	if st := p.Stats(); st.Deaths != 0 {
+		t.Errorf("%d deaths", st.Deaths)
+	}
+}
+
+// blockingReader gives what it has, and then nothing.
+type blockingReader struct {
+	more    []byte
+	blocked chan struct{}
+}
+
+func (r *blockingReader) Read(b []byte) (int, error) {
+	if len(r.more) == 0 {
+		<-r.blocked
+		return 0, io.EOF
+	}
+	n := copy(b, r.more)
+	r.more = r.more[n:]
+	return n, nil
+}
+
+// ownErrorContext ends with an error of its own.
+type ownErrorContext struct{ context.Context }
+
+func (c ownErrorContext) Err() error {
+	if c.Context.Err() != nil {
+		return errShuttingDown
+	}
+	return nil
+}
+
+var errShuttingDown = errors.New("shutting down")
+
+// The end of a context is no death, whatever its error is.
+func TestContextWithAnErrorOfItsOwn(t *testing.T) {
+	t.Parallel()
+	s := servertest.Run(t, server.MariaDB)
+	p := open(t, s.DSN(), "")
+	ended, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := p.ExecContext(ownErrorContext{ended}, "DO SLEEP(20)"); !errors.Is(err, errShuttingDown) {
+		t.Errorf("%v, want the context's own error", err)
+	}
+	if st := p.Stats(); st.Deaths != 0 {
+		t.Errorf("%d deaths", st.Deaths)
+	}
 }
