@@ -8,14 +8,19 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/livepool/livepool"
 )
 
-// counterTable has one row for each caller, so that transactions wait for no lock.
-const counterTable = "livepool_bench_counter"
+// counterTable has one row for each caller, so that transactions wait for no lock; keyTable
+// is as the commit table, for plain.
+const (
+	counterTable = "livepool_bench_counter"
+	keyTable     = "livepool_bench_key"
+)
 
 // servicePools are plain database/sql, and livepool with and without a ping for each
 // checkout.
@@ -37,6 +42,7 @@ var serviceOperations = []serviceOperation{
 	{"Ping and Exec, pool_pre_ping=always", 1.05, pingAndExecOn(plainDB), execOn(pingingDB)},
 	{"a transaction, a unit", 0.85, plainTransaction, unit()},
 	{"a transaction, a unit with VerifyCommit", 1.1, plainTransaction, unit(livepool.VerifyCommit())},
+	{"a transaction with a key, a unit with VerifyCommit", 1, plainKeyedTransaction, unit(livepool.VerifyCommit())},
 }
 
 func plainDB(p *servicePools) *sql.DB   { return p.plain }
@@ -69,13 +75,25 @@ func increment(caller int) string {
 }
 
 func plainTransaction(ctx context.Context, p *servicePools, caller int) error {
+	return p.plainTransaction(ctx, increment(caller))
+}
+
+// plainKeyedTransaction does by hand what a verified unit does for its caller.
+func plainKeyedTransaction(ctx context.Context, p *servicePools, caller int) error {
+	key := fmt.Sprintf("INSERT INTO %s (unit) VALUES (X'%016x%016x')", keyTable, rand.Uint64(), rand.Uint64())
+	return p.plainTransaction(ctx, key, increment(caller))
+}
+
+func (p *servicePools) plainTransaction(ctx context.Context, statements ...string) error {
 	tx, err := p.plain.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if _, err := tx.ExecContext(ctx, increment(caller)); err != nil {
-		return err
+	for _, statement := range statements {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
 	}
 	return tx.Commit()
 }
@@ -89,8 +107,10 @@ func unit(opts ...livepool.SessionOption) func(context.Context, *servicePools, i
 	}
 }
 
-// callers are how many work at the same time, in each table.
-var callers = []int{1, 8}
+// callers are how many work at the same time, in each table; there is a connection for each.
+const serviceSize = 8
+
+var callers = []int{1, serviceSize}
 
 // hotInAService makes one table for each number of callers.
 func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int][]hotRow, err error) {
@@ -107,6 +127,8 @@ func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int]
 	for _, n := range callers {
 		for _, op := range serviceOperations {
 			contestants := []contestant{p.contestant(endable, n, op.plain), p.contestant(endable, n, op.live)}
+			contestants[0].renew = func() { p.dropIdle(p.plain) }
+			contestants[1].renew = func() { p.dropIdle(p.live.DB); p.dropIdle(p.pinging.DB) }
 			took, err := compare(ctx, rounds, 2*realRound, contestants...)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", op.name, err)
@@ -127,10 +149,17 @@ func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int]
 // turnsOfACaller is how often each of them does it in one run.
 const turnsOfACaller = 8
 
-// contestant does the work by n callers at the same time. Its connections are not renewed:
-// that of a unit is of use to the next.
+// dropIdle closes the idle connections, of which there may be one for each caller.
+func (p *servicePools) dropIdle(db *sql.DB) {
+	db.SetMaxIdleConns(-1)
+	db.SetMaxIdleConns(serviceSize)
+}
+
+// contestant does the work by n callers at the same time.
 func (p *servicePools) contestant(ctx context.Context, n int, do func(context.Context, *servicePools, int) error) contestant {
 	turns := func(caller int) error {
+		ctx, cancel := context.WithCancel(ctx) // of its own, as a request of a service has it
+		defer cancel()
 		for range turnsOfACaller {
 			if err := do(ctx, p, caller); err != nil {
 				return err
@@ -138,7 +167,7 @@ func (p *servicePools) contestant(ctx context.Context, n int, do func(context.Co
 		}
 		return nil
 	}
-	return contestant{renew: func() {}, run: func() error {
+	return contestant{run: func() error {
 		if n == 1 {
 			return turns(0)
 		}
@@ -158,18 +187,17 @@ func (p *servicePools) contestant(ctx context.Context, n int, do func(context.Co
 }
 
 func openServicePools(ctx context.Context, dsn string) (p *servicePools, err error) {
-	const size = 8
 	p = &servicePools{}
 	if p.plain, err = sql.Open("mysql", dsn); err != nil {
 		return nil, err
 	}
-	p.plain.SetMaxIdleConns(size)
+	p.plain.SetMaxIdleConns(serviceSize)
 	for pool, ping := range map[**livepool.Pool]livepool.PrePing{&p.live: livepool.PrePingIdle, &p.pinging: livepool.PrePingAlways} {
 		cfg, err := livepool.ParseDSN(dsn)
 		if err != nil {
 			return p, err
 		}
-		cfg.PoolSize, cfg.PrePing = size, ping
+		cfg.PoolSize, cfg.PrePing = serviceSize, ping
 		if *pool, err = livepool.OpenConfig(cfg); err != nil {
 			return p, err
 		}
@@ -180,10 +208,12 @@ func openServicePools(ctx context.Context, dsn string) (p *servicePools, err err
 	if err := fillPointTable(ctx, p.plain); err != nil {
 		return p, err
 	}
-	if _, err := p.plain.ExecContext(ctx, "CREATE TABLE "+counterTable+" (id INT PRIMARY KEY, n BIGINT NOT NULL)"); err != nil {
-		return p, err
+	for _, ddl := range []string{"CREATE TABLE " + counterTable + " (id INT PRIMARY KEY, n BIGINT NOT NULL)", "CREATE TABLE " + keyTable + " LIKE livepool_commits"} {
+		if _, err := p.plain.ExecContext(ctx, ddl); err != nil {
+			return p, err
+		}
 	}
-	for caller := range callers[len(callers)-1] {
+	for caller := range serviceSize {
 		if _, err := p.plain.ExecContext(ctx, "INSERT INTO "+counterTable+" VALUES (?, 0)", caller); err != nil {
 			return p, err
 		}
@@ -192,7 +222,7 @@ func openServicePools(ctx context.Context, dsn string) (p *servicePools, err err
 }
 
 func (p *servicePools) close() {
-	p.plain.Exec("DROP TABLE IF EXISTS " + counterTable + ", " + pointTable)
+	p.plain.Exec("DROP TABLE IF EXISTS " + counterTable + ", " + keyTable + ", " + pointTable)
 	p.plain.Close()
 	for _, pool := range []*livepool.Pool{p.live, p.pinging} {
 		if pool != nil {

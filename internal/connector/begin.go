@@ -11,6 +11,8 @@ package connector
 import (
 	"context"
 	"database/sql/driver"
+
+	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
 const (
@@ -23,20 +25,33 @@ const (
 
 // begin begins a transaction. It says whether the server was asked.
 func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (tx driver.Tx, asked bool, err error) {
-	byItself := c.mayBeginByItself(ctx, opts)
-	c.begun.c = c
-	if byItself && c.autocommitOff {
-		return &c.begun, false, ctx.Err()
+	if c.mayBeginByItself(ctx, opts) {
+		c.begun.c = c
+		if c.autocommitOff {
+			return &c.begun, false, ctx.Err()
+		}
+		err = c.setAutocommit(ctx, false)
+		if mysqlerr.Number(err) == 0 {
+			return &c.begun, true, err
+		}
+		c.awaitUnits = maxUnitsInARow // this server refuses it
 	}
 	watched := c.watch(ctx)
-	if byItself {
-		_, err = c.driverConn.ExecContext(watched, "SET autocommit = 0", nil)
-		tx, err = &c.begun, c.unwatch(watched, err)
-		c.autocommitOff = err == nil
-		return tx, true, err
-	}
 	tx, err = c.driverConn.BeginTx(watched, opts)
 	return tx, true, c.unwatch(watched, err)
+}
+
+func (c *conn) setAutocommit(ctx context.Context, on bool) error {
+	query := "SET autocommit = 0"
+	if on {
+		query = "SET autocommit = 1"
+	}
+	watched := c.watch(ctx)
+	_, err := c.driverConn.ExecContext(watched, query, nil)
+	if err = c.unwatch(watched, err); err == nil {
+		c.autocommitOff = !on
+	}
+	return err
 }
 
 // mayBeginByItself says whether the first statement of what is begun may begin it. If a
@@ -63,18 +78,16 @@ func (c *conn) turnAutocommitOn(ctx context.Context) error {
 		return nil
 	}
 	c.unitsInARow, c.awaitUnits = 0, min(2*max(c.awaitUnits, unitsInARow), maxUnitsInARow)
-	watched := c.watch(ctx)
-	_, err := c.driverConn.ExecContext(watched, "SET autocommit = 1", nil)
-	if err = c.unwatch(watched, err); err == nil {
-		c.autocommitOff = false
+	err := c.setAutocommit(ctx, true)
+	switch {
+	case err == nil:
 		c.touch()
 		return nil
-	}
-	c.reportLoss(err)
-	if ctx.Err() != nil {
+	case ctx.Err() != nil:
 		c.dead = true
 		return ctx.Err()
 	}
+	c.reportLoss(err)
 	return c.reconnect(ctx, ByDriver)
 }
 

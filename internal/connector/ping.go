@@ -161,7 +161,7 @@ func (c *conn) pingInPlace(ctx context.Context) Verdict {
 		q.sentAlready(sent)
 		return c.awaitPendingPing(ctx, q)
 	case err == nil:
-		c.ctr.noteAnswer(sent, c.ctr.clock.Now()-sent, interval)
+		c.ctr.noteAnswer(sent, min(c.ctr.clock.Now()-sent, interval), interval) // without the time of a suspension
 	}
 	return c.ctr.judgePing(&c.link, sent, err)
 }

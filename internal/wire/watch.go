@@ -12,7 +12,7 @@ import (
 type watch struct {
 	mu    sync.Mutex // guards quiet.Context and ended
 	quiet quietContext
-	ended error // of the context, which has ended before Unwatch
+	ended error // of the context, if that has ended before Unwatch
 	stop  func() bool
 	onEnd func() // Conn.end, made once
 }
@@ -27,7 +27,7 @@ func (*quietContext) Done() <-chan struct{} { return nil }
 // before the next Watch. It returns the context for the driver, which does not keep it.
 func (w *Conn) Watch(ctx context.Context) context.Context {
 	w.watch.mu.Lock()
-	w.watch.quiet.Context = ctx
+	w.watch.quiet.Context, w.watch.ended = ctx, nil
 	w.watch.mu.Unlock()
 	w.watch.stop = context.AfterFunc(ctx, w.watch.onEnd)
 	return &w.watch.quiet
@@ -48,7 +48,7 @@ func (w *Conn) Unwatch() error {
 	w.watch.mu.Lock()
 	defer w.watch.mu.Unlock()
 	w.watch.stop, w.watch.quiet.Context = nil, nil
-	w.Cut = w.watch.ended != nil
+	w.Cut = w.Cut || w.watch.ended != nil
 	return w.watch.ended
 }
 

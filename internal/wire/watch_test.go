@@ -114,6 +114,22 @@ func TestLateEndOfAnEarlierContext(t *testing.T) {
 	}
 }
 
+// A statement on a connection that an earlier one's context has closed fails for that
+// reason, and not as if its own context had ended.
+func TestEndOfAnEarlierContextIsNotTold(t *testing.T) {
+	w, _ := tcpPair(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	w.Watch(ctx)
+	cancel()
+	awaitEnd(t, w)
+	w.Unwatch()
+	w.Watch(t.Context())
+	err := <-read(w)
+	if ended := w.Unwatch(); err == nil || ended != nil || !w.Cut {
+		t.Errorf("read: %v; its context: %v; cut: %v", err, ended, w.Cut)
+	}
+}
+
 // An idle connection keeps nothing of its last user's.
 func TestUnwatchForgetsTheContext(t *testing.T) {
 	w, _ := tcpPair(t)
