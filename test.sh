@@ -130,6 +130,10 @@ tests $race -timeout 10m .
 step 'tests of the packages inside, and of the test ground'
 tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -v "/${behaviour#./}\$")
 
+step 'what only a newer Go has, which go fetches by itself'
+GOTOOLCHAIN=go1.27.4 go vet ./internal/connector
+GOTOOLCHAIN=go1.27.4 tests -timeout 10m ./internal/connector
+
 step 'behaviour on real servers'
 sharded "$behaviour" $race -parallel 4 -timeout 45m
 

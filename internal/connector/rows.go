@@ -51,7 +51,7 @@ func (c *conn) wrapRows(ctx, watched context.Context, rows driver.Rows, query st
 		wrapped.watched = c.wire
 	}
 	c.openResults++
-	return wrapped
+	return wrapped.forSQL()
 }
 
 func (r *wrappedRows) noteError(err error) error {
