@@ -315,7 +315,7 @@ func (c *conn) isBroken() bool {
 // still.
 func (c *conn) wasCut() bool {
 	if c.wire.IsWatching() {
-		c.wire.Unwatch()
+		_ = c.wire.Unwatch()
 		return true
 	}
 	return c.wire != nil && c.wire.Cut

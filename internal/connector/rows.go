@@ -81,7 +81,7 @@ func (r *wrappedRows) Close() error {
 	err := r.noteError(r.Rows.Close())
 	r.Rows = nil
 	if r.watched != nil {
-		r.watched.Unwatch()
+		_ = r.watched.Unwatch()
 	}
 	r.c.openResults--
 	if r.bound != nil {

@@ -27,7 +27,7 @@ func (*quietContext) Done() <-chan struct{} { return nil }
 // before the next Watch. It returns the context for the driver, which does not keep it.
 func (w *Conn) Watch(ctx context.Context) context.Context {
 	w.watch.mu.Lock()
-	w.watch.quiet.Context, w.watch.ended = ctx, nil
+	w.watch.quiet, w.watch.ended = quietContext{ctx}, nil
 	w.watch.mu.Unlock()
 	w.watch.stop = context.AfterFunc(ctx, w.watch.onEnd)
 	return &w.watch.quiet
@@ -47,7 +47,7 @@ func (w *Conn) Unwatch() error {
 	w.watch.stop()
 	w.watch.mu.Lock()
 	defer w.watch.mu.Unlock()
-	w.watch.stop, w.watch.quiet.Context = nil, nil
+	w.watch.stop, w.watch.quiet = nil, quietContext{}
 	w.Cut = w.Cut || w.watch.ended != nil
 	return w.watch.ended
 }

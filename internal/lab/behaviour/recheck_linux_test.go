@@ -101,7 +101,7 @@ func TestASlowServerIsNoDeadServerOnRealServers(t *testing.T) {
 		both.Go(func() { got = labtest.RunLoad(p.DB, workers, 12*time.Second, 600*time.Millisecond) })
 		both.Wait()
 		st := p.Stats()
-		pings := int64(st.Pinged - st.KeptAlive) // by callers, each in the time of a statement
+		pings := st.Pinged - st.KeptAlive // by callers, each in the time of a statement
 		t.Logf("%d statements, plain %d; %d connections, %d pings by callers, %d deaths", got, want, st.Opened, pings, st.Deaths)
 		if st.Deaths != 0 || st.Opened > workers+2 || float64(got+pings) < 0.9*float64(want) || pings > want/4 {
 			t.Errorf("%d statements, plain %d; %d connections, %d deaths", got, want, st.Opened, st.Deaths)
