@@ -3,8 +3,8 @@
 // transaction (MySQL manual, "autocommit, Commit, and Rollback").
 //
 // Invariant: outside a transaction nothing is sent for a caller while autocommit is off.
-// beginRequest, which comes before anything that is sent, turns it on again first. The
-// state belongs to the link, with which it changes hands.
+// The last step of beginRequest, which comes before anything that is sent, turns it on
+// again. The state belongs to the link, with which it changes hands: as a spare, too.
 
 package connector
 
@@ -71,24 +71,30 @@ func (c *conn) mayBeginByItself(ctx context.Context, opts driver.TxOptions) bool
 	return c.autocommitOff || c.unitsInARow > max(c.awaitUnits, unitsInARow)
 }
 
-// turnAutocommitOn is called before a request that is not in a transaction. A connection on
-// which it fails is replaced: nothing of the caller's is on it.
+// turnAutocommitOn is called before a request that is not in a transaction. A link on which
+// it fails is replaced, since nothing of the caller's is on it; the other may be a spare on
+// which autocommit is off, too.
 func (c *conn) turnAutocommitOn(ctx context.Context) error {
 	if _, isUnit := ctx.(*BeginContext); isUnit {
 		return nil
 	}
 	c.unitsInARow, c.awaitUnits = 0, min(2*max(c.awaitUnits, unitsInARow), maxUnitsInARow)
-	err := c.setAutocommit(ctx, true)
-	switch {
-	case err == nil:
-		c.touch()
-		return nil
-	case ctx.Err() != nil:
-		c.dead = true
-		return ctx.Err()
+	for c.autocommitOff { // each turn takes another link
+		switch err := c.setAutocommit(ctx, true); {
+		case err == nil:
+			c.touch()
+			return nil
+		case ctx.Err() != nil:
+			c.dead = true
+			return ctx.Err()
+		default:
+			c.reportLoss(err)
+		}
+		if err := c.reconnect(ctx, ByDriver); err != nil {
+			return err
+		}
 	}
-	c.reportLoss(err)
-	return c.reconnect(ctx, ByDriver)
+	return nil
 }
 
 // begunTx is a transaction that its first statement begins.

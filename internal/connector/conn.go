@@ -208,7 +208,7 @@ func (c *conn) IsValid() bool {
 	_ = c.resumeBounded() // a failure sets dead
 	c.untrackCheckout()
 	switch {
-	case c.dead, c.unconnected:
+	case c.dead, c.unconnected, c.openResults > 0 && c.ctr.IsMySQL: // which a function of sql.Conn.Raw may have left
 		return false
 	case !c.driverConn.IsValid(), c.wasCut():
 		c.reportLoss(nil)

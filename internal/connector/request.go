@@ -32,8 +32,13 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 			return 0, c.parkWith(err)
 		}
 	}
-	if c.needsCheck || c.transaction.open || c.autocommitOff || c.openResults > 0 {
+	if c.needsCheck || c.transaction.open || c.openResults > 0 {
 		if err := c.checkBeforeSend(ctx, query, effects); err != nil {
+			return 0, c.parkWith(err)
+		}
+	}
+	if c.autocommitOff && !c.transaction.open { // the last step: those before it may replace the link
+		if err := c.turnAutocommitOn(ctx); err != nil {
 			return 0, c.parkWith(err)
 		}
 	}
@@ -41,25 +46,20 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 	return c.written(), nil
 }
 
-// checkBeforeSend is the part of beginRequest for a connection that was not checked, on
-// which a transaction or a result is open, or on which a statement would begin a
-// transaction.
+// checkBeforeSend is the part of beginRequest for a connection that was not checked, or on
+// which a transaction or a result is open.
 func (c *conn) checkBeforeSend(ctx context.Context, query string, effects sqltext.Effects) error {
 	if c.needsCheck && !c.transaction.open {
 		isSetup := c.ctr.isWrapperSetup()
 		err := c.deferredCheckout(ctx)
 		c.needsCheck = c.needsCheck || isSetup
-		if err != nil || !c.autocommitOff {
-			return err
-		}
+		return err
 	}
 	t := &c.transaction
 	isBesideResult := c.openResults > 0 && c.ctr.IsMySQL
 	switch {
 	case !t.open && isBesideResult:
 		return errResultOpen
-	case !t.open && c.autocommitOff:
-		return c.turnAutocommitOn(ctx)
 	case !t.open:
 		return nil
 	}

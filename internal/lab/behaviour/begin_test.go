@@ -416,3 +416,55 @@ func TestUnitWhoseFirstStatementIsLost(t *testing.T) {
 		}
 	})
 }
+
+// A connection dies as autocommit is turned on, and a spare takes its place, on which it is
+// off, too.
+func TestSpareOnWhichAutocommitIsOff(t *testing.T) {
+	t.Parallel()
+	s := servertest.Run(t, server.MariaDB)
+	createTables(t, s)
+	via, err := proxy.New(s.Addr(), proxy.WithQueries())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { via.Close() })
+	const size = 4
+	p := open(t, s.DSNVia(via.Addr()), "pool_size=4&pool_max_overflow=0&pool_min_idle=4&pool_idle_timeout=1s")
+	for range 4 * unitsInARow {
+		var begun, ended sync.WaitGroup
+		begun.Add(size)
+		for i := range size {
+			ended.Go(func() {
+				begin := sync.OnceFunc(begun.Done)
+				if err := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
+					err := insertLiteral(i)(ctx, u)
+					begin()
+					begun.Wait() // so that each has a connection of its own
+					return err
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ended.Wait()
+	}
+	labtest.Eventually(t, "database/sql has closed all but one, and livepool keeps them as spares", func() bool {
+		if err := p.WithSession(t.Context(), insertLiteral(0)); err != nil {
+			t.Fatal(err)
+		}
+		return p.DB.Stats().Idle == 1
+	})
+	if changed := changesOfAutocommit(via); changed != size {
+		t.Fatalf("autocommit was changed %d times: nothing is shown", changed)
+	}
+	cut := via.CutBefore(proxy.QueryPrefix("SET autocommit = 1"), proxy.RST)
+	if _, err := p.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (4711)"); err != nil || !cut.Fired() {
+		t.Errorf("%v, cut %v", err, cut.Fired())
+	}
+	if n := count(t, s, "t WHERE v = 4711"); n != 1 {
+		t.Errorf("told as done, and others see it %d times", n)
+	}
+}
+
+// unitsInARow is after how many units a connection changes.
+const unitsInARow = 3

@@ -5,6 +5,7 @@ package behaviour_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -406,5 +407,31 @@ func TestContextWithAnErrorOfItsOwn(t *testing.T) {
 	}
 	if st := p.Stats(); st.Deaths != 0 {
 		t.Errorf("%d deaths", st.Deaths)
+	}
+}
+
+// A result that a function of sql.Conn.Raw has left open costs its connection, and no other
+// caller.
+func TestResultThatRawHasLeftOpen(t *testing.T) {
+	t.Parallel()
+	p := open(t, servertest.Run(t, server.MariaDB).DSN(), "pool_size=1")
+	for range 3 {
+		c, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Raw(func(dc any) error {
+			rows, err := dc.(driver.QueryerContext).QueryContext(t.Context(), "SELECT 1", nil)
+			if err != nil {
+				return err
+			}
+			return rows.Next(make([]driver.Value, 1))
+		}); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		if _, err := p.ExecContext(t.Context(), "DO 1"); err != nil {
+			t.Errorf("the next caller: %v", err)
+		}
 	}
 }
