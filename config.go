@@ -164,10 +164,9 @@ type Config struct {
 	// CommitTable (pool_commit_table) is the table of committed keys, default
 	// livepool_commits; a name in the DSN's schema, or schema.name.
 	CommitTable string
-	// ExplicitBegin (pool_begin: auto is false, explicit is true) begins each unit by
-	// BEGIN, default false: on a connection that serves unit after unit, and on which
-	// autocommit is off meanwhile, its first statement does. That needs what StallAfter
-	// needs, and a server that sees the connection's own thread id.
+	// ExplicitBegin (pool_begin=explicit) sends BEGIN for each unit, default false
+	// (pool_begin=auto): a connection that serves units only has autocommit turned off,
+	// so that the first statement of a unit begins its transaction.
 	ExplicitBegin bool
 
 	// Wrap is called at Open with each of the driver's two connectors, one of which is for

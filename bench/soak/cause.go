@@ -5,6 +5,7 @@ package soak
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -34,6 +35,18 @@ func (n *nemesis) lossy(from, to time.Duration) bool {
 // patience is for how long a unit waits at least, its MaxElapsed less what its
 // last wait and attempt may take.
 const patience = 20 * time.Second
+
+// serverKilled is the name of that fault.
+const serverKilled = "SIGKILL and restart"
+
+// killedServer says whether the server was killed between two moments, or soon after them.
+func (n *nemesis) killedServer(from, to time.Duration) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(n.events, func(e event) bool {
+		return e.label == serverKilled && e.from < to+time.Second && e.to > from
+	})
+}
 
 // judgeCauses looks for units that failed, or whose outcome is unknown, without
 // need.

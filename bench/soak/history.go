@@ -45,6 +45,7 @@ type trial struct {
 	number   int
 	possible bool // what the unit was told allows that this attempt was applied
 	must     bool // the unit was told nil, and this attempt is its last
+	killed   bool // the server was killed while its unit ran, or just afterwards
 	did      []access
 
 	applied bool // found by the check
@@ -224,6 +225,8 @@ func (c *historian) fits(t *trial, a *access) bool {
 			rule = ruleListTwice
 		case !known:
 			rule = ruleListStranger
+		case !t.applied && t.killed && !w.undone && !w.by.applied:
+			return false // InnoDB shows a commit before it is durable; the reader went down with it
 		case w.undone || !w.by.applied:
 			rule = ruleListUndone
 		case !slices.Contains(list, elem):

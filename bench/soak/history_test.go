@@ -76,6 +76,8 @@ func TestHistoryFindsWhatIsPlanted(t *testing.T) {
 		{"undone, and there", []*trial{undone(1, appended(1, 1))}, lists{1: {1}}, []string{ruleListUndone}},
 		{"undone by the unit itself, and there", []*trial{tried(1, rolledBack)}, lists{1: {3}}, []string{ruleListUndone}},
 		{"aborted read", []*trial{undone(1, appended(1, 1)), tried(2, read(1, 1))}, lists{1: nil}, []string{ruleListUndone}},
+		{"read of a commit that went down with the server, by a unit that did, too", []*trial{unclear(1, appended(1, 1)), {unit: 2, number: 1, killed: true, did: []access{read(1, 1)}}}, lists{1: nil}, nil},
+		{"the same, by a unit that was applied", []*trial{unclear(1, appended(1, 1)), {unit: 2, number: 1, possible: true, must: true, killed: true, did: []access{read(1, 1), appended(1, 2)}}}, lists{1: {2}}, []string{ruleListUndone}},
 		{"aborted read by a unit that failed", []*trial{undone(1, appended(1, 1)), undone(2, read(1, 1))}, lists{1: nil}, []string{ruleListUndone}},
 		{"intermediate read", []*trial{tried(1, appended(1, 1), appended(1, 2)), tried(2, read(1, 1))}, lists{1: {1, 2}}, []string{ruleListHalf}},
 		{"another order", []*trial{tried(1, appended(1, 1)), tried(2, appended(1, 2)), tried(3, read(1, 2, 1))}, lists{1: {1, 2}}, []string{ruleListOrder}},

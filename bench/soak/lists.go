@@ -286,7 +286,11 @@ func (w *listWork) history(b *books) (*history, error) {
 		h.lists[list] = elems
 	}
 	for _, u := range w.all {
-		h.trials = append(h.trials, u.told(onCluster)...)
+		killed := w.run.nem.killedServer(u.started, u.ended)
+		for _, t := range u.told(onCluster) {
+			t.killed = killed
+			h.trials = append(h.trials, t)
+		}
 	}
 	return h, nil
 }

@@ -206,6 +206,7 @@ func (w *stateWatch) look(how int) {
 		by = "a unit"
 		err = pool.WithSession(ctx, func(ctx context.Context, session *livepool.Session) (err error) {
 			s, err = look(ctx, session, t)
+			s.auto = clean.auto // it is off where a unit's first statement begins it
 			return err
 		}, livepool.Name("state watch"))
 	}

@@ -80,7 +80,7 @@ func crash(ctx context.Context, n *nemesis, f fault) (string, error) {
 		return "", err
 	}
 	pause(ctx, f.hold)
-	return "SIGKILL and restart", n.heal("starting the server", func(context.Context) error { return victim.Start() })
+	return serverKilled, n.heal("starting the server", func(context.Context) error { return victim.Start() })
 }
 
 func freeze(ctx context.Context, n *nemesis, f fault) (string, error) {

@@ -41,26 +41,26 @@ func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (tx driver.Tx, 
 	return tx, true, c.unwatch(watched, err)
 }
 
-func (c *conn) setAutocommit(ctx context.Context, on bool) error {
+func (l *link) setAutocommit(ctx context.Context, on bool) error {
 	query := "SET autocommit = 0"
 	if on {
 		query = "SET autocommit = 1"
 	}
-	watched := c.watch(ctx)
-	_, err := c.driverConn.ExecContext(watched, query, nil)
-	if err = c.unwatch(watched, err); err == nil {
-		c.autocommitOff = !on
+	watched := l.watch(ctx)
+	_, err := l.driverConn.ExecContext(watched, query, nil)
+	if err = l.unwatch(watched, err); err == nil {
+		l.autocommitOff = !on
 	}
 	return err
 }
 
-// mayBeginByItself says whether the first statement of what is begun may begin it. If a
-// connection is lost there, BEGIN is sent again elsewhere, but a unit has to be run again:
-// so it must be one that may be, on a connection that has answered just now. A proxy that
-// speaks SQL may keep no such state.
+// mayBeginByItself says whether the first statement of what is begun may begin it. A BEGIN
+// that is lost is sent again elsewhere; where a first statement is lost the unit has to be
+// run again. So it must be a unit that may be, on a connection that has answered just now.
+// A proxy that speaks SQL may not keep such a state of its connection.
 func (c *conn) mayBeginByItself(ctx context.Context, opts driver.TxOptions) bool {
 	unit, ok := ctx.(*BeginContext)
-	if !ok || opts != (driver.TxOptions{}) || !unit.MayRunAgain || c.ctr.Cfg.ExplicitBegin || c.ctr.maintainer == nil || c.ctr.InCluster.Load() ||
+	if !ok || opts != (driver.TxOptions{}) || !unit.MayRunAgain || c.ctr.Cfg.ExplicitBegin || c.ctr.unitsCall.Load() || c.ctr.maintainer == nil || c.ctr.InCluster.Load() ||
 		c.wire == nil || c.wire.Wrapped || c.facts == nil || !c.facts.autocommit || !c.facts.isHandshakeID(c.wire) {
 		return false
 	}
@@ -84,8 +84,7 @@ func (c *conn) turnAutocommitOn(ctx context.Context) error {
 		case err == nil:
 			c.touch()
 			return nil
-		case ctx.Err() != nil:
-			c.dead = true
+		case ctx.Err() != nil: // a connection on which it is not known whether that ran is closed
 			return ctx.Err()
 		default:
 			c.reportLoss(err)

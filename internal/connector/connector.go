@@ -70,6 +70,7 @@ type Connector struct {
 	// InCluster: one of the servers was seen to be a node of a Galera cluster. A node may
 	// answer and do no work; and a row that it neither has nor locks may be on another.
 	InCluster         atomic.Bool
+	unitsCall         atomic.Bool // a unit has called a procedure, which may turn autocommit on
 	Limits            limits
 	minKeepAliveNanos atomic.Int64 // the shortest keep-alive of the links so far, in ns
 	servers           servers

@@ -123,7 +123,7 @@ func (ctr *Connector) borrowSide(ctx context.Context) *proclist.Side {
 		var l link
 		var v *reservation // nil: it is not idle
 		c.reserveIdle(func() {
-			if !c.unconnected && !c.autocommitOff { // a query there might begin a transaction
+			if !c.unconnected {
 				v, l = &reservation{done: make(chan struct{})}, c.link
 				c.reservation = v
 			}
@@ -142,7 +142,13 @@ func (ctr *Connector) borrowSide(ctx context.Context) *proclist.Side {
 		s := &proclist.Side{Conn: &l.driverConn, Wire: l.wire, Borrowed: true, Close: giveBack}
 		sent := ctr.clock.Now()
 		bounded, cancel := context.WithTimeout(ctx, ctr.Cfg.PingTimeout)
-		err := ctr.identifySide(bounded, s)
+		var err error
+		if l.autocommitOff { // a query would begin a transaction
+			err = l.setAutocommit(bounded, true)
+		}
+		if err == nil {
+			err = ctr.identifySide(bounded, s)
+		}
 		cancel()
 		if err == nil {
 			return s

@@ -213,7 +213,7 @@ func (t *tx) commit() error {
 	c.dead = true // whatever is left of the transaction ends with the connection
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
 	switch {
-	case errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark:
+	case c.wire == nil && errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark: // ErrBadConn is no proof: TLS says that nothing was written where all was
 		return &notCommittedError{c.ctr.addr, c.threadID(), err}
 	case mysqlerr.Number(err) != 0 && isCommitRefusal(c.classify(err)):
 		return err

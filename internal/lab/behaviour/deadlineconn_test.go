@@ -5,14 +5,17 @@ package behaviour_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/labtest"
 	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // noDeadlineConn is a connection without deadlines, whose Close ends no Read. Frozen, it
@@ -118,4 +121,50 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 	})
 	c.Close()
 	labtest.ReturnsWithin(t, "Close", 20*time.Second, func() { p.Close() })
+}
+
+// lateConn delivers a write and returns later.
+type lateConn struct {
+	net.Conn
+	late *atomic.Bool
+}
+
+func (c lateConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if c.late.CompareAndSwap(true, false) {
+		time.Sleep(1500 * time.Millisecond)
+	}
+	return n, err
+}
+
+// A COMMIT that a tunnel takes in time and acknowledges too late has arrived: the outcome
+// is unknown, also where TLS says that nothing was written.
+func TestCommitThatIsWrittenLate(t *testing.T) {
+	t.Parallel()
+	s := servertest.RunOptions(t, server.MariaDB, server.Options{TLS: true})
+	if err := mysql.RegisterTLSConfig(t.Name(), s.TLSConfig()); err != nil {
+		t.Fatal(err)
+	}
+	createTables(t, s)
+	for i, params := range []string{"", "tls=" + t.Name()} {
+		var late atomic.Bool
+		p := openWith(t, withParams(s.DSN(), params+"&pool_commit_timeout=1s&pool_kill_abandoned=false&pool_stall_after=0"), func(c *livepool.Config) {
+			c.Logger = labtest.DiscardLogger
+			c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+				return lateConn{nc, &late}, err
+			}
+		})
+		runs := 0
+		err := p.WithSession(t.Context(), func(ctx context.Context, u *livepool.Session) error {
+			runs++
+			err := insertLiteral(i)(ctx, u)
+			late.Store(runs == 1)
+			return err
+		})
+		if !errors.Is(err, livepool.ErrCommitUnknown) || runs != 1 {
+			t.Errorf("%q: %v after %d runs, want an unknown outcome after one", params, err, runs)
+		}
+		labtest.Eventually(t, "it is there, once", func() bool { return count(t, s, fmt.Sprintf("t WHERE v = %d", i)) == 1 })
+	}
 }
