@@ -33,7 +33,7 @@ func TestPong(t *testing.T) {
 		{"an empty packet", []byte{0, 0, 0, 1}, mysql.ErrMalformPkt},
 		{"a packet that is far too large, and not whole", bytes.Repeat([]byte{0xee}, 2*maxPong), mysql.ErrMalformPkt},
 	} {
-		for size := 1; size <= len(tt.answer); size += max(1, len(tt.answer)/8) { // however it is cut
+		for _, size := range []int{1, 2, 3, 5, 8, len(tt.answer)} { // however it is cut
 			w, server := tcpPair(t)
 			if err := w.SendPing(soon()); err != nil {
 				t.Fatal(err)

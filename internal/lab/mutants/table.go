@@ -47,7 +47,7 @@ var mutants = []mutant{
 		"TestContextEndsWhileAResultIsRead"},
 	{"the driver logs the end of each context as a loss",
 		"internal/connector/driverlog.go", "return ok && errors.Is(err, net.ErrClosed)", "return ok && errors.Is(err, net.ErrWriteToConnected)",
-		"TestStormOfCancels"},
+		"TestContextWithAnErrorOfItsOwn"},
 	{"what follows the answer to a ping is taken for the next answer",
 		"internal/wire/ping.go", "return ErrUnsolicited // more than an answer", "return nil",
 		"TestPong$"},
