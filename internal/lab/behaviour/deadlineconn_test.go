@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -126,10 +127,13 @@ func TestConnectionsThatMindNoDeadline(t *testing.T) {
 // lateConn delivers a write and returns later.
 type lateConn struct {
 	net.Conn
-	late *atomic.Bool
+	late   *atomic.Bool
+	writes *sync.WaitGroup
 }
 
 func (c lateConn) Write(b []byte) (int, error) {
+	c.writes.Add(1)
+	defer c.writes.Done()
 	n, err := c.Conn.Write(b)
 	if c.late.CompareAndSwap(true, false) {
 		time.Sleep(1500 * time.Millisecond)
@@ -148,11 +152,12 @@ func TestCommitThatIsWrittenLate(t *testing.T) {
 	createTables(t, s)
 	for i, params := range []string{"", "tls=" + t.Name()} {
 		var late atomic.Bool
+		var writes sync.WaitGroup
 		p := openWith(t, withParams(s.DSN(), params+"&pool_commit_timeout=1s&pool_kill_abandoned=false&pool_stall_after=0"), func(c *livepool.Config) {
 			c.Logger = labtest.DiscardLogger
 			c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 				nc, err := new(net.Dialer).DialContext(ctx, network, addr)
-				return lateConn{nc, &late}, err
+				return lateConn{nc, &late, &writes}, err
 			}
 		})
 		runs := 0
@@ -166,5 +171,7 @@ func TestCommitThatIsWrittenLate(t *testing.T) {
 			t.Errorf("%q: %v after %d runs, want an unknown outcome after one", params, err, runs)
 		}
 		labtest.Eventually(t, "it is there, once", func() bool { return count(t, s, fmt.Sprintf("t WHERE v = %d", i)) == 1 })
+		p.Close()
+		writes.Wait()
 	}
 }
