@@ -139,7 +139,7 @@ func (c *conn) prePing(ctx context.Context) Verdict {
 	if ctx.Err() != nil {
 		return postponed
 	}
-	if c.wire.CanPing() && !c.ctr.InCluster.Load() {
+	if c.wire.CanPing() && !c.ctr.InCluster.Load() && c.ctr.Cfg.MySQL.ReadTimeout == 0 { // which would end the wait for an answer
 		return c.pingInPlace(ctx)
 	}
 	return c.awaitPendingPing(ctx, c.ctr.newPendingPing(c.link))

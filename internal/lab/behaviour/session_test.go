@@ -332,7 +332,7 @@ func TestRoundTripsOfAUnit(t *testing.T) {
 			t.Fatal(err)
 		}
 		via := proxyTo(t, s)
-		p, plain := open(t, s.DSNVia(via.Addr()), ""), openPlain(t, s.DSNVia(via.Addr()))
+		p, plain := open(t, s.DSNVia(via.Addr()), "pool_begin=explicit"), openPlain(t, s.DSNVia(via.Addr()))
 		if err := p.CreateCommitTable(t.Context()); err != nil {
 			t.Fatal(err)
 		}

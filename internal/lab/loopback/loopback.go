@@ -14,12 +14,20 @@ import (
 // outgoing connections (32768 and up on Linux). From inside it, a port whose server is down
 // could be handed to somebody's outgoing connection before the server is back; and a client
 // that redials the dead port could even be connected to itself.
-const firstPort, lastPort = 16384, 32767
+//
+// Servers have ports of their own: a proxy that took the port of a server that is down for a
+// moment would lead its clients to another server, and they would work there.
+const firstPort, firstServerPort, lastPort = 16384, 24576, 32767
 
 // Listen listens on a free port of 127.0.0.1.
-func Listen() (*net.TCPListener, error) {
+func Listen() (*net.TCPListener, error) { return listen(firstPort, firstServerPort-1) }
+
+// ListenForServer is Listen on a port that is meant for a server.
+func ListenForServer() (*net.TCPListener, error) { return listen(firstServerPort, lastPort) }
+
+func listen(first, last int) (*net.TCPListener, error) {
 	for {
-		l, err := ListenPort(firstPort + rand.IntN(lastPort-firstPort+1))
+		l, err := ListenPort(first + rand.IntN(last-first+1))
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return l, err
 		}

@@ -169,7 +169,7 @@ func (in *Install) tryGalera(ctx context.Context, provider, template string, nod
 func (g *Galera) choosePorts() error {
 	for _, m := range g.members {
 		for _, port := range []*int{&m.port, &m.group, &m.ist} {
-			l, err := loopback.Listen()
+			l, err := loopback.ListenForServer()
 			if err != nil {
 				return err
 			}

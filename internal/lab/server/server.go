@@ -104,7 +104,7 @@ func (in *Install) furnish(template string, o Options) (_ *Server, err error) {
 func (s *Server) startAnywhere(ctx context.Context) error {
 	// The port is free now and may be taken before the server has it.
 	for range 5 {
-		l, err := loopback.Listen()
+		l, err := loopback.ListenForServer()
 		if err != nil {
 			return err
 		}
