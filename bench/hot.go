@@ -191,7 +191,7 @@ func hotPair(ctx context.Context, operation string, rounds int, each time.Durati
 	for _, p := range pools {
 		contestants = append(contestants, contestant{
 			run:   func() error { return run(endless, p.db) },
-			renew: func() { dropIdle(p.db) },
+			renew: func() { dropIdle(p.db, 1) },
 		})
 	}
 	took, err := compare(ctx, rounds, each, contestants...)
@@ -205,10 +205,10 @@ func hotPair(ctx context.Context, operation string, rounds int, each time.Durati
 	return rows, nil
 }
 
-// dropIdle closes the idle connections; the measured runs need but one.
-func dropIdle(db *sql.DB) {
+// dropIdle closes the idle connections; the measured runs need so many.
+func dropIdle(db *sql.DB, keep int) {
 	db.SetMaxIdleConns(-1)
-	db.SetMaxIdleConns(1)
+	db.SetMaxIdleConns(keep)
 }
 
 // allocsPerRun returns the least of a few counts, since database/sql starts a

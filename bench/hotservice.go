@@ -127,8 +127,8 @@ func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int]
 	for _, n := range callers {
 		for _, op := range serviceOperations {
 			contestants := []contestant{p.contestant(endable, n, op.plain), p.contestant(endable, n, op.live)}
-			contestants[0].renew = func() { p.dropIdle(p.plain) }
-			contestants[1].renew = func() { p.dropIdle(p.live.DB); p.dropIdle(p.pinging.DB) }
+			contestants[0].renew = func() { dropIdle(p.plain, serviceSize) }
+			contestants[1].renew = func() { dropIdle(p.live.DB, serviceSize); dropIdle(p.pinging.DB, serviceSize) }
 			took, err := compare(ctx, rounds, 2*realRound, contestants...)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", op.name, err)
@@ -148,12 +148,6 @@ func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int]
 
 // turnsOfACaller is how often each of them does it in one run.
 const turnsOfACaller = 8
-
-// dropIdle closes the idle connections, of which there may be one for each caller.
-func (p *servicePools) dropIdle(db *sql.DB) {
-	db.SetMaxIdleConns(-1)
-	db.SetMaxIdleConns(serviceSize)
-}
 
 // contestant does the work by n callers at the same time.
 func (p *servicePools) contestant(ctx context.Context, n int, do func(context.Context, *servicePools, int) error) contestant {

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	// unitsInARow is after how many units without plain use between them a connection
+	// minUnitsInARow is after how many units without plain use between them a connection
 	// changes. That costs nothing: the statement takes the place of BEGIN. To change back
 	// costs plain use a round trip, and each time twice as many units are awaited.
-	unitsInARow    = 2
+	minUnitsInARow = 2
 	maxUnitsInARow = 1 << 10
 )
 
@@ -27,14 +27,16 @@ const (
 func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (tx driver.Tx, asked bool, err error) {
 	if c.mayBeginByItself(ctx, opts) {
 		c.begun.c = c
-		if c.autocommitOff {
+		switch c.unitsInARow++; {
+		case c.autocommitOff:
 			return &c.begun, false, ctx.Err()
+		case c.unitsInARow > max(c.awaitUnits, minUnitsInARow):
+			err = c.setAutocommit(ctx, false)
+			if mysqlerr.Number(err) == 0 {
+				return &c.begun, true, err
+			}
+			c.awaitUnits = maxUnitsInARow // this server refuses it
 		}
-		err = c.setAutocommit(ctx, false)
-		if mysqlerr.Number(err) == 0 {
-			return &c.begun, true, err
-		}
-		c.awaitUnits = maxUnitsInARow // this server refuses it
 	}
 	watched := c.watch(ctx)
 	tx, err = c.driverConn.BeginTx(watched, opts)
@@ -60,15 +62,14 @@ func (l *link) setAutocommit(ctx context.Context, on bool) error {
 // A proxy that speaks SQL may not keep such a state of its connection.
 func (c *conn) mayBeginByItself(ctx context.Context, opts driver.TxOptions) bool {
 	unit, ok := ctx.(*BeginContext)
-	if !ok || opts != (driver.TxOptions{}) || !unit.MayRunAgain || c.ctr.Cfg.ExplicitBegin || c.ctr.unitsCall.Load() || c.ctr.maintainer == nil || c.ctr.InCluster.Load() ||
-		c.wire == nil || c.wire.Wrapped || c.facts == nil || !c.facts.autocommit || !c.facts.isHandshakeID(c.wire) {
+	if !ok || opts != (driver.TxOptions{}) || !unit.MayRunAgain || c.ctr.Cfg.ExplicitBegin || c.ctr.unitsCall.Load() || c.ctr.maintainer == nil || c.ctr.InCluster.Load() {
 		return false
 	}
-	if _, latest := c.ctr.clock.Bounds(); latest-c.lastRoundTrip > c.pingAfter {
+	if c.wire == nil || c.wire.Wrapped || c.facts == nil || !c.facts.autocommit || !c.facts.isHandshakeID(c.wire) {
 		return false
 	}
-	c.unitsInARow++
-	return c.autocommitOff || c.unitsInARow > max(c.awaitUnits, unitsInARow)
+	_, latest := c.ctr.clock.Bounds()
+	return latest-c.lastRoundTrip <= c.pingAfter
 }
 
 // turnAutocommitOn is called before a request that is not in a transaction. A link on which
@@ -78,7 +79,7 @@ func (c *conn) turnAutocommitOn(ctx context.Context) error {
 	if _, isUnit := ctx.(*BeginContext); isUnit {
 		return nil
 	}
-	c.unitsInARow, c.awaitUnits = 0, min(2*max(c.awaitUnits, unitsInARow), maxUnitsInARow)
+	c.unitsInARow, c.awaitUnits = 0, min(2*max(c.awaitUnits, minUnitsInARow), maxUnitsInARow)
 	for c.autocommitOff { // each turn takes another link
 		switch err := c.setAutocommit(ctx, true); {
 		case err == nil:

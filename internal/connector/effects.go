@@ -51,10 +51,10 @@ func (c *conn) noteEffects(ctx context.Context, query string, effects sqltext.Ef
 		c.dirty = true
 	}
 	if unit := c.transaction.unit; unit != nil {
-		if effects&sqltext.Hidden != 0 && effects&sqltext.Implicit != 0 {
-			c.ctr.unitsCall.Store(true)
-		}
 		if effects&sqltext.Hidden != 0 && c.ctr.IsMySQL {
+			if effects&sqltext.Implicit != 0 {
+				c.ctr.unitsCall.Store(true)
+			}
 			if err := c.setSentinel(ctx, query, effects); err != nil {
 				return 0, err
 			}

@@ -133,12 +133,12 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	if !ctr.IsMySQL {
 		return nil
 	}
+	beacon := ""
 	if l.wire != nil {
 		l.wire.Wrapped = ctr.Cfg.Wrap != nil
-	}
-	beacon := ""
-	if l.wire != nil && ctr.needsBeacon(!ctr.servers.indirect.Load()) {
-		beacon = newBeaconName()
+		if ctr.needsBeacon(!ctr.servers.indirect.Load()) {
+			beacon = newBeaconName()
+		}
 	}
 	direct, taken, err := ctr.identifyServer(ctx, l, beacon)
 	if err != nil || l.wire == nil {

@@ -6,7 +6,6 @@ package setting
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,12 +73,19 @@ type Word[T comparable] struct {
 
 // NameOf is the first word for a value, by which it prints; kind names its type.
 func NameOf[T ~int](words []Word[T], value T, kind string) string {
-	for _, w := range words {
-		if w.Value == value {
-			return w.Name
-		}
+	if name, ok := nameOf(words, value); ok {
+		return name
 	}
 	return kind + "(" + strconv.Itoa(int(value)) + ")"
+}
+
+func nameOf[T comparable](words []Word[T], value T) (name string, ok bool) {
+	for _, w := range words {
+		if w.Value == value {
+			return w.Name, true
+		}
+	}
+	return "", false
 }
 
 // OneOf is one of some words, in upper or lower case.
@@ -101,13 +107,12 @@ func OneOf[C any, T comparable](dsn, field string, words []Word[T], at func(*C) 
 			return false
 		},
 		OK: func(c *C) bool {
-			return slices.ContainsFunc(words, func(w Word[T]) bool { return w.Value == *at(c) })
+			_, ok := nameOf(words, *at(c))
+			return ok
 		},
 		Show: func(c *C) string {
-			for _, w := range words {
-				if w.Value == *at(c) {
-					return w.Name
-				}
+			if name, ok := nameOf(words, *at(c)); ok {
+				return name
 			}
 			return fmt.Sprint(*at(c))
 		},

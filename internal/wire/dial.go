@@ -160,7 +160,8 @@ func (w *Conn) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.ErrUnsupported
 }
 
-func (w *Conn) Read(b []byte) (int, error) {
+// readOnce reads, and counts it for the stall check, which may abort it.
+func (w *Conn) readOnce(b []byte) (int, error) {
 	w.Reads.Add(1)
 	n, err := w.Conn.Read(b)
 	if err != nil && w.isLimitError(err) {
@@ -169,6 +170,11 @@ func (w *Conn) Read(b []byte) (int, error) {
 	if w.Reads.Add(1)&readsAborted != 0 {
 		n, err = 0, w.awaitAbortErr()
 	}
+	return n, err
+}
+
+func (w *Conn) Read(b []byte) (int, error) {
+	n, err := w.readOnce(b)
 	w.BytesSinceRead.Store(0)
 	if !w.Handshake.done || !w.loginSentAt.IsZero() {
 		w.noteReply(b[:n])

@@ -112,12 +112,8 @@ func (w *Conn) readPong() error {
 		if len(b) == cap(b) {
 			return errNoPong
 		}
-		w.Reads.Add(1)
-		n, err := w.Conn.Read(b[len(b):cap(b)])
+		n, err := w.readOnce(b[len(b):cap(b)])
 		w.pong.came = b[:len(b)+n]
-		if w.Reads.Add(1)&readsAborted != 0 {
-			err = w.awaitAbortErr()
-		}
 		if err != nil {
 			return err
 		}

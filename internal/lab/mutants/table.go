@@ -73,7 +73,7 @@ var mutants = []mutant{
 		"internal/connector/begin.go", " || !c.facts.autocommit", "",
 		"TestUnitsThatAreBegunByTheirFirstStatement"},
 	{"autocommit is turned off and on for each job of a mixed load",
-		"internal/connector/begin.go", "min(2*max(c.awaitUnits, unitsInARow), maxUnitsInARow)", "0",
+		"internal/connector/begin.go", "min(2*max(c.awaitUnits, minUnitsInARow), maxUnitsInARow)", "0",
 		"TestMixedUseDoesNotChangeAutocommitAllTheTime"},
 	// COMMIT and what is known of it.
 	{"a unit is run again after COMMIT was written",
