@@ -3,6 +3,7 @@
 //	go run ./bench        the same jobs and the same faults on plain database/sql
 //	                      and on livepool, side by side; 80 s
 //	go run ./bench hot    what livepool costs where nothing is wrong
+//	go run ./bench idle   what it costs where nobody uses it
 //	go run ./bench soak   units of work under faults for as long as one likes,
 //	                      and every row held against what they were told
 //
@@ -29,6 +30,7 @@ import (
 
 const usage = `usage: go run ./bench [flags]        a worker whose connections die, on plain database/sql and on livepool
        go run ./bench [flags] hot    what livepool costs where nothing is wrong; -history keeps it
+       go run ./bench [flags] idle   what it costs at rest: the CPU time of 2,000 idle connections, memory
        go run ./bench soak [flags]   units of work under faults for as long as you like; soak -h tells more
 
 The server is that of -dsn, or a MariaDB or MySQL on this machine, started privately; failing
@@ -77,10 +79,12 @@ func dispatch(ctx context.Context, args []string, o options) (int, error) {
 		return soak.Main(ctx, args[1:], os.Stdout, os.Stderr)
 	case len(args) == 0:
 		command = endure
+	case len(args) == 1 && args[0] == "idle":
+		command = idle
 	case len(args) == 1 && args[0] == "hot":
 		command = hot
 	default:
-		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot or soak; -h tells more", args))
+		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot, idle or soak; -h tells more", args))
 	}
 	if o.history != "" && len(args) == 0 {
 		return exitNoRun, usageError("-history: only hot has figures for it")

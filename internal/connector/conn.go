@@ -268,7 +268,11 @@ func (c *conn) Close() error {
 	if wasIdle && c.ctr.keepForMinIdle(l, c.idleSince) {
 		return nil
 	}
-	return l.close()
+	err := l.close()
+	if c.ctr.maintainer != nil {
+		c.ctr.maintainer.openInsteadOf(c)
+	}
+	return err
 }
 
 // recordDiscard counts a link that is discarded, and logs it. A link that was abandoned

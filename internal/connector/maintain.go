@@ -189,7 +189,7 @@ func (m *maintainer) round() {
 	all := m.ctr.snapshot()
 	m.pending, m.pingEarlyBy = m.pending[:0], 0
 	if len(all) > largePool {
-		m.pingEarlyBy = min(time.Duration(len(all))*time.Millisecond, m.ctr.minKeepAlive()/16)
+		m.pingEarlyBy = min(4*time.Duration(len(all))*time.Millisecond, m.ctr.minKeepAlive()/4)
 	}
 	wait, used := clock.Never, false
 	for _, c := range all {

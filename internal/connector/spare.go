@@ -225,6 +225,23 @@ func (m *maintainer) openSpare() {
 	m.ctr.keepOrClose(l) // MinIdle may have been reached meanwhile
 }
 
+// openInsteadOf opens a spare for a connection that was closed because of the state that its
+// user left on it, so that the next user does not wait for a login. It is called after the
+// close: the server has never one more than before.
+func (m *maintainer) openInsteadOf(c *conn) {
+	ctr := m.ctr
+	if !c.dirty || ctr.Outage.IsDown() || ctr.Outage.WantsRoom() || m.openPauseLeft() > 0 || ctr.isAtLimit() {
+		return
+	}
+	if ready, busy := ctr.countConns(); ready+busy+int(m.openingSpares.Load()) >= ctr.Limits.allowed(ctr.Cfg.PoolSize) {
+		return
+	}
+	m.openingSpares.Add(1)
+	if !m.startPing(func(func()) { m.openSpare() }) { // its end needs no round either
+		m.openingSpares.Add(-1)
+	}
+}
+
 // countReplacements counts the replacements under way for idle conns without a link.
 func countReplacements(all []*conn) (n int) {
 	for _, c := range all {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/labtest"
@@ -274,6 +275,69 @@ func TestHarmlessStatementsKeepTheirConnection(t *testing.T) {
 		}
 		if err != nil || connectionID(t, p) != id {
 			t.Error("a transaction cost its connection", err)
+		}
+	})
+}
+
+// A connection on which a user left state is closed at its return, and another is opened in
+// the background: the next user waits for no login. There are never more than before.
+func TestConnectionWithStateIsReplacedInTheBackground(t *testing.T) {
+	t.Parallel()
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		for _, c := range []struct {
+			name     string
+			size     int
+			others   int // connections that are idle beside it
+			replaced bool
+		}{
+			{"the only one", 2, 0, true},
+			{"beside an idle one", 2, 1, true},
+			{"while the pool is full", 2, 2, false}, // it was above the size
+			{"a pool that keeps none", 0, 0, false},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				p := open(t, s.DSN(), fmt.Sprintf("pool_size=%d&pool_keepalive=0", c.size))
+				idsOf(t, p, c.others)
+				var held []*sql.Conn
+				for range c.others {
+					conn, _ := takeConn(t, p)
+					held = append(held, conn)
+				}
+				dirty, _ := takeConn(t, p)
+				if _, err := dirty.ExecContext(t.Context(), "SET @tenant = 7"); err != nil {
+					t.Fatal(err)
+				}
+				for _, conn := range held {
+					conn.Close()
+				}
+				want := p.Stats().Opened
+				if c.replaced {
+					want++
+				}
+				dirty.Close()
+				labtest.Eventually(t, "the replacement is open", func() bool { return p.Stats().Opened >= want })
+				time.Sleep(50 * time.Millisecond) // it is given to the pool, and no other is opened
+				if !c.replaced {
+					if got := p.Stats().Opened; got != want {
+						t.Errorf("%d were opened, want %d", got, want)
+					}
+					return
+				}
+				conns := make([]*sql.Conn, c.others+1)
+				for i := range conns {
+					conns[i], _ = takeConn(t, p)
+					var tenant sql.NullInt64
+					if err := conns[i].QueryRowContext(t.Context(), "SELECT @tenant").Scan(&tenant); err != nil || tenant.Valid {
+						t.Errorf("the next user finds tenant %v: %v", tenant, err)
+					}
+				}
+				for _, conn := range conns {
+					conn.Close()
+				}
+				if got := p.Stats().Opened; got != want {
+					t.Errorf("the next users opened %d connections", got-want)
+				}
+			})
 		}
 	})
 }
