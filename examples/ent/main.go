@@ -58,11 +58,13 @@ func run(ctx context.Context, dsn string) error {
 		return err
 	}
 	defer rows.Close()
-	var a account
-	if err := entsql.ScanOne(rows, &a); err != nil {
+	var found []account
+	if err := entsql.ScanSlice(rows, &found); err != nil {
 		return err
 	}
-	fmt.Printf("account %d has %d\n", a.ID, a.Balance)
+	for _, a := range found {
+		fmt.Printf("account %d has %d\n", a.ID, a.Balance)
+	}
 	return nil
 }
 

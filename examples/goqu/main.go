@@ -21,7 +21,7 @@ import (
 )
 
 type account struct {
-	ID      int64 `db:"id" goqu:"skipinsert"`
+	ID      int64 `db:"id"      goqu:"skipinsert"`
 	Balance int64 `db:"balance"`
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 type item struct {
-	ID   int64     `db:"id" goqu:"skipinsert"`
+	ID   int64     `db:"id"   goqu:"skipinsert"`
 	V    int64     `db:"v"`
 	Big  uint64    `db:"big"`
 	Note *string   `db:"note"`
@@ -33,7 +33,11 @@ type goquDB struct {
 }
 
 func (f goquDB) Insert(ctx context.Context, i *storm.Item) error {
-	_, err := f.handle.Insert("items").Prepared(f.prepared).Rows(item(*i)).Executor().ExecContext(ctx)
+	var row any = item(*i)
+	if !f.prepared { // the text that goqu makes of a time has no fractions of a second
+		row = goqu.Record{"v": i.V, "big": i.Big, "note": i.Note, "at": i.At.Format("2006-01-02 15:04:05.999999")}
+	}
+	_, err := f.handle.Insert("items").Prepared(f.prepared).Rows(row).Executor().ExecContext(ctx)
 	return err
 }
 

@@ -246,6 +246,6 @@ func idle(t *testing.T, s *server.Server, all []*opened) {
 // restart kills the server under the workers.
 func restart(t *testing.T, s *server.Server, all []*opened) {
 	l := newLedger(t, all)
-	labtest.RestartUnderWorkers(t, s, workers, l.work, func(time.Time) {})
+	labtest.RestartUnderWorkers(t, s, workers, l.work, func(time.Time) {}, time.Second)
 	l.check(rows(t, s))
 }

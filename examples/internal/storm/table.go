@@ -47,7 +47,7 @@ var Frameworks = []Framework{
 		Unit:     "the same on `s.DB()`",
 		Nested:   "`WithTx`: a savepoint",
 		Prepared: "`Prepared(true)`: arguments apart from the text",
-		Remarks:  "sends a `uint64` above the greatest `int64` as a negative number, here as elsewhere",
+		Remarks:  "here as elsewhere: without `Prepared(true)` a time has no fractions of a second, and a `uint64` above the greatest `int64` is sent as a negative number",
 	},
 	{
 		Name: "GORM", Dir: "gorm", Module: "gorm.io/gorm",
