@@ -52,7 +52,6 @@ again() {
 }
 
 behaviour=./internal/lab/behaviour
-frameworks=./internal/lab/frameworks # a module of its own
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -75,11 +74,11 @@ lint() {
 	fi
 
 	step 'vet'
-	go vet ./... ./bench/... "$frameworks"
+	go vet ./... ./bench/... ./examples/...
 	for system in darwin windows; do GOOS=$system go vet ./...; done
 
 	step 'linters'
-	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... "$frameworks"
+	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... ./examples/...
 }
 
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
@@ -137,8 +136,8 @@ GOTOOLCHAIN=go1.27.4 tests -timeout 10m ./internal/connector
 step 'behaviour on real servers'
 sharded "$behaviour" $race -parallel 4 -timeout 45m
 
-step 'frameworks on livepool, and the examples'
-tests $race -timeout 10m "$frameworks" ./examples/...
+step 'the examples: frameworks on livepool, and the worker'
+tests $race -timeout 20m ./examples/...
 
 fuzz
 

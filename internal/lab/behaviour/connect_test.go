@@ -44,7 +44,7 @@ func TestRestartUnderPlainStatements(t *testing.T) {
 				p, k := openCounting(t, s.DSN(), nil)
 				labtest.RestartUnderWorkers(t, s, workers, func() error { return do(p) }, func(began time.Time) {
 					t.Logf("%s: %d attempts to connect while it was down", name, k.between(began, time.Now()))
-				})
+				}, time.Second, 3*time.Second)
 			}
 		})
 	}

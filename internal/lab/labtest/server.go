@@ -26,11 +26,11 @@ func AwaitDisconnect(t testing.TB, s *server.Server) {
 }
 
 // RestartUnderWorkers has workers do something again and again while the server is killed,
-// and started after a second, and again after three. Errors are only for those that were in
+// and started when it was down for as long as downs say. Errors are only for those that were in
 // the middle, at most one for each worker and restart; where the server needs longer to
 // start than OutageWait, who has waited that long is told so. whileDown is called before
 // each start, down since began. It returns how many calls succeeded, and how many failed.
-func RestartUnderWorkers(t *testing.T, s *server.Server, workers int, do func() error, whileDown func(began time.Time)) (succeeded, failures int64) {
+func RestartUnderWorkers(t *testing.T, s *server.Server, workers int, do func() error, whileDown func(began time.Time), downs ...time.Duration) (succeeded, failures int64) {
 	t.Helper()
 	var stop atomic.Bool
 	var done, failed, vain atomic.Int64
@@ -48,7 +48,7 @@ func RestartUnderWorkers(t *testing.T, s *server.Server, workers int, do func() 
 			}
 		})
 	}
-	for _, down := range []time.Duration{time.Second, 3 * time.Second} {
+	for _, down := range downs {
 		time.Sleep(300 * time.Millisecond)
 		before, beforeVain, began := failed.Load(), vain.Load(), time.Now()
 		if err := s.Kill(); err != nil {

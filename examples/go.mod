@@ -1,4 +1,4 @@
-module github.com/livepool/livepool/internal/lab/frameworks
+module github.com/livepool/livepool/examples
 
 go 1.25.0
 
@@ -12,6 +12,7 @@ require (
 	github.com/uptrace/bun/dialect/mysqldialect v1.3.0
 	gorm.io/driver/mysql v1.6.0
 	gorm.io/gorm v1.31.2
+	gorm.io/plugin/dbresolver v1.6.2
 	xorm.io/xorm v1.4.3
 )
 
@@ -34,4 +35,4 @@ require (
 	xorm.io/builder v0.3.13 // indirect
 )
 
-replace github.com/livepool/livepool => ../../../
+replace github.com/livepool/livepool => ../
