@@ -53,6 +53,7 @@ again() {
 
 behaviour=./internal/lab/behaviour
 frameworks=./internal/lab/frameworks # a module of its own
+livepooltest=./livepooltest          # and another
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -75,11 +76,11 @@ lint() {
 	fi
 
 	step 'vet'
-	go vet ./... ./bench/... "$frameworks"
-	for system in darwin windows; do GOOS=$system go vet ./...; done
+	go vet ./... ./bench/... "$frameworks" "$livepooltest"
+	for system in darwin windows; do GOOS=$system go vet ./... "$livepooltest"; done
 
 	step 'linters'
-	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... "$frameworks"
+	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... "$frameworks" "$livepooltest"
 }
 
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
@@ -139,6 +140,9 @@ sharded "$behaviour" $race -parallel 4 -timeout 45m
 
 step 'frameworks on livepool, and the examples'
 tests $race -timeout 10m "$frameworks" ./examples/...
+
+step 'faults for the tests of users'
+tests $race -timeout 10m "$livepooltest"
 
 fuzz
 

@@ -8,10 +8,12 @@ package livepooltest
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/go-sql-driver/mysql"
 )
@@ -20,17 +22,11 @@ import (
 // packet is the length of its payload in three bytes, a sequence number, which is 0 for a
 // command, and the payload, which begins with the command.
 const (
-	comQuit         = 0x01
-	comQuery        = 0x03
-	comPing         = 0x0e
-	comStmtPrepare  = 0x16
-	comStmtExecute  = 0x17
-	comStmtLongData = 0x18
-	comStmtClose    = 0x19
+	comQuery, comPing, comPrepare, comExecute = 0x03, 0x0e, 0x16, 0x17 // commands
+	isOK, isError                             = 0x00, 0xff             // answers
 
-	headerSize    = 4
-	maxPayload    = 1<<24 - 1 // one of that length goes on in another packet
-	isOK, isError = 0x00, 0xff
+	headerSize = 4
+	maxPayload = 1<<24 - 1 // one of that length goes on in another packet
 
 	clientCompress, clientTLS, clientZstd = 1 << 5, 1 << 11, 1 << 26 // capabilities that the client asks for
 )
@@ -51,7 +47,8 @@ type connection struct {
 // serve is the connection's life.
 func (c *connection) serve(upstream string) {
 	defer c.lose()
-	server, err := net.Dial("tcp", upstream)
+	dialer := net.Dialer{Timeout: 10 * time.Second}
+	server, err := dialer.DialContext(context.Background(), "tcp", upstream)
 	if err != nil {
 		c.f.t.Logf("livepooltest: the proxy cannot reach the server: %v", err)
 		return
@@ -122,7 +119,7 @@ func newPacket(sequence byte, payload ...byte) []byte {
 func (c *connection) fromClient(packet []byte) []byte {
 	sequence, payload := packet[3], packet[headerSize:]
 	isCommand := sequence == 0 && len(payload) > 0
-	if !c.f.pass(isCommand && isAnswered(payload[0]), c.ended, nil) {
+	if !c.f.pass(isCommand && (payload[0] == comQuery || payload[0] == comExecute || payload[0] == comPing), c.ended, nil) {
 		return nil
 	}
 	if sequence == 1 && !c.isPlain(payload) {
@@ -137,9 +134,9 @@ func (c *connection) fromClient(packet []byte) []byte {
 	switch payload[0] {
 	case comQuery:
 		query = string(payload[1:])
-	case comStmtPrepare:
+	case comPrepare:
 		c.preparing = string(payload[1:])
-	case comStmtExecute:
+	case comExecute:
 		query = c.statements[binary.LittleEndian.Uint32(payload[1:])]
 	}
 	if query == "" {
@@ -153,11 +150,6 @@ func (c *connection) fromClient(packet []byte) []byte {
 		return newPacket(0, append([]byte{comQuery}, "ROLLBACK"...)...)
 	}
 	return newPacket(0, comPing)
-}
-
-// isAnswered says whether the server answers a command.
-func isAnswered(command byte) bool {
-	return command != comQuit && command != comStmtLongData && command != comStmtClose
 }
 
 // isPlain says whether the client's answer to the greeting asks for packets that can be

@@ -4,6 +4,7 @@ package livepooltest
 // connection.go for a real server, and in mock.go for sqlmock.
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -101,18 +102,15 @@ func (f *Faults) NextStatement(text string, err mysql.MySQLError) {
 // rolls back what was not committed.
 func (f *Faults) GoAway() {
 	f.mu.Lock()
-	var lost []losable
-	for c := range f.conns {
-		lost = append(lost, c)
-	}
+	lost := maps.Clone(f.conns)
 	f.mu.Unlock()
-	for _, c := range lost {
+	for c := range lost {
 		c.lose()
 	}
 }
 
-// Slow has each round trip take that much longer, but for those of a login. 0, the
-// default, ends it.
+// Slow has each statement and each ping take that much longer, logins not. 0, the default,
+// ends it.
 func (f *Faults) Slow(d time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,23 +174,16 @@ func (f *Faults) pass(request bool, ended, given <-chan struct{}) bool {
 	f.mu.Lock()
 	slow, hole := f.slow, f.hole
 	f.mu.Unlock()
-	if !request {
-		slow = 0
-	}
-	timer := time.NewTimer(slow)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ended:
-		return false
-	case <-given:
+	if request && slow > 0 && !comes(time.After(slow), ended, given) {
 		return false
 	}
-	if hole == nil {
-		return true
-	}
+	return hole == nil || comes(hole, ended, given)
+}
+
+// comes says whether what is awaited comes before the others.
+func comes[T any](awaited <-chan T, ended, given <-chan struct{}) bool {
 	select {
-	case <-hole:
+	case <-awaited:
 		return true
 	case <-ended:
 	case <-given:

@@ -96,15 +96,6 @@ type mockConn struct {
 	tx driver.Tx // the mock's, while one is open; guarded by mu
 }
 
-func (c *mockConn) isLost() bool {
-	select {
-	case <-c.lost:
-		return true
-	default:
-		return false
-	}
-}
-
 // lose loses the connection, and the server rolls back.
 func (c *mockConn) lose() {
 	c.once.Do(func() {
@@ -126,7 +117,7 @@ func (c *mockConn) swapTx(tx driver.Tx) (before driver.Tx) {
 // ask asks the mock, unless a fault comes in between. Its errors are the driver's: ErrBadConn
 // if nothing was sent, ErrInvalidConn if no answer came.
 func ask[T any](ctx context.Context, c *mockConn, query string, mock func() (T, error)) (none T, err error) {
-	if c.isLost() {
+	if !c.IsValid() {
 		return none, driver.ErrBadConn
 	}
 	if !c.f.pass(true, c.lost, ctx.Done()) {
@@ -154,13 +145,13 @@ func ask[T any](ctx context.Context, c *mockConn, query string, mock func() (T, 
 
 func (c *mockConn) Close() error { c.f.forget(c); return nil }
 
-func (c *mockConn) IsValid() bool { return !c.isLost() }
-
-func (c *mockConn) ResetSession(context.Context) error {
-	if c.isLost() {
-		return driver.ErrBadConn
+func (c *mockConn) IsValid() bool {
+	select {
+	case <-c.lost:
+		return false
+	default:
+		return true
 	}
-	return nil
 }
 
 func (c *mockConn) Ping(ctx context.Context) error {
@@ -193,18 +184,17 @@ func (c *mockConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.T
 			return nil, err
 		}
 		c.swapTx(tx)
-		return &mockTx{c}, nil
+		return c, nil
 	})
 }
 
-type mockTx struct{ c *mockConn }
+// Commit and Rollback end the transaction that is open.
+func (c *mockConn) Commit() error   { return c.end("COMMIT", driver.Tx.Commit) }
+func (c *mockConn) Rollback() error { return c.end("ROLLBACK", driver.Tx.Rollback) }
 
-func (t *mockTx) Commit() error   { return t.end("COMMIT", driver.Tx.Commit) }
-func (t *mockTx) Rollback() error { return t.end("ROLLBACK", driver.Tx.Rollback) }
-
-func (t *mockTx) end(query string, how func(driver.Tx) error) error {
-	_, err := ask(context.Background(), t.c, query, func() (any, error) {
-		tx := t.c.swapTx(nil)
+func (c *mockConn) end(query string, how func(driver.Tx) error) error {
+	_, err := ask(context.Background(), c, query, func() (any, error) {
+		tx := c.swapTx(nil)
 		if tx == nil { // lost at this moment
 			return nil, mysql.ErrInvalidConn
 		}

@@ -42,7 +42,7 @@ func NewProxy(t testing.TB, dsn string) *Proxy {
 	if my.TLSConfig != "" && my.TLSConfig != "false" {
 		t.Fatalf("livepooltest: NewProxy: the DSN says tls=%s: the proxy cannot look into TLS; leave tls out of the test's DSN", my.TLSConfig)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatalf("livepooltest: NewProxy: %v", err)
 	}

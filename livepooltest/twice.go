@@ -23,8 +23,8 @@ type State struct {
 func Rows(query string, args ...any) State {
 	return State{
 		what: "the rows of " + query,
-		hint: "what was rolled back does not go with what the function does outside its transaction: does it add to a variable " +
-			"that it has not set itself, or use the pool where it means its session?",
+		hint: "what the function does outside its transaction is not rolled back: does it add to a variable that it has not " +
+			"set itself, or use the pool where it means its session?",
 		read: func(ctx context.Context, s *livepool.Session) ([]string, error) { return readRows(ctx, s, query, args) },
 	}
 }
@@ -121,35 +121,29 @@ func Twice(t testing.TB, pool *livepool.Pool, job func(context.Context, *livepoo
 			"as it would after a lost connection or a deadlock: %v", err)
 	}
 	for i, state := range states {
-		if once, twice := difference(seen[0][i], seen[len(seen)-1][i]); once != "" || twice != "" {
-			t.Errorf("livepooltest: Twice: %s: not the same after two runs, the first of them rolled back, as after one:%s%s\n%s",
-				state.what, once, twice, state.hint)
+		once, twice := seen[0][i], seen[len(seen)-1][i]
+		if differ := append(missing("one run", once, twice), missing("two runs", twice, once)...); len(differ) > 0 {
+			t.Errorf("livepooltest: Twice: %s: not the same after two runs, the first of them rolled back, as after one:\n\t%s\n%s",
+				state.what, strings.Join(differ, "\n\t"), state.hint)
 		}
 	}
-}
-
-// difference shows what only one of two lists has.
-func difference(once, twice []string) (onlyOnce, onlyTwice string) {
-	return without("one run", once, twice), without("two runs", twice, once)
 }
 
 // mostShown is how many lines are shown of those that differ.
 const mostShown = 10
 
-// without shows the lines that are missing in others.
-func without(after string, lines, others []string) (text string) {
-	others, shown := slices.Clone(others), 0
+// missing are the lines that the others lack.
+func missing(after string, lines, others []string) (found []string) {
+	others = slices.Clone(others)
 	for _, line := range lines {
 		if i := slices.Index(others, line); i >= 0 {
 			others = slices.Delete(others, i, i+1)
 			continue
 		}
-		if shown++; shown <= mostShown {
-			text += fmt.Sprintf("\n\tonly after %s: %s", after, line)
-		}
+		found = append(found, "only after "+after+": "+line)
 	}
-	if shown > mostShown {
-		text += fmt.Sprintf("\n\tand %d more", shown-mostShown)
+	if n := len(found); n > mostShown {
+		found = append(found[:mostShown], fmt.Sprintf("and %d more", n-mostShown))
 	}
-	return text
+	return found
 }

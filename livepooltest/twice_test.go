@@ -22,7 +22,7 @@ func TestTwice(t *testing.T) {
 		attempts, hooks, mails := []int{}, 0, 0
 		var collected []int
 
-		// A function that bears it. It is a job with a unit of its own, too.
+		// A function that tolerates it, with a unit of its own inside.
 		livepooltest.Twice(t, pool, func(ctx context.Context, s *livepool.Session) error {
 			attempts = append(attempts, s.Attempt())
 			s.AfterCommit(func(context.Context) { hooks++ })
