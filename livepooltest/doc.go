@@ -7,4 +7,8 @@
 //
 // [Twice] runs the function of a unit of work twice, as livepool may, and says what is then
 // different from one run.
+//
+// NewProxy, Mock and Twice may end the test, and are called in its goroutine; Twice calls
+// the function and the states there, too. The methods of Faults may be called from any
+// goroutine.
 package livepooltest
