@@ -52,6 +52,7 @@ again() {
 }
 
 behaviour=./internal/lab/behaviour
+livepooltest=./livepooltest # a module of its own
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -74,11 +75,11 @@ lint() {
 	fi
 
 	step 'vet'
-	go vet ./... ./bench/... ./examples/...
-	for system in darwin windows; do GOOS=$system go vet ./...; done
+	go vet ./... ./bench/... ./examples/... "$livepooltest"
+	for system in darwin windows; do GOOS=$system go vet ./... "$livepooltest"; done
 
 	step 'linters'
-	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... ./examples/...
+	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... ./examples/... "$livepooltest"
 }
 
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
@@ -138,6 +139,9 @@ sharded "$behaviour" $race -parallel 4 -timeout 45m
 
 step 'the examples: frameworks on livepool, and the worker'
 tests $race -timeout 20m ./examples/...
+
+step 'faults for the tests of users'
+tests $race -timeout 10m "$livepooltest"
 
 fuzz
 

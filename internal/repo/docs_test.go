@@ -72,6 +72,7 @@ func TestDocumentedBlocksCompile(t *testing.T) {
 		write(t, filepath.Join(at, "go.mod"), "module "+stub+"\n\ngo 1.25\n")
 		mod += "require " + stub + " v0.0.0\nreplace " + stub + " => " + at + "\n"
 	}
+	mod += "require " + module + "/livepooltest v0.0.0\nreplace " + module + "/livepooltest => " + filepath.Join(root, "livepooltest") + "\n"
 	write(t, filepath.Join(dir, "go.mod"), mod)
 	write(t, filepath.Join(dir, "go.sum"), read(t, "go.sum"))
 	for _, command := range []string{"vet", "test"} { // test builds no package without tests
