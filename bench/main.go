@@ -5,6 +5,8 @@
 //	go run ./bench hot    what livepool costs where nothing is wrong
 //	go run ./bench soak   units of work under faults for as long as one likes,
 //	                      and every row held against what they were told
+//	go run ./bench compare   other pools and livepool side by side: what each costs,
+//	                      and what becomes of its jobs when connections die
 //
 // main.go reads the command line and says how it ended; the run is in run.go.
 package main
@@ -23,6 +25,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	pools "github.com/livepool/livepool/bench/compare"
 	"github.com/livepool/livepool/bench/gauge"
 	"github.com/livepool/livepool/bench/soak"
 )
@@ -30,6 +33,7 @@ import (
 const usage = `usage: go run ./bench [flags]        a worker whose connections die, on plain database/sql and on livepool
        go run ./bench [flags] hot    what livepool costs where nothing is wrong; -history keeps it
        go run ./bench soak [flags]   units of work under faults for as long as you like; soak -h tells more
+       go run ./bench compare [flags]   pools side by side, other libraries too; compare -h tells more
 
 The server is that of -dsn, or a MariaDB or MySQL on this machine, started privately; failing
 that one fetched from Debian without root; failing that a small embedded one.
@@ -75,12 +79,14 @@ func dispatch(ctx context.Context, args []string, o options) (int, error) {
 	switch {
 	case len(args) > 0 && args[0] == "soak":
 		return soak.Main(ctx, args[1:], os.Stdout, os.Stderr)
+	case len(args) > 0 && args[0] == "compare":
+		return pools.Main(ctx, args[1:], os.Stdout, os.Stderr)
 	case len(args) == 0:
 		command = endure
 	case len(args) == 1 && args[0] == "hot":
 		command = hot
 	default:
-		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot or soak; -h tells more", args))
+		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot, soak or compare; -h tells more", args))
 	}
 	if o.history != "" && len(args) == 0 {
 		return exitNoRun, usageError("-history: only hot has figures for it")
