@@ -262,7 +262,7 @@ type scale struct {
 
 var (
 	full = scale{
-		block: 150 * time.Millisecond, rounds: 12, callers: []int{1, 8, 64, 512}, most: 64,
+		block: 150 * time.Millisecond, rounds: 9, callers: []int{1, 8, 64, 512}, most: 64,
 		restarts: 3, calm: 2 * time.Second, after: 4 * time.Second, cap: 30 * time.Second, recycled: 500, crowd: 10_000, few: 20,
 	}
 	short = scale{

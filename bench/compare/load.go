@@ -75,12 +75,11 @@ func (p *inProcess) load(ctx context.Context, o order, tell func(answer)) answer
 		every := time.Duration(o.EveryMS) * time.Millisecond
 		due := begun.Add(every * time.Duration(i) / time.Duration(o.Callers))
 		wg.Go(func() {
-			for ; ; due = latest(due.Add(every), time.Now()) {
+			for ; due.Before(until); due = latest(due.Add(every), time.Now()) {
 				if every > 0 {
 					time.Sleep(time.Until(due))
 				}
-				now := time.Now()
-				if !now.Before(until) || !c.begin(next.Add(1)-1, now) {
+				if !c.begin(&next) {
 					return
 				}
 				c.end(o.Kind, p.run(ctx, o.Kind, c.id), tell)
@@ -121,11 +120,15 @@ func (p *inProcess) run(ctx context.Context, kind string, id int64) error {
 	}
 }
 
-func (c *caller) begin(id int64, now time.Time) bool {
+// begin takes the next id, unless the order has ended.
+func (c *caller) begin(next *atomic.Int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.running, c.id, c.start = true, id, now
-	return !c.over
+	if c.over {
+		return false
+	}
+	c.running, c.id, c.start = true, next.Add(1)-1, time.Now()
+	return true
 }
 
 // end notes what an operation was told, unless it was given up for hung.

@@ -46,7 +46,7 @@ const (
 	chartWidth = 360
 	barHeight  = 20
 	nameWidth  = 128
-	textWidth  = 92
+	textWidth  = 112
 	cut        = 4 // a bar longer than so many medians is cut off
 )
 

@@ -29,6 +29,7 @@ type process struct {
 	stdin io.WriteCloser
 	log   *tailWriter
 	quit  chan struct{} // closed by Close: nobody reads answers any more
+	once  sync.Once
 	ended chan struct{} // closed when nothing more comes from it
 	err   error         // why; to be read after ended
 
@@ -189,9 +190,10 @@ func (p *process) Memory() int64 {
 	return kB << 10
 }
 
-// Close ends it: by the end of its input, and if that does not do it, by force.
+// Close ends it: by the end of its input, and if that does not do it, by force. It may be
+// called more than once.
 func (p *process) Close() error {
-	close(p.quit)
+	p.once.Do(func() { close(p.quit) })
 	p.stdin.Close()
 	select {
 	case <-p.ended:

@@ -55,7 +55,7 @@ func count(n int) cell {
 // it counts as that time.
 func never(within time.Duration) cell {
 	v := within.Seconds()
-	return cell{Value: &v, Text: fmt.Sprintf("> %.0f s", v)}
+	return cell{Value: &v, Text: fmt.Sprintf("no end within %.0f s", v)}
 }
 
 func waited(d time.Duration, ever bool, within time.Duration) cell {
