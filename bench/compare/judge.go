@@ -49,10 +49,6 @@ func judge(ops []answer, rows map[int64]int) (v verdict) {
 	return v
 }
 
-func (v verdict) add(o verdict) verdict {
-	return verdict{v.Jobs + o.Jobs, v.OK + o.OK, v.Failed + o.Failed, v.Lost + o.Lost, v.Twice + o.Twice, v.Unknown + o.Unknown, v.Hung + o.Hung, v.Stray + o.Stray}
-}
-
 // broken: what no unit of livepool's may do.
 func (v verdict) broken() bool { return v.Lost > 0 || v.Twice > 0 }
 
