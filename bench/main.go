@@ -1,12 +1,12 @@
 // Command bench shows what a pool does under a worker whose connections die.
 //
-//	go run ./bench        the same jobs and the same faults on plain database/sql
-//	                      and on livepool, side by side; 80 s
-//	go run ./bench hot    what livepool costs where nothing is wrong
-//	go run ./bench soak   units of work under faults for as long as one likes,
-//	                      and every row held against what they were told
+//	go run ./bench           the same jobs and the same faults on plain database/sql
+//	                         and on livepool, side by side; 80 s
+//	go run ./bench hot       what livepool costs where nothing is wrong
+//	go run ./bench soak      units of work under faults for as long as one likes,
+//	                         and every row held against what they were told
 //	go run ./bench compare   other pools and livepool side by side: what each costs,
-//	                      and what becomes of its jobs when connections die
+//	                         and what becomes of its jobs when connections die
 //
 // main.go reads the command line and says how it ended; the run is in run.go.
 package main
@@ -30,9 +30,9 @@ import (
 	"github.com/livepool/livepool/bench/soak"
 )
 
-const usage = `usage: go run ./bench [flags]        a worker whose connections die, on plain database/sql and on livepool
-       go run ./bench [flags] hot    what livepool costs where nothing is wrong; -history keeps it
-       go run ./bench soak [flags]   units of work under faults for as long as you like; soak -h tells more
+const usage = `usage: go run ./bench [flags]           a worker whose connections die, on plain database/sql and on livepool
+       go run ./bench [flags] hot       what livepool costs where nothing is wrong; -history keeps it
+       go run ./bench soak [flags]      units of work under faults for as long as you like; soak -h tells more
        go run ./bench compare [flags]   pools side by side, other libraries too; compare -h tells more
 
 The server is that of -dsn, or a MariaDB or MySQL on this machine, started privately; failing

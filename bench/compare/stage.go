@@ -37,10 +37,12 @@ func newStage(r *run, s *server.Server) (*stage, error) {
 
 // title names the server.
 func (s *stage) title() string {
+	name := "MariaDB "
 	if s.server.Kind() == server.MySQL {
-		return "MySQL " + s.server.Version()
+		name = "MySQL "
 	}
-	return s.server.Version()
+	version, _, _ := strings.Cut(s.server.Version(), "-")
+	return name + version
 }
 
 // lane is a contender at work: in a database of its own and, where something is to
