@@ -94,7 +94,7 @@ func idlePastWaitTimeout(ctx context.Context, s *stage) (_ []table, err error) {
 // outage is what a fault was, as the clock has it.
 type outage struct{ strike, over, until time.Time }
 
-var waits = []column{{Name: "first success", Unit: "s", near: 0.2}, {Name: "full rate", Unit: "s", near: 0.2}}
+var waits = []column{wait("first success"), wait("full rate")}
 
 // waitsOf are the longest waits after the outages: for a first success, and for 90 % of the
 // rate before.
@@ -225,21 +225,21 @@ func blackHole(busy bool) func(context.Context, *stage) ([]table, error) {
 			return time.Now()
 		}
 		var o outage
-		begun, load := time.Now(), s.scale.after
+		// The jobs go on for as long as a wait may last, lest one that has no end be taken
+		// for one whose end nobody saw.
+		begun, load := time.Now(), s.jobs(s.scale.cap)
+		load.Deadline = s.scale.cap.Seconds() / 10
 		if busy {
-			load += s.scale.calm
-			err = under(ctx, lanes, s.jobs(load), func() error {
+			load.Seconds += s.scale.calm.Seconds()
+			under(ctx, lanes, load, func() error {
 				pause(ctx, s.scale.calm)
 				o.strike = stall()
 				return nil
 			})
 		} else {
-			pause(ctx, 1200*time.Millisecond)
+			pause(ctx, 1200*time.Millisecond) // longer than livepool trusts a connection without asking
 			o.strike = stall()
-			err = under(ctx, lanes, s.jobs(load), nothing)
-		}
-		if err != nil {
-			return nil, err
+			under(ctx, lanes, load, nothing)
 		}
 		return s.tellBlackHole(ctx, lanes, busy, begun, o)
 	}
@@ -252,7 +252,7 @@ func (s *stage) tellBlackHole(ctx context.Context, lanes []*lane, busy bool, beg
 	o.until = o.over.Add(s.scale.cap)
 	t := table{
 		Title: "Idle connections vanish without a word", Columns: waits[:1],
-		What: fmt.Sprintf("The network drops what is sent on them and closes nothing; new connections work. Then %d callers work for %s; what has no answer %s later hangs.", workers, s.scale.after, s.scale.cap),
+		What: fmt.Sprintf("The network drops what is sent on them and closes nothing; new connections work. %d callers go on for %s; what has no answer soon after that hangs.", workers, s.scale.cap),
 	}
 	if busy {
 		t.Title, t.Columns = "Busy connections vanish without a word", waits

@@ -22,10 +22,11 @@ type inProcess struct {
 func (p *inProcess) Name() string { return p.name }
 func (p *inProcess) Close() error { return p.pool.close() }
 
-// Memory is that of the whole program, of which only one contender works at a time when
+// Memory is what is in use in the whole program, of which only one contender works when
 // this is asked.
 func (p *inProcess) Memory() int64 {
 	var m runtime.MemStats
+	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapInuse + m.StackInuse)
 }

@@ -21,7 +21,7 @@ func orphanedLock(ctx context.Context, s *stage) ([]table, error) {
 		Title: "A lock whose holder has left",
 		What: fmt.Sprintf("A caller holds the lock of a row, and its context (or, in other languages, the statement's timeout) ends in the middle of the next statement, after %s. "+
 			"Counted from then until another caller gets the row.", lockTimeout),
-		Columns: []column{{Name: "in a slow statement", Unit: "s", near: 0.2}, {Name: "its connection has vanished", Unit: "s", near: 0.2}},
+		Columns: []column{wait("in a slow statement"), wait("its connection has vanished")},
 		charts:  []int{0, 1},
 	}
 	for i, vanish := range []bool{false, true} {
@@ -58,9 +58,9 @@ func orphanedLock(ctx context.Context, s *stage) ([]table, error) {
 // orphan is the story of one lock.
 func (s *stage) orphan(ctx context.Context, l *lane, statement string, vanish bool) (cell, error) {
 	held, failed := make(chan time.Time, 1), make(chan error, 1)
-	wait := s.scale.cap + lockPause + lockTimeout
+	patience := s.scale.cap + lockPause + lockTimeout
 	go func() {
-		o := order{Kind: kindLock, Seconds: wait.Seconds(), PauseMS: int(lockPause.Milliseconds()), Statement: statement, Timeout: lockTimeout.Seconds()}
+		o := order{Kind: kindLock, Seconds: patience.Seconds(), PauseMS: int(lockPause.Milliseconds()), Statement: statement, Timeout: lockTimeout.Seconds()}
 		a, err := l.Do(ctx, o, func(a answer) {
 			if a.Held {
 				select {
@@ -73,7 +73,7 @@ func (s *stage) orphan(ctx context.Context, l *lane, statement string, vanish bo
 		case err != nil:
 			failed <- err
 		case a.Unsupported:
-			failed <- errors.New("has no such thing")
+			failed <- errNone
 		}
 	}()
 	select {
@@ -85,19 +85,19 @@ func (s *stage) orphan(ctx context.Context, l *lane, statement string, vanish bo
 		if vanish {
 			l.proxy.Stall()
 		}
-		free, ever, err := s.awaitRow(ctx, l, wait)
+		free, ever, err := s.awaitRow(ctx, l, patience)
 		return waited(max(0, free.Sub(since.Add(lockPause+lockTimeout))), ever, s.scale.cap), err
 	}
 }
 
 // awaitRow waits for the row as another caller does.
-func (s *stage) awaitRow(ctx context.Context, l *lane, wait time.Duration) (free time.Time, ever bool, err error) {
+func (s *stage) awaitRow(ctx context.Context, l *lane, patience time.Duration) (free time.Time, ever bool, err error) {
 	conn, err := s.admin.Conn(ctx)
 	if err != nil {
 		return free, false, err
 	}
 	defer conn.Close()
-	if _, err := conn.ExecContext(ctx, fmt.Sprintf("SET SESSION innodb_lock_wait_timeout = %.0f", wait.Seconds())); err != nil {
+	if _, err := conn.ExecContext(ctx, fmt.Sprintf("SET SESSION innodb_lock_wait_timeout = %.0f", patience.Seconds())); err != nil {
 		return free, false, err
 	}
 	const lockWaitTimeout = 1205

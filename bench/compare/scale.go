@@ -15,7 +15,7 @@ func recycleUnderLoad(ctx context.Context, s *stage) ([]table, error) {
 	t := table{
 		Title:   fmt.Sprintf("All of %d connections are replaced under load", size),
 		What:    fmt.Sprintf("As after a planned switch, or a change of the password. %d callers, each with a job every %d ms. Time until the last old connection is closed.", callers, pace),
-		Columns: []column{{Name: "connections", note: true}, {Name: "replaced after", Unit: "s", near: 0.2}, {Name: "failed jobs"}, {Name: "slowest job", Unit: "ms", near: 0.2}},
+		Columns: []column{{Name: "connections", note: true}, wait("replaced after"), {Name: "failed jobs"}, {Name: "slowest job", Unit: "ms", near: 0.2, by: 50}},
 		charts:  []int{1, 3},
 	}
 	var err error
@@ -79,7 +79,7 @@ func crowd(ctx context.Context, s *stage) ([]table, error) {
 	t := table{
 		Title:   fmt.Sprintf("%d callers on %d connections", s.scale.crowd, s.scale.few),
 		What:    fmt.Sprintf("Each does a job as soon as its last one is done, for %s. Memory is what the program needs beyond what it had: the callers, their waiting and the pool.", s.scale.calm),
-		Columns: []column{{Name: "jobs per second", more: true, near: 0.03}, {Name: "median", Unit: "ms", near: 0.03}, {Name: "p99", Unit: "ms", near: 0.1}, {Name: "failed"}, {Name: "memory", Unit: "MB", near: 0.1}},
+		Columns: []column{{Name: "jobs per second", more: true, near: 0.03}, {Name: "median", Unit: "ms", near: 0.03}, {Name: "p99", Unit: "ms", near: 0.1}, {Name: "failed"}, {Name: "memory", Unit: "MB", near: 0.2, by: 5}},
 		charts:  []int{0, 2, 4},
 	}
 	var err error

@@ -23,8 +23,12 @@ type column struct {
 	Unit string  `json:"unit,omitempty"`
 	more bool    // more is better; else less is
 	note bool    // it counts for nothing
-	near float64 // differences up to this share are none
+	near float64 // differences up to this share are none,
+	by   float64 // nor those up to this amount
 }
+
+// wait is a column of seconds.
+func wait(name string) column { return column{Name: name, Unit: "s", near: 0.2, by: 0.2} }
 
 // row has a cell for each column, or the reason why it has none.
 type row struct {
@@ -120,9 +124,9 @@ func (r row) value(i int) *float64 {
 // beats: by more than the noise, and where there are quartiles, by more than those.
 func (c column) beats(a, b cell) bool {
 	if c.more {
-		return *a.Value > *b.Value*(1+c.near)
+		return *a.Value > *b.Value*(1+c.near)+c.by
 	}
-	return *a.Value < *b.Value*(1-c.near) && (a.High == 0 || a.High < b.Low)
+	return *a.Value < *b.Value*(1-c.near)-c.by && (a.High == 0 || a.High < b.Low)
 }
 
 // short is the figure alone: of a ratio without the time.

@@ -35,6 +35,7 @@ func TestReportSaysWhereOthersAreBetter(t *testing.T) {
 		better bool
 	}{
 		{"less is better", less, map[string]cell{"plain": number(1, "%.0f"), "livepool": number(2, "%.0f")}, true},
+		{"by so little that it does not matter", column{near: 0.2, by: 0.2}, map[string]cell{"plain": number(0.1, "%.1f"), "livepool": number(0.2, "%.1f")}, false},
 		{"within the noise", less, map[string]cell{"plain": number(1.9, "%.1f"), "livepool": number(2, "%.1f")}, false},
 		{"against the best of livepool", less, map[string]cell{"plain": number(1, "%.0f"), "livepool": number(2, "%.0f"), "livepool units": number(0.5, "%.1f")}, false},
 		{"more is better", more, map[string]cell{"plain": number(110, "%.0f"), "livepool": number(100, "%.0f")}, true},
