@@ -38,7 +38,7 @@ const (
 const usage = `usage: go run ./bench compare [flags]
 
 Pools side by side, on a private MariaDB or MySQL: plain database/sql in four ways, go-mysql, livepool in
-three, and with -peers those of other languages. What each costs when nothing is wrong, and what becomes
+three, and with -peers HikariCP and SQLAlchemy. What each costs when nothing is wrong, and what becomes
 of its jobs when connections die. It takes about 10 minutes for each server.
 Exit code: 0 done, 1 livepool lost a unit of work or applied one twice, 2 no run.
 
@@ -49,7 +49,7 @@ type settings struct {
 	short    bool
 	scenario *regexp.Regexp
 	kinds    []server.Kind
-	peers    string
+	peers    bool
 	out      string
 }
 
@@ -59,7 +59,7 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 	flags.BoolVar(&set.short, "short", false, "everything small: to see that it works, not to compare")
 	scenario := flags.String("scenario", "", "a regular `expression` for the names of the scenarios to run:\n"+scenarioNames())
 	kind := flags.String("server", "mariadb", "`which` server to start: mariadb, mysql or both")
-	flags.StringVar(&set.peers, "peers", "", "`directory` of the start scripts of pools of other languages, such as bench/compare/peers")
+	flags.BoolVar(&set.peers, "peers", false, "pools of other languages too: HikariCP and SQLAlchemy, fetched from Debian without root;\n4 minutes more")
 	flags.StringVar(&set.out, "out", filepath.Join("bench", "out"), "`directory` for compare.html, compare.json, compare.txt and compare.log")
 	flags.Usage = func() {
 		fmt.Fprint(w, usage)
@@ -106,6 +106,9 @@ func Main(ctx context.Context, args []string, stdout, stderr *os.File) (code int
 	if err != nil {
 		return exitNoRun, err
 	}
+	if set.peers {
+		r.addPeers(ctx, stderr)
+	}
 	stop := gauge.Progress(stderr, r.progress)
 	rep, err := r.play(ctx)
 	stop()
@@ -141,20 +144,23 @@ type run struct {
 // newRun has what the drivers and pools log go to the log, where it does not tear the
 // progress line.
 func newRun(set settings, log io.Writer) (*run, error) {
-	r := &run{set: set, scale: full, entries: inGo(), log: log, start: time.Now()}
+	r := &run{set: set, scale: full, log: log, start: time.Now()}
 	if set.short {
 		r.scale = short
 	}
-	if set.peers != "" {
-		peers, err := peersIn(set.peers, log)
-		if err != nil {
-			return nil, err
-		}
-		r.entries = append(r.entries, peers...)
-	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(log, nil)))
 	r.report = newReport(r)
+	for _, e := range inGo() {
+		r.addEntry(e)
+	}
 	return r, mysql.SetLogger(driverLog{})
+}
+
+// addEntry has one more take part.
+func (r *run) addEntry(e entry) {
+	r.entries = append(r.entries, e)
+	r.report.order = append(r.report.order, e.name)
+	r.report.Contenders[e.name] = e.what
 }
 
 // driverLog is where the driver reports the connections it loses.

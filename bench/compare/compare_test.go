@@ -1,10 +1,10 @@
 package compare
 
 import (
+	"context"
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +14,7 @@ import (
 )
 
 func TestCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"-server", "oracle"}, {"-scenario", "("}, {"-scenario", "no such"}, {"more"}, {"-peers"}} {
+	for _, args := range [][]string{{"-server", "oracle"}, {"-scenario", "("}, {"-scenario", "no such"}, {"more"}} {
 		if _, err := parse(args, io.Discard); err == nil {
 			t.Errorf("%q is taken", args)
 		}
@@ -29,11 +29,7 @@ func TestCommandLine(t *testing.T) {
 // whose rows are of all that take part, and a peer that does not start is left out with its
 // reason.
 func TestShortRun(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "absent.sh"), []byte("echo no such language >&2; exit 3\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	set, err := parse([]string{"-short", "-peers", dir, "-scenario", "hot|idle past|restarts|lock|recycle|crowd"}, io.Discard)
+	set, err := parse([]string{"-short", "-scenario", "hot|idle past|restarts|lock|recycle|crowd"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +38,11 @@ func TestShortRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.entries = slices.DeleteFunc(r.entries, func(e entry) bool {
-		return !slices.Contains([]string{tuned, "go-mysql", "livepool units", "absent"}, e.name)
+		return !slices.Contains([]string{tuned, "go-mysql", "livepool units"}, e.name)
 	})
+	r.addEntry(entry{name: "absent", open: func(ctx context.Context, t target) (contender, error) {
+		return startProcess(ctx, t, io.Discard, func(...string) *exec.Cmd { return exec.Command("sh", "-c", "echo no such language >&2; exit 3") })
+	}})
 	rep, err := r.play(t.Context())
 	if errors.Is(err, server.ErrUnavailable) {
 		testenv.Missing(t, "%v", err)
@@ -80,7 +79,7 @@ func TestShortRun(t *testing.T) {
 			t.Errorf("hot %+v", c)
 		}
 	}
-	if err := rep.save(dir); err != nil {
+	if err := rep.save(t.TempDir()); err != nil {
 		t.Error(err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +16,7 @@ import (
 )
 
 const (
-	startPatience = 5 * time.Minute  // it may have to install something
+	startPatience = time.Minute
 	orderPatience = 30 * time.Second // beyond what the order itself takes
 )
 
@@ -37,27 +36,11 @@ type process struct {
 	sinks map[string]chan answer // by kind: recycle, or whatever else runs
 }
 
-// peersIn are the contenders whose start scripts are in a directory.
-func peersIn(dir string, log io.Writer) ([]entry, error) {
-	scripts, err := filepath.Glob(filepath.Join(dir, "*.sh"))
-	if err == nil && len(scripts) == 0 {
-		err = fmt.Errorf("-peers %s: no *.sh is in it", dir)
-	}
-	var entries []entry
-	for _, script := range scripts {
-		name := strings.TrimSuffix(filepath.Base(script), ".sh")
-		entries = append(entries, entry{name: name, what: "a process: " + filepath.Base(script), open: func(ctx context.Context, t target) (contender, error) {
-			return startProcess(ctx, t, log, "sh", script)
-		}})
-	}
-	return entries, err
-}
-
 // startProcess starts a contender, and returns when its pool works.
-func startProcess(ctx context.Context, t target, log io.Writer, command ...string) (*process, error) {
-	args := append(command[1:len(command):len(command)], "--host", t.host, "--port", t.port, "--user", t.user, "--database", t.database, "--size", strconv.Itoa(t.size))
-	p := &process{cmd: exec.Command(command[0], args...), log: &tailWriter{to: log}, quit: make(chan struct{}), ended: make(chan struct{}), sinks: map[string]chan answer{}}
-	p.cmd.Env = append(os.Environ(), "BENCH_PASSWORD="+t.password)
+func startProcess(ctx context.Context, t target, log io.Writer, command func(args ...string) *exec.Cmd) (*process, error) {
+	cmd := command("--host", t.host, "--port", t.port, "--user", t.user, "--database", t.database, "--size", strconv.Itoa(t.size))
+	p := &process{cmd: cmd, log: &tailWriter{to: log}, quit: make(chan struct{}), ended: make(chan struct{}), sinks: map[string]chan answer{}}
+	p.cmd.Env = append(p.cmd.Environ(), "BENCH_PASSWORD="+t.password)
 	p.cmd.Stderr = p.log
 	p.cmd.WaitDelay = time.Second // for its children that have the log open
 	stdout, err := p.cmd.StdoutPipe()

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -75,7 +75,7 @@ func fake(t *testing.T, mode string) (*process, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := startProcess(t.Context(), target{"127.0.0.1", "3306", "app", "pw", "bench_1", 20}, io.Discard, binary)
+	p, err := startProcess(t.Context(), target{"127.0.0.1", "3306", "app", "pw", "bench_1", 20}, io.Discard, func(args ...string) *exec.Cmd { return exec.Command(binary, args...) })
 	if p != nil {
 		t.Cleanup(func() { p.Close() })
 	}
@@ -145,27 +145,5 @@ func TestWaitForProcessEndsWithContext(t *testing.T) {
 	_, err = p.Do(ctx, order{Kind: kindJob}, func(answer) { cancel() }) // and nobody recycles
 	if err != context.Canceled {
 		t.Errorf("the error is %v", err)
-	}
-}
-
-func TestPeersAreStartScripts(t *testing.T) {
-	dir := t.TempDir()
-	if _, err := peersIn(dir, io.Discard); err == nil {
-		t.Error("no script, and no error")
-	}
-	script := "echo '{\"ready\":true,\"name\":\"A 1.0\"}'; exec cat >/dev/null\n"
-	if err := os.WriteFile(filepath.Join(dir, "a-pool.sh"), []byte(script), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	peers, err := peersIn(dir, io.Discard)
-	if err != nil || len(peers) != 1 || peers[0].name != "a-pool" || peers[0].goes || peers[0].live {
-		t.Fatalf("peers %+v, %v", peers, err)
-	}
-	c, err := peers[0].open(t.Context(), target{})
-	if err != nil || c.Name() != "A 1.0" {
-		t.Fatalf("%v, %v", c, err)
-	}
-	if err := c.Close(); err != nil {
-		t.Error(err)
 	}
 }

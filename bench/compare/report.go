@@ -26,6 +26,7 @@ type report struct {
 	Modules    map[string]string `json:"modules"`    // the drivers that are compared
 	Contenders map[string]string `json:"contenders"` // what each is, with versions
 	Short      bool              `json:"short"`
+	LeftOut    string            `json:"left_out,omitempty"` // who, and why
 	Servers    []*onServer       `json:"servers"`
 	Hot        []*hotCell        `json:"hot"`
 	Verdicts   []verdictOf       `json:"verdicts"`
@@ -61,10 +62,6 @@ func newReport(r *run) *report {
 			}
 		}
 	}
-	for _, e := range r.entries {
-		rep.order = append(rep.order, e.name)
-		rep.Contenders[e.name] = e.what
-	}
 	return rep
 }
 
@@ -95,6 +92,9 @@ func (r *report) Caveats() (all []string) {
 	}
 	if r.broken != "" {
 		all = append(all, r.broken)
+	}
+	if r.LeftOut != "" {
+		all = append(all, r.LeftOut)
 	}
 	return append(all, "Jobs run under a context that has no deadline: where a job hangs, one with a deadline fails at that deadline instead.",
 		"In the scenarios with faults all contenders work at the same time and meet the same fault; the figures of the hot path are measured one at a time.")

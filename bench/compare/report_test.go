@@ -2,17 +2,21 @@ package compare
 
 import (
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // sample is a report with one table of each sort.
 func sample() *report {
-	r := newReport(&run{set: settings{short: true}, start: time.Unix(0, 0), entries: inGo()})
+	run, err := newRun(settings{short: true}, io.Discard)
+	if err != nil {
+		panic(err)
+	}
+	r := run.report
 	r.Modules = map[string]string{"github.com/go-sql-driver/mysql": "v1.10.1"} // a test binary does not have its own
 	r.Contenders["plain"] = `<script>alert("x")</script>`
 	r.Hot = []*hotCell{{Server: "MariaDB", Operation: kindQuery, Context: "ends", Callers: 8, Contender: tuned, NSPerOp: []float64{100, 200}, Count: []int{7, 8}}}
