@@ -1,11 +1,13 @@
 // Command bench shows what a pool does under a worker whose connections die.
 //
-//	go run ./bench        the same jobs and the same faults on plain database/sql
-//	                      and on livepool, side by side; 80 s
-//	go run ./bench hot    what livepool costs where nothing is wrong
-//	go run ./bench idle   what it costs where nobody uses it
-//	go run ./bench soak   units of work under faults for as long as one likes,
-//	                      and every row held against what they were told
+//	go run ./bench           the same jobs and the same faults on plain database/sql
+//	                         and on livepool, side by side; 80 s
+//	go run ./bench hot       what livepool costs where nothing is wrong
+//	go run ./bench idle      what it costs where nobody uses it
+//	go run ./bench soak      units of work under faults for as long as one likes,
+//	                         and every row held against what they were told
+//	go run ./bench compare   other pools and livepool side by side: what each costs,
+//	                         and what becomes of its jobs when connections die
 //
 // main.go reads the command line and says how it ended; the run is in run.go.
 package main
@@ -24,14 +26,16 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	pools "github.com/livepool/livepool/bench/compare"
 	"github.com/livepool/livepool/bench/gauge"
 	"github.com/livepool/livepool/bench/soak"
 )
 
-const usage = `usage: go run ./bench [flags]        a worker whose connections die, on plain database/sql and on livepool
-       go run ./bench [flags] hot    what livepool costs where nothing is wrong; -history keeps it
-       go run ./bench [flags] idle   what it costs at rest: the CPU time of 2,000 idle connections, memory
-       go run ./bench soak [flags]   units of work under faults for as long as you like; soak -h tells more
+const usage = `usage: go run ./bench [flags]           a worker whose connections die, on plain database/sql and on livepool
+       go run ./bench [flags] hot       what livepool costs where nothing is wrong; -history keeps it
+       go run ./bench [flags] idle      what it costs at rest: the CPU time of 2,000 idle connections, memory
+       go run ./bench soak [flags]      units of work under faults for as long as you like; soak -h tells more
+       go run ./bench compare [flags]   pools side by side, other libraries too; compare -h tells more
 
 The server is that of -dsn, or a MariaDB or MySQL on this machine, started privately; failing
 that one fetched from Debian without root; failing that a small embedded one.
@@ -77,14 +81,16 @@ func dispatch(ctx context.Context, args []string, o options) (int, error) {
 	switch {
 	case len(args) > 0 && args[0] == "soak":
 		return soak.Main(ctx, args[1:], os.Stdout, os.Stderr)
+	case len(args) > 0 && args[0] == "compare":
+		return pools.Main(ctx, args[1:], os.Stdout, os.Stderr)
 	case len(args) == 0:
 		command = endure
-	case len(args) == 1 && args[0] == "idle":
-		command = idle
 	case len(args) == 1 && args[0] == "hot":
 		command = hot
+	case len(args) == 1 && args[0] == "idle":
+		command = idle
 	default:
-		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot, idle or soak; -h tells more", args))
+		return exitNoRun, usageError(fmt.Sprintf("%q: takes nothing, hot, idle, soak or compare; -h tells more", args))
 	}
 	if o.history != "" && len(args) == 0 {
 		return exitNoRun, usageError("-history: only hot has figures for it")

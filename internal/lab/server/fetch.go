@@ -79,7 +79,8 @@ func fetchFrom(ctx context.Context, a archive, r recipe, dir string) error {
 	if err := run(ctx, "apt-get", conf, "--quiet", "--error-on=any", "update"); err != nil {
 		return err
 	}
-	if err := run(ctx, "apt-get", conf, "--quiet", "--yes", "--download-only", "install", r.pkg); err != nil {
+	install := append([]string{conf, "--quiet", "--yes", "--download-only", "install"}, strings.Fields(r.pkg)...)
+	if err := run(ctx, "apt-get", install...); err != nil {
 		return err
 	}
 	debs, err := filepath.Glob(filepath.Join(apt, "cache/archives/*.deb"))
@@ -91,10 +92,12 @@ func fetchFrom(ctx context.Context, a archive, r recipe, dir string) error {
 			return err
 		}
 	}
-	// What a server has no use for is two thirds of it.
-	for _, useless := range []string{"etc", "var", "usr/bin", "usr/share/perl", "usr/share/doc", "usr/share/man",
-		"usr/share/locale", "usr/lib/*/perl", "usr/lib/*/perl-base", "usr/lib/*/gconv", "usr/lib/*/libperl.so*"} {
-		paths, _ := filepath.Glob(filepath.Join(dir, useless))
+	useless := r.useless
+	if useless == nil {
+		useless = uselessToServers
+	}
+	for _, pattern := range useless {
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
 		for _, p := range paths {
 			if err := os.RemoveAll(p); err != nil {
 				return err
@@ -103,6 +106,10 @@ func fetchFrom(ctx context.Context, a archive, r recipe, dir string) error {
 	}
 	return nil
 }
+
+// uselessToServers is what a server has no use for: two thirds of what is fetched with it.
+var uselessToServers = []string{"etc", "var", "usr/bin", "usr/share/perl", "usr/share/doc", "usr/share/man",
+	"usr/share/locale", "usr/lib/*/perl", "usr/lib/*/perl-base", "usr/lib/*/gconv", "usr/lib/*/libperl.so*"}
 
 // aptConf makes apt keep everything below dir. It is read after the machine's own
 // configuration, so that a proxy set there still counts.

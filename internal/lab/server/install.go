@@ -45,9 +45,10 @@ type recipe struct {
 	name    string
 	matches func(version string) bool
 	similar func(version string) bool // would do; nil: nothing else does
-	pkg     string                    // Debian package; its dependencies come with it
+	pkg     string                    // Debian packages; their dependencies come with them
 	suite   string                    // Debian suite that has it
 	size    string                    // of the download, for the person who waits
+	useless []string                  // patterns of what is removed again; nil: uselessToServers
 }
 
 var recipes = map[Kind]recipe{
@@ -173,6 +174,15 @@ func opened(ctx context.Context, kind Kind, root string) (*Install, error) {
 			break
 		}
 	}
+	in.loader = loaderOf(root)
+	if in.bin == "" || in.loader == nil {
+		return nil, fmt.Errorf("%s holds no server program", root)
+	}
+	return in, in.inspect(ctx, filepath.Join(root, "usr"))
+}
+
+// loaderOf is the ld.so of a tree that was fetched, with its arguments, or nil.
+func loaderOf(root string) []string {
 	var libs, loaders []string
 	for _, dir := range []string{"lib/*-linux-*", "usr/lib/*-linux-*"} {
 		l, _ := filepath.Glob(filepath.Join(root, dir))
@@ -180,11 +190,10 @@ func opened(ctx context.Context, kind Kind, root string) (*Install, error) {
 		l, _ = filepath.Glob(filepath.Join(root, dir, "ld-linux*.so.*"))
 		loaders = append(loaders, l...)
 	}
-	if in.bin == "" || len(loaders) == 0 {
-		return nil, fmt.Errorf("%s holds no server program", root)
+	if len(loaders) == 0 {
+		return nil
 	}
-	in.loader = []string{loaders[0], "--library-path", strings.Join(libs, ":")}
-	return in, in.inspect(ctx, filepath.Join(root, "usr"))
+	return []string{loaders[0], "--library-path", strings.Join(libs, ":")}
 }
 
 var versionRE = regexp.MustCompile(`\sVer (\S+)`)
