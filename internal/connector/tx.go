@@ -135,10 +135,12 @@ func (c *conn) noteTxError(err error, query string, ran extent) {
 	if t.unit != nil && txGone && ran != ranNothing && c.mayBeCausedByStatement(err) {
 		t.unit.noteLostStatement(Statement{query, t.requests})
 	}
-	if t.unit == nil || class&mysqlerr.Retry == 0 {
+	if class&mysqlerr.Retry == 0 {
 		return
 	}
-	t.unit.NoteFailure(err)
+	if t.unit != nil {
+		t.unit.NoteFailure(err)
+	}
 	if class&mysqlerr.Elsewhere != 0 && !mysqlerr.IsNodeNotReady(err) {
 		c.noteWriteRefusal()
 	}

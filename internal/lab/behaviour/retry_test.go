@@ -143,6 +143,58 @@ func TestUnitDemotedBeforeTheUnit(t *testing.T) {
 	}
 }
 
+// A plain transaction that meets the server's refusal to write fails, for livepool does not
+// know its function. The next ones meet the new primary: also where each takes another of
+// the connections that were there before, and where COMMIT alone is refused.
+func TestPlainTransactionsAfterADemotion(t *testing.T) {
+	t.Parallel()
+	for _, kind := range server.Kinds() {
+		for _, when := range []string{"before the statement", "before COMMIT"} {
+			t.Run(string(kind)+"/"+when, func(t *testing.T) {
+				old, _ := openLedger(t, kind)
+				fresh, _ := openLedger(t, kind)
+				via := proxyTo(t, old)
+				p := open(t, old.AppDSN(via.Addr()), "pool_size=8")
+				warmReal(t, p.DB, 8)
+				demote := func() {
+					if err := old.SetReadOnly(true); err != nil {
+						t.Error(err)
+					}
+					via.SetUpstream(fresh.Addr())
+				}
+				insert := func(v int, beforeCommit func()) error {
+					tx, err := p.BeginTx(t.Context(), nil)
+					if err != nil {
+						return err
+					}
+					defer tx.Rollback()
+					if _, err := tx.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (?)", v); err != nil {
+						return err
+					}
+					beforeCommit()
+					return tx.Commit()
+				}
+				first := demote
+				if when == "before the statement" {
+					demote()
+					first = func() {}
+				}
+				if err := insert(0, first); err == nil {
+					t.Error("the first was applied, want the refusal of the old primary")
+				}
+				for v := 1; v <= 20; v++ {
+					if err := insert(v, func() {}); err != nil {
+						t.Errorf("transaction %d: %v", v, err)
+					}
+				}
+				if a, b := count(t, old, "t"), count(t, fresh, "t"); a != 0 || b != 20 {
+					t.Errorf("%d rows on the old primary, %d on the new one, want 0 and 20", a, b)
+				}
+			})
+		}
+	}
+}
+
 // Read from one place in a ReadOnly unit, write to another in a unit of its own, whose COMMIT is lost.
 func TestUnitReadOnlyRerunsAnotherUnitsUnknown(t *testing.T) {
 	s, replica := openLedger(t, server.MariaDB)
