@@ -31,6 +31,9 @@ func recycleUnderLoad(ctx context.Context, s *stage) ([]table, error) {
 		}
 		l.proxy.Delay(0)
 		had := l.proxy.Conns()
+		if had < size*9/10 {
+			return nil, fmt.Errorf("no comparison: only %d of %d connections were open", had, size)
+		}
 		var recycled time.Duration
 		var ever bool
 		load := s.scale.calm + s.scale.after
@@ -95,13 +98,18 @@ func crowd(ctx context.Context, s *stage) ([]table, error) {
 		elapsed := time.Since(start)
 		close(stop)
 		most := <-sampled
-		if err == nil && a.Unsupported {
-			err = errNone
+		switch {
+		case err != nil:
+			return nil, err
+		case a.Unsupported:
+			return nil, errNone
+		case a.Operations < s.scale.crowd: // its queue was shorter than that of the others
+			return nil, fmt.Errorf("no comparison: only %d jobs of %d callers began within %s", a.Operations, s.scale.crowd, s.scale.calm)
 		}
 		return []cell{
 			number(float64(a.Operations-a.Failed)/elapsed.Seconds(), "%.0f"), number(a.P50US/1000, "%.0f ms"), number(a.P99US/1000, "%.0f ms"),
 			count(a.Failed), number(float64(most-before)/(1<<20), "%.0f MB"),
-		}, err
+		}, nil
 	})
 	return []table{t}, err
 }
