@@ -39,17 +39,17 @@ func fill(ctx context.Context, lanes []*lane) {
 	})
 }
 
-var fates = []column{{Name: "jobs", note: true}, {Name: "failed"}, {Name: "lost"}, {Name: "twice"}, {Name: "unknown, but there"}, {Name: "hung"}}
+var outcomeColumns = []column{{Name: "jobs", note: true}, {Name: "failed"}, {Name: "lost"}, {Name: "twice"}, {Name: "unknown, but there"}, {Name: "hung"}}
 
-const fatesExplained = " Failed: told so, and not there. Lost: told ok, and not there. Twice: there more than once. Unknown: told that it failed or may have, and there. Hung: told nothing."
+const outcomesExplained = " Failed: told so, and not there. Lost: told ok, and not there. Twice: there more than once. Unknown: told that it failed or may have, and there. Hung: told nothing."
 
 // conclude closes the lanes and makes a table of what became of their jobs, with more cells
 // for each.
 func (s *stage) conclude(ctx context.Context, t table, lanes []*lane, more func(l *lane, ops []answer) []cell) (table, error) {
 	closeLanes(lanes)
 	pause(ctx, 300*time.Millisecond) // the server rolls back what was open
-	t.Columns = append(fates[:len(fates):len(fates)], t.Columns...)
-	t.What += fatesExplained
+	t.Columns = append(outcomeColumns[:len(outcomeColumns):len(outcomeColumns)], t.Columns...)
+	t.What += outcomesExplained
 	for _, l := range lanes {
 		r := row{Contender: l.entry.name, Missing: l.missing, lane: l.entry}
 		if l.missing == "" {
@@ -154,7 +154,7 @@ func restarts(ctx context.Context, s *stage) ([]table, error) {
 		Title: fmt.Sprintf("The server is killed under load, %d times", s.scale.restarts), Columns: waits,
 		What: fmt.Sprintf("%d callers, each with a job every %d ms. The waits count from when the server takes connections again, the longest of %d.", workers, pace, s.scale.restarts),
 	}, lanes, func(_ *lane, ops []answer) []cell { return s.waitsOf(ops, begun, outages...) })
-	t.charts = []int{1, 4, len(fates) + 1}
+	t.charts = []int{1, 4, len(outcomeColumns) + 1}
 	return []table{t}, err
 }
 
@@ -204,7 +204,7 @@ func plannedSwitch(ctx context.Context, s *stage) ([]table, error) {
 		Title: "A planned switch of primary and replica", Columns: waits,
 		What: fmt.Sprintf("The primary becomes read-only, and new connections lead to the new one; old connections stay open. %d callers. The waits count from when the new one takes writes and connections lead there.", workers),
 	}, lanes, func(_ *lane, ops []answer) []cell { return s.waitsOf(ops, begun, o) })
-	t.charts = []int{1, len(fates)}
+	t.charts = []int{1, len(outcomeColumns)}
 	return []table{t}, err
 }
 
@@ -258,7 +258,7 @@ func (s *stage) tellBlackHole(ctx context.Context, lanes []*lane, busy bool, beg
 		t.Title, t.Columns = "Busy connections vanish without a word", waits
 	}
 	t, err := s.conclude(ctx, t, lanes, func(_ *lane, ops []answer) []cell { return s.waitsOf(ops, begun, o)[:len(t.Columns)] })
-	t.charts = []int{1, 5, len(fates)}
+	t.charts = []int{1, 5, len(outcomeColumns)}
 	return []table{t}, err
 }
 

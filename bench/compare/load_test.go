@@ -84,8 +84,11 @@ func TestLoadTellsOfEachJob(t *testing.T) {
 		if d := time.Since(start); d != 6*time.Second {
 			t.Errorf("it took %s, with a deadline 5 s after its 1 s", d)
 		}
-		if err != nil || a.Operations != len(told) || len(told) != len(pool.ids) {
-			t.Errorf("answer %+v, %v; %d were told of, %d begun", a, err, len(told), len(pool.ids))
+		pool.mu.Lock()
+		begun := len(pool.ids)
+		pool.mu.Unlock()
+		if err != nil || a.Operations != len(told) || len(told) != begun {
+			t.Errorf("answer %+v, %v; %d were told of, %d begun", a, err, len(told), begun)
 		}
 		counts := map[string]int{}
 		for id, op := range told {

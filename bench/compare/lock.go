@@ -38,7 +38,7 @@ func orphanedLock(ctx context.Context, s *stage) ([]table, error) {
 		for j, l := range lanes {
 			where[l] = j
 		}
-		each(lanes, func(l *lane) error {
+		each(lanes, func(l *lane) (err error) {
 			cells[where[l]], err = s.orphan(ctx, l, statement, vanish)
 			return err
 		})

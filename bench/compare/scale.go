@@ -31,6 +31,9 @@ func recycleUnderLoad(ctx context.Context, s *stage) ([]table, error) {
 		}
 		l.proxy.Delay(0)
 		had := l.proxy.Conns()
+		if had < size*9/10 {
+			return nil, fmt.Errorf("no comparison: only %d of %d connections were open", had, size)
+		}
 		var recycled time.Duration
 		var ever bool
 		load := s.scale.calm + s.scale.after
@@ -79,7 +82,7 @@ func crowd(ctx context.Context, s *stage) ([]table, error) {
 	t := table{
 		Title:   fmt.Sprintf("%d callers on %d connections", s.scale.crowd, s.scale.few),
 		What:    fmt.Sprintf("Each does a job as soon as its last one is done, for %s. Memory is what the program needs beyond what it had: the callers, their waiting and the pool.", s.scale.calm),
-		Columns: []column{{Name: "jobs per second", more: true, near: 0.03}, {Name: "median", Unit: "ms", near: 0.03}, {Name: "p99", Unit: "ms", near: 0.1}, {Name: "failed"}, {Name: "memory", Unit: "MB", near: 0.2, by: 5}},
+		Columns: []column{{Name: "jobs per second", more: true, near: 0.1}, {Name: "median", Unit: "ms", near: 0.1}, {Name: "p99", Unit: "ms", near: 0.1}, {Name: "failed"}, {Name: "memory", Unit: "MB", near: 0.2, by: 5}},
 		charts:  []int{0, 2, 4},
 	}
 	var err error
@@ -95,13 +98,18 @@ func crowd(ctx context.Context, s *stage) ([]table, error) {
 		elapsed := time.Since(start)
 		close(stop)
 		most := <-sampled
-		if err == nil && a.Unsupported {
-			err = errNone
+		switch {
+		case err != nil:
+			return nil, err
+		case a.Unsupported:
+			return nil, errNone
+		case a.Operations < s.scale.crowd: // its queue was shorter than that of the others
+			return nil, fmt.Errorf("no comparison: only %d jobs of %d callers began within %s", a.Operations, s.scale.crowd, s.scale.calm)
 		}
 		return []cell{
 			number(float64(a.Operations-a.Failed)/elapsed.Seconds(), "%.0f"), number(a.P50US/1000, "%.0f ms"), number(a.P99US/1000, "%.0f ms"),
 			count(a.Failed), number(float64(most-before)/(1<<20), "%.0f MB"),
-		}, err
+		}, nil
 	})
 	return []table{t}, err
 }
