@@ -39,9 +39,9 @@ func fill(ctx context.Context, lanes []*lane) {
 	})
 }
 
-var outcomeColumns = []column{{Name: "jobs", note: true}, {Name: "failed"}, {Name: "lost"}, {Name: "twice"}, {Name: "unknown, but there"}, {Name: "hung"}}
+var outcomeColumns = []column{{Name: "jobs", note: true}, {Name: "failed"}, {Name: "lost"}, {Name: "twice"}, {Name: "failed, but there"}, {Name: "unknown"}, {Name: "hung"}}
 
-const outcomesExplained = " Failed: told so, and not there. Lost: told ok, and not there. Twice: there more than once. Unknown: told that it failed or may have, and there. Hung: told nothing."
+const outcomesExplained = " Failed: told so, and not there. Lost: told ok, and not there. Twice: there more than once. Failed, but there: told that it failed. Unknown: told that nobody knows. Hung: told nothing."
 
 // conclude closes the lanes and makes a table of what became of their jobs, with more cells
 // for each.
@@ -60,7 +60,7 @@ func (s *stage) conclude(ctx context.Context, t table, lanes []*lane, more func(
 			ops := l.told()
 			v := judge(ops, rows)
 			s.report.verdict(t.Title, l.entry, v)
-			r.Cells = append([]cell{count(v.Jobs), count(v.Failed), count(v.Lost), count(v.Twice), count(v.Unknown + v.Stray), count(v.Hung)}, more(l, ops)...)
+			r.Cells = append([]cell{count(v.Jobs), count(v.Failed), count(v.Lost), count(v.Twice), count(v.Misreported + v.Stray), count(v.Unknown), count(v.Hung)}, more(l, ops)...)
 		}
 		t.Rows = append(t.Rows, r)
 	}

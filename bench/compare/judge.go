@@ -5,17 +5,18 @@ import (
 	"time"
 )
 
-// verdict is what became of the jobs of a lane. Each is one of OK, Failed, Lost, Unknown
-// and Hung; Twice counts those that are in the table more than once besides.
+// verdict is what became of the jobs of a lane. Each is one of OK, Failed, Lost, Misreported,
+// Unknown and Hung; Twice counts those that are in the table more than once besides.
 type verdict struct {
-	Jobs    int `json:"jobs"`
-	OK      int `json:"ok"`
-	Failed  int `json:"failed"`  // told that it failed, and not there
-	Lost    int `json:"lost"`    // told ok, and not there
-	Twice   int `json:"twice"`   // there more than once
-	Unknown int `json:"unknown"` // told that it failed or that nobody knows, and there
-	Hung    int `json:"hung"`    // told nothing until the deadline
-	Stray   int `json:"stray"`   // there, and never told of
+	Jobs        int `json:"jobs"`
+	OK          int `json:"ok"`
+	Failed      int `json:"failed"`      // told that it failed, and not there
+	Lost        int `json:"lost"`        // told ok, and not there
+	Twice       int `json:"twice"`       // there more than once
+	Misreported int `json:"misreported"` // told that it failed, and there
+	Unknown     int `json:"unknown"`     // told that nobody knows
+	Hung        int `json:"hung"`        // told nothing until the deadline
+	Stray       int `json:"stray"`       // there, and never told of
 }
 
 // judge holds what the jobs were told against the rows.
@@ -32,8 +33,10 @@ func judge(ops []answer, rows map[int64]int) (v verdict) {
 			v.OK++
 		case op.Outcome == outcomeOK:
 			v.Lost++
-		case there:
+		case op.Outcome == outcomeUnknown:
 			v.Unknown++
+		case there:
+			v.Misreported++
 		default:
 			v.Failed++
 		}

@@ -16,10 +16,10 @@ func TestJudgeHoldsRowsAgainstReports(t *testing.T) {
 		{"told ok and not there", outcomeOK, 0, verdict{Jobs: 1, Lost: 1}},
 		{"told ok and there twice", outcomeOK, 2, verdict{Jobs: 1, OK: 1, Twice: 1}},
 		{"told that it failed, and so it is", outcomeFailed, 0, verdict{Jobs: 1, Failed: 1}},
-		{"told that it failed, and there", outcomeFailed, 1, verdict{Jobs: 1, Unknown: 1}},
-		{"told that it failed, and there twice", outcomeFailed, 3, verdict{Jobs: 1, Unknown: 1, Twice: 1}},
+		{"told that it failed, and there", outcomeFailed, 1, verdict{Jobs: 1, Misreported: 1}},
+		{"told that it failed, and there twice", outcomeFailed, 3, verdict{Jobs: 1, Misreported: 1, Twice: 1}},
 		{"told that nobody knows, and there", outcomeUnknown, 1, verdict{Jobs: 1, Unknown: 1}},
-		{"told that nobody knows, and not there", outcomeUnknown, 0, verdict{Jobs: 1, Failed: 1}},
+		{"told that nobody knows, and not there", outcomeUnknown, 0, verdict{Jobs: 1, Unknown: 1}},
 		{"hung, and there", outcomeHung, 1, verdict{Jobs: 1, Hung: 1}},
 		{"hung, and not there", outcomeHung, 0, verdict{Jobs: 1, Hung: 1}},
 		{"never told of, and there", "", 1, verdict{Stray: 1}},
@@ -48,7 +48,7 @@ func TestEachJobIsCountedOnce(t *testing.T) {
 		}
 	}
 	v := judge(ops, rows)
-	if sum := v.OK + v.Failed + v.Lost + v.Unknown + v.Hung; v.Jobs != 100 || sum != 100 {
+	if sum := v.OK + v.Failed + v.Lost + v.Misreported + v.Unknown + v.Hung; v.Jobs != 100 || sum != 100 {
 		t.Errorf("%d jobs, %d counted: %+v", v.Jobs, sum, v)
 	}
 }
