@@ -47,6 +47,9 @@ func tooLarge(ctx context.Context, n *nemesis, f fault) (string, error) {
 		}
 	default:
 		err = w.pool.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+			if _, err := s.ExecContext(ctx, "DO 1"); err != nil { // it begins the transaction, and may be lost by another fault
+				return err
+			}
 			e.runs++
 			_, err := s.ExecContext(ctx, query)
 			return err

@@ -252,7 +252,14 @@ func (c *conn) releaseLocks() {
 // Close closes the connection to the server. A reserved link is closed by whoever holds
 // the reservation.
 func (c *conn) Close() error {
-	c.ctr.forget(c)
+	replaced := c.ctr.maintainer.takesPlaceOf(c)
+	switch {
+	case replaced:
+	case !c.dirty:
+		c.ctr.forget(c)
+	default: // not before its link is closed: another's place may be taken over meanwhile
+		defer c.ctr.forget(c)
+	}
 	c.mu.Lock()
 	wasIdle := c.state.Load() == idle
 	l := c.detach()
@@ -269,8 +276,8 @@ func (c *conn) Close() error {
 		return nil
 	}
 	err := l.close()
-	if c.ctr.maintainer != nil {
-		c.ctr.maintainer.openInsteadOf(c)
+	if replaced {
+		c.ctr.maintainer.openInPlace()
 	}
 	return err
 }

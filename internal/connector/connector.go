@@ -259,7 +259,7 @@ func (ctr *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if callerInSQL() == sqlOpener {
 		return c, nil
 	}
-	l, _, err := ctr.takeOrDial(ctx)
+	l, err := ctr.takeTrustedOrDial(ctx)
 	if err != nil {
 		ctr.forget(c)
 		return nil, err

@@ -51,22 +51,21 @@ func (ctr *Connector) isLimitOverridden() bool {
 
 // isAtLimit says whether the user's own limit leaves no room for another connection,
 // counting those that will be.
-func (ctr *Connector) isAtLimit() bool { return ctr.exceedsLimit(1) }
+func (ctr *Connector) isAtLimit() bool { return ctr.isLimitOverridden() && ctr.exceedsLimit(1) }
 
+// exceedsLimit says whether that many more are too many, counting what is being opened in
+// the background.
 func (ctr *Connector) exceedsLimit(more int) bool {
-	if !ctr.isLimitOverridden() {
-		return false
-	}
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	n := len(ctr.conns) + int(ctr.maintainer.openingSpares.Load()) + more
 	return ctr.Limits.allowed(n) < n
 }
 
-// awaitOpeningSpare is for a caller to whom the limit leaves what is being opened for
-// MinIdle, and no more.
+// awaitOpeningSpare is for a caller to whom the limit leaves what is being opened in the
+// background, and no more.
 func (ctr *Connector) awaitOpeningSpare(ctx context.Context) (link, bool) {
-	if !ctr.exceedsLimit(0) {
+	if ctr.maintainer == nil || !ctr.exceedsLimit(0) {
 		return link{}, false
 	}
 	for {

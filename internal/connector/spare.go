@@ -53,6 +53,29 @@ func (ctr *Connector) takeOrDial(ctx context.Context) (l link, isNew bool, err e
 	if l, ok := ctr.takeSpare(ctx); ok {
 		return l, false, nil
 	}
+	return ctr.dialOrAwaitSpare(ctx)
+}
+
+// takeTrustedOrDial is takeOrDial for database/sql, which asks for a connection after two
+// that it had were lost, and for no other after this one. What ends connections one after
+// the other, such as a server that shuts down, may be about to end a spare: so after a loss
+// the spare is closed, and one is opened that did not exist then.
+func (ctr *Connector) takeTrustedOrDial(ctx context.Context) (l link, err error) {
+	if l, ok := ctr.takeSpare(ctx); ok {
+		if lost := time.Duration(ctr.news.lastHangup.Load()); lost < 0 || l.born > lost || ctr.clock.Now()-lost > lossesGoOnFor {
+			return l, nil
+		}
+		l.close()
+	}
+	l, _, err = ctr.dialOrAwaitSpare(ctx)
+	return l, err
+}
+
+// lossesGoOnFor is for how long after the loss of one connection others may be lost by the
+// same event.
+const lossesGoOnFor = time.Second
+
+func (ctr *Connector) dialOrAwaitSpare(ctx context.Context) (l link, isNew bool, err error) {
 	if l, ok := ctr.awaitOpeningSpare(ctx); ok {
 		return l, false, nil
 	}
@@ -225,18 +248,26 @@ func (m *maintainer) openSpare() {
 	m.ctr.keepOrClose(l) // MinIdle may have been reached meanwhile
 }
 
-// openInsteadOf opens a spare for a connection that was closed because of the state that its
-// user left on it, so that the next user does not wait for a login. It is called after the
-// close: the server has never one more than before.
-func (m *maintainer) openInsteadOf(c *conn) {
+// takesPlaceOf says whether a spare is to be opened for a connection that is closed because
+// of the state that its user left on it, so that the next user does not wait for a login. It
+// has the place of c from now on: there are never more than the limit.
+func (m *maintainer) takesPlaceOf(c *conn) bool {
+	if m == nil || !c.dirty {
+		return false
+	}
 	ctr := m.ctr
-	if !c.dirty || ctr.Outage.IsDown() || ctr.Outage.WantsRoom() || m.openPauseLeft() > 0 || ctr.isAtLimit() {
-		return
+	ready, busy := ctr.countConns() // c is among them
+	if ready+busy+int(m.openingSpares.Load()) > ctr.Limits.allowed(ctr.Cfg.PoolSize) ||
+		ctr.exceedsLimit(0) || m.openPauseLeft() > 0 || ctr.Outage.IsDown() || ctr.Outage.WantsRoom() {
+		return false
 	}
-	if ready, busy := ctr.countConns(); ready+busy+int(m.openingSpares.Load()) >= ctr.Limits.allowed(ctr.Cfg.PoolSize) {
-		return
-	}
-	m.openingSpares.Add(1)
+	m.openingSpares.Add(1) // first, so that the place is nobody else's in between
+	ctr.forget(c)
+	return true
+}
+
+// openInPlace opens the spare, once the connection is closed.
+func (m *maintainer) openInPlace() {
 	if !m.startPing(func(func()) { m.openSpare() }) { // its end needs no round either
 		m.openingSpares.Add(-1)
 	}

@@ -45,6 +45,34 @@ func TestSessionOnADeadConnectionTakesWhatIsReady(t *testing.T) {
 	})
 }
 
+// What ends connections one after the other may end a spare just after it was checked, too.
+// database/sql asks for a last connection after the loss of two: it gets one that did not
+// exist then.
+func TestTheLastConnectionIsANewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ending atomic.Bool
+		f := &fakedb.DB{OnBegin: func(c *fakedb.Conn) error {
+			if ending.Load() && c.ID <= 3 {
+				c.Valid.Store(false)
+				return fakedb.ErrGone
+			}
+			return nil
+		}}
+		p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.PoolSize, c.MinIdle = 3, 3 })
+		synctest.Wait()
+		fakedb.Warm(t, p.DB, 2) // these are database/sql's now, and the third is a spare
+		ending.Store(true)
+		tx, err := p.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx.Rollback()
+		if open := f.OpenConns(); open > 3 {
+			t.Errorf("%d connections are open, want at most 3", open)
+		}
+	})
+}
+
 // IdleTimeout closes what nobody has used for so long (database/sql looks once
 // a second), whatever pings there were meanwhile, but for MinIdle.
 func TestIdleTimeoutLeavesMinIdle(t *testing.T) {

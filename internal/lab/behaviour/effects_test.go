@@ -9,6 +9,9 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -340,4 +343,62 @@ func TestConnectionWithStateIsReplacedInTheBackground(t *testing.T) {
 			})
 		}
 	})
+}
+
+// There is never one connection more than the limit, whoever opens the next one.
+func TestReplacementOfAConnectionWithStateKeepsTheLimit(t *testing.T) {
+	t.Parallel()
+	s := servertest.Run(t, server.MariaDB)
+	for _, size := range []int{1, 2} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			var conns connCounter
+			p := openWith(t, withParams(s.DSN(), fmt.Sprintf("pool_size=%d&pool_max_overflow=0", size)), func(c *livepool.Config) { c.MySQL.DialFunc = conns.dial })
+			var users sync.WaitGroup
+			for range 3 {
+				users.Go(func() {
+					for range 40 {
+						if _, err := p.ExecContext(t.Context(), "SET @tenant = 7"); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			users.Wait()
+			if most := conns.most.Load(); most > int64(size) {
+				t.Errorf("%d connections at the same time", most)
+			}
+			if got := p.Stats().ConnectFailed; got > 0 {
+				t.Errorf("%d attempts to connect failed", got)
+			}
+		})
+	}
+}
+
+// connCounter counts the connections that are open at the same time.
+type connCounter struct{ now, most atomic.Int64 }
+
+func (k *connCounter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	for now := k.now.Add(1); ; {
+		if most := k.most.Load(); now <= most || k.most.CompareAndSwap(most, now) {
+			break
+		}
+	}
+	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		k.now.Add(-1)
+		return nil, err
+	}
+	tcp := c.(*net.TCPConn)
+	return &countedConn{TCPConn: tcp, closed: sync.OnceFunc(func() { k.now.Add(-1) })}, nil
+}
+
+type countedConn struct {
+	*net.TCPConn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	err := c.TCPConn.Close()
+	c.closed()
+	return err
 }
