@@ -25,7 +25,7 @@ var (
 )
 
 type account struct {
-	ID      int64 `alias:"example_accounts.id" sql:"primary_key"`
+	ID      int64 `alias:"example_accounts.id"      sql:"primary_key"`
 	Balance int64 `alias:"example_accounts.balance"`
 }
 

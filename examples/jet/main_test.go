@@ -16,7 +16,7 @@ import (
 )
 
 type item struct {
-	ID   int64     `alias:"items.id" sql:"primary_key"`
+	ID   int64     `alias:"items.id"   sql:"primary_key"`
 	V    int64     `alias:"items.v"`
 	Big  uint64    `alias:"items.big"`
 	Note *string   `alias:"items.note"`

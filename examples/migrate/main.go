@@ -84,11 +84,11 @@ func upOn(ctx context.Context, conn *sql.Conn, files fs.FS) error {
 	return nil
 }
 
-// showCause shows livepool the cause of golang-migrate's error, which that only prints. Not
-// that of a migration itself, which is a database.Error and no pointer: it may have run.
+// showCause shows livepool the cause of golang-migrate's error, which that only prints; but not
+// if a migration itself has failed, which is a database.Error and no pointer: that may have run.
 func showCause(err error) error {
 	var failed *database.Error
-	if !errors.As(err, &failed) {
+	if errors.As(err, new(database.Error)) || !errors.As(err, &failed) {
 		return err
 	}
 	return fmt.Errorf("%w (%w)", err, failed.OrigErr)

@@ -2,15 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 
+	"github.com/golang-migrate/migrate/v4"
 	"github.com/golang-migrate/migrate/v4/database"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/examples/internal/storm"
 	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // slowFiles are the migrations of the program, the second and third of which come when
@@ -55,4 +61,32 @@ func TestMigrate(t *testing.T) {
 			return up(ctx, p, slowFiles{migrations, map[string]func(){"2": then(1), "3": then(2)}})
 		},
 	})
+}
+
+// A migration whose connection is lost may have run in part: neither this run nor the next
+// sends it again.
+func TestConnectionLostInAMigration(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p, err := livepool.Open(s.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	files := fstest.MapFS{"migrations/1_slow.up.sql": {Data: []byte("SELECT SLEEP(120)")}}
+	ended := make(chan error, 1)
+	go func() { ended <- up(t.Context(), p, files) }()
+	labtest.Eventually(t, "the migration runs", func() bool {
+		list, err := s.Processes()
+		return err == nil && slices.ContainsFunc(list, func(p server.Process) bool { return p.Info == "SELECT SLEEP(120)" })
+	})
+	if err := s.KillConnections(); err != nil {
+		t.Fatal(err)
+	}
+	var dirty migrate.ErrDirty
+	if err := <-ended; err == nil || errors.As(err, &dirty) || !strings.Contains(err.Error(), "migration failed") {
+		t.Errorf("the run says %v, want why the migration has failed", err)
+	}
+	if err := up(t.Context(), p, files); !errors.As(err, &dirty) || dirty.Version != 1 {
+		t.Errorf("the next run says %v, want that version 1 is dirty", err)
+	}
 }

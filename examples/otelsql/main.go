@@ -90,5 +90,8 @@ func Trace(provider trace.TracerProvider) func(driver.Connector) driver.Connecto
 // returns it.
 type opener struct{ c driver.Connector }
 
-func (o opener) Open(string) (driver.Conn, error)               { return o.c.Connect(context.Background()) }
-func (o opener) OpenConnector(string) (driver.Connector, error) { return o.c, nil }
+func (o opener) Open(string) (driver.Conn, error) { return o.c.Connect(context.Background()) }
+
+func (o opener) OpenConnector(string) (driver.Connector, error) { //nolint:unparam // driver.DriverContext has it so
+	return o.c, nil
+}
