@@ -6,6 +6,7 @@ package storm
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math"
@@ -54,10 +55,12 @@ type DB interface {
 }
 
 // A Mode is a way to use a framework. Open opens it on the pool, once; the function that it
-// returns gives the framework in a unit.
+// returns gives the framework in a unit. With Wrap, which is its Config.Wrap, the mode has a
+// pool of its own.
 type Mode struct {
 	Name string
 	Open func(p *livepool.Pool) (DB, InUnit, error)
+	Wrap func(driver.Connector) driver.Connector
 }
 
 // InUnit gives the framework in a unit.
@@ -65,7 +68,7 @@ type InUnit = func(context.Context, *livepool.Session) (DB, error)
 
 // OnDB is the mode of a framework that takes any *sql.DB: the pool's, and a unit's Session.DB.
 func OnDB(name string, open func(context.Context, *sql.DB) (DB, error)) Mode {
-	return Mode{name, func(p *livepool.Pool) (DB, InUnit, error) {
+	return Mode{Name: name, Open: func(p *livepool.Pool) (DB, InUnit, error) {
 		onPool, err := open(context.Background(), p.DB)
 		return onPool, func(ctx context.Context, s *livepool.Session) (DB, error) { return open(ctx, s.DB()) }, err
 	}}
@@ -96,12 +99,16 @@ func testOn(t *testing.T, fw Framework, s *server.Server, program func(context.C
 	if err := program(t.Context(), s.DSN()); err != nil {
 		t.Errorf("the program: %v", err)
 	}
-	p := open(t, s)
-	if _, err := p.Exec(createItems); err != nil {
+	shared := open(t, s, nil)
+	if _, err := shared.Exec(createItems); err != nil {
 		t.Fatal(err)
 	}
 	all := make([]*opened, len(modes))
 	for i, m := range modes {
+		p := shared
+		if m.Wrap != nil {
+			p = open(t, s, func(c *livepool.Config) { c.Wrap = m.Wrap })
+		}
 		onPool, inUnit, err := m.Open(p)
 		if err != nil {
 			t.Fatal(err)
@@ -113,9 +120,10 @@ func testOn(t *testing.T, fw Framework, s *server.Server, program func(context.C
 	restart(t, s, all)
 }
 
-// open opens a pool whose idle connections are left for the server to close. It waits for a
-// server that starts slowly, because other tests run beside this one.
-func open(t *testing.T, s *server.Server) *livepool.Pool {
+// open opens a pool, changed if change is not nil, whose idle connections are left for the
+// server to close. It waits for a server that starts slowly, because other tests run beside
+// this one.
+func open(t *testing.T, s *server.Server, change func(*livepool.Config)) *livepool.Pool {
 	t.Helper()
 	cfg, err := mysql.ParseDSN(s.DSN())
 	if err != nil {
@@ -127,6 +135,9 @@ func open(t *testing.T, s *server.Server) *livepool.Pool {
 		t.Fatal(err)
 	}
 	c.Logger = labtest.DiscardLogger
+	if change != nil {
+		change(c)
+	}
 	p, err := livepool.OpenConfig(c)
 	if err != nil {
 		t.Fatal(err)

@@ -14,27 +14,31 @@ import (
 var update = flag.Bool("update", false, "write the table into docs/frameworks.md")
 
 const (
-	begin = "<!-- written by: go test ./examples/internal/storm -run Table -update -->\n"
+	begin = "<!-- %s, written by: go test ./examples/internal/storm -run Table -update -->\n"
 	end   = "<!-- the end of what is written -->\n"
 )
 
-// The page has the table as it is here.
+// The page has the tables as they are here.
 func TestTable(t *testing.T) {
 	page := filepath.Join("..", "..", "..", "docs", "frameworks.md")
-	text, err := os.ReadFile(page)
+	was, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, found := strings.Cut(string(text), begin)
-	_, after, foundEnd := strings.Cut(rest, end)
-	if !found || !foundEnd {
-		t.Fatal("docs/frameworks.md does not say where the table is")
+	text := string(was)
+	for name, table := range map[string]string{"frameworks": frameworks(t), "migrations": tools(t)} {
+		begin := fmt.Sprintf(begin, name)
+		before, rest, found := strings.Cut(text, begin)
+		_, after, foundEnd := strings.Cut(rest, end)
+		if !found || !foundEnd {
+			t.Fatal("docs/frameworks.md does not say where the table is of", name)
+		}
+		text = before + begin + table + end + after
 	}
-	want := before + begin + table(t) + end + after
 	switch {
-	case want == string(text):
+	case text == string(was):
 	case *update:
-		if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
+		if err := os.WriteFile(page, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	default:
@@ -42,50 +46,74 @@ func TestTable(t *testing.T) {
 	}
 }
 
-func table(t *testing.T) string {
+func frameworks(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString("| framework | on the pool | in a unit | its own transactions, in a unit | prepared statements | remarks |\n|---|---|---|---|---|---|\n")
 	for _, f := range Frameworks {
+		var v string
+		if f.Generated == "" {
+			v = version(t, "../../go.mod", f.Module)
+		} else {
+			v = readVersion(t, filepath.Join("..", "..", f.Dir, f.Generated), `(?m)^// +`+f.Name+` (v\S+)`)
+		}
 		fmt.Fprintf(&b, "| [%s](../examples/%s/main.go) %s | %s | %s | %s | %s | %s |\n",
-			f.Name, f.Dir, strings.TrimPrefix(version(t, "../../go.mod", f.Module), "v"), f.Pool, f.Unit, f.Nested, f.Prepared, f.Remarks)
+			f.Name, f.Dir, strings.TrimPrefix(v, "v"), f.Pool, f.Unit, f.Nested, f.Prepared, f.Remarks)
+	}
+	return b.String()
+}
+
+func tools(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("| tool | what it is given | its lock | a restart of the server | remarks |\n|---|---|---|---|---|\n")
+	for _, tool := range Tools {
+		fmt.Fprintf(&b, "| [%s](../examples/%s/main.go) %s | %s | %s | %s | %s |\n",
+			tool.Name, tool.Dir, strings.TrimPrefix(version(t, "../../go.mod", tool.Module), "v"), tool.Use, tool.Lock, tool.Restart, tool.Remarks)
 	}
 	return b.String()
 }
 
 // Each row says something in each column, and has an example that is tested as the table says.
 func TestEachRowIsTested(t *testing.T) {
-	if !slices.IsSortedFunc(Frameworks, func(a, b Framework) int {
-		return cmp.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name))
-	}) {
+	names, calls := map[string]string{}, map[string]string{} // by directory
+	for _, f := range Frameworks {
+		names[f.Dir], calls[f.Dir] = f.Name, fmt.Sprintf("storm.Test(t, %q, ", f.Name)
+		if slices.Contains([]string{f.Pool, f.Unit, f.Nested, f.Prepared}, "") {
+			t.Errorf("%s: the row is not complete", f.Name)
+		}
+	}
+	for _, tool := range Tools {
+		names[tool.Dir], calls[tool.Dir] = tool.Name, fmt.Sprintf("storm.TestMigrations(t, %q, ", tool.Name)
+		if slices.Contains([]string{tool.Use, tool.Lock, tool.Restart}, "") {
+			t.Errorf("%s: the row is not complete", tool.Name)
+		}
+	}
+	byName := func(a, b string) int { return cmp.Compare(strings.ToLower(a), strings.ToLower(b)) }
+	if !slices.IsSortedFunc(Frameworks, func(a, b Framework) int { return byName(a.Name, b.Name) }) ||
+		!slices.IsSortedFunc(Tools, func(a, b Tool) int { return byName(a.Name, b.Name) }) {
 		t.Error("the rows are not sorted by name")
 	}
-	tested := 0
-	dirs, err := filepath.Glob(filepath.Join("..", "..", "*", "main_test.go"))
+	tests, err := filepath.Glob(filepath.Join("..", "..", "*", "main_test.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range dirs {
+	tested := 0
+	for _, file := range tests {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(text), "storm.Test(") {
+		dir := filepath.Base(filepath.Dir(file))
+		switch {
+		case !strings.Contains(string(text), "storm.Test"):
+		case calls[dir] == "" || !strings.Contains(string(text), calls[dir]):
+			t.Errorf("examples/%s does not test %q, or that has no row", dir, names[dir])
+		default:
 			tested++
 		}
 	}
-	if tested != len(Frameworks) {
-		t.Errorf("%d examples are tested, and the table has %d rows", tested, len(Frameworks))
-	}
-	for _, f := range Frameworks {
-		text, err := os.ReadFile(filepath.Join("..", "..", f.Dir, "main_test.go"))
-		if err != nil {
-			t.Error(err)
-		} else if !strings.Contains(string(text), fmt.Sprintf("storm.Test(t, %q, ", f.Name)) {
-			t.Errorf("examples/%s does not test %s", f.Dir, f.Name)
-		}
-		if slices.Contains([]string{f.Pool, f.Unit, f.Nested, f.Prepared}, "") {
-			t.Errorf("%s: the row is not complete", f.Name)
-		}
+	if tested != len(Frameworks)+len(Tools) {
+		t.Errorf("%d examples are tested, and the tables have %d rows", tested, len(Frameworks)+len(Tools))
 	}
 }
