@@ -30,7 +30,8 @@ func FetchPrograms(ctx context.Context, p Packages) (*Programs, error) {
 		return nil, fmt.Errorf("%w: what is fetched needs Linux", ErrUnavailable)
 	}
 	r := recipe{name: p.Name, pkg: p.Names, suite: p.Suite, size: p.Size,
-		useless: []string{"var", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/jvm/*/jmods"}}
+		useless: []string{"var", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/jvm/*/jmods",
+			"usr/share/perl*", "usr/lib/*/perl*", "usr/lib/*/libperl.so*"}} // of what only an installation runs
 	root, err := cached(ctx, p.Name+"-"+runtime.GOARCH, func(dir string) error { return fetch(ctx, r, dir) })
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s could not be fetched from Debian: %w", ErrUnavailable, p.Name, err)

@@ -44,6 +44,22 @@ func RunGalera(t testing.TB, nodes int, args ...string) *server.Galera {
 	return g
 }
 
+// RunRedis starts a Redis for a test, as Run starts a server.
+func RunRedis(t testing.TB) *server.Redis {
+	t.Helper()
+	r, err := server.StartRedis(t.Context())
+	mustHave(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the end of the log of Redis:\n%s", r.Log())
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
 // Have has a kind of server at hand for a test that has no network when it starts one.
 func Have(t testing.TB, kind server.Kind) {
 	t.Helper()
