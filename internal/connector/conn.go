@@ -252,12 +252,12 @@ func (c *conn) releaseLocks() {
 // Close closes the connection to the server. A reserved link is closed by whoever holds
 // the reservation.
 func (c *conn) Close() error {
-	replaced := c.ctr.maintainer.takesPlaceOf(c)
-	switch {
-	case replaced:
+	switch { // what is deferred comes when the link is closed, so that there are never more than the limit
+	case c.ctr.maintainer.takesPlaceOf(c):
+		defer c.ctr.maintainer.openInPlace()
 	case !c.dirty:
 		c.ctr.forget(c)
-	default: // not before its link is closed: another's place may be taken over meanwhile
+	default:
 		defer c.ctr.forget(c)
 	}
 	c.mu.Lock()
@@ -275,11 +275,7 @@ func (c *conn) Close() error {
 	if wasIdle && c.ctr.keepForMinIdle(l, c.idleSince) {
 		return nil
 	}
-	err := l.close()
-	if replaced {
-		c.ctr.maintainer.openInPlace()
-	}
-	return err
+	return l.close()
 }
 
 // recordDiscard counts a link that is discarded, and logs it. A link that was abandoned

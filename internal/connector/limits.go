@@ -63,13 +63,14 @@ func (ctr *Connector) exceedsLimit(more int) bool {
 }
 
 // awaitOpeningSpare is for a caller to whom the limit leaves what is being opened in the
-// background, and no more.
+// background, and no more. As many wait as are too many; the others dial.
 func (ctr *Connector) awaitOpeningSpare(ctx context.Context) (link, bool) {
-	if ctr.maintainer == nil || !ctr.exceedsLimit(0) {
+	mustWait := func() bool { return ctr.exceedsLimit(-int(ctr.Limits.waiting.Load())) }
+	if ctr.maintainer == nil || !mustWait() {
 		return link{}, false
 	}
 	for {
-		isOpening := ctr.exceedsLimit(0) && ctr.maintainer.openingSpares.Load() > 0 && ctx.Err() == nil && !ctr.Outage.IsDown()
+		isOpening := mustWait() && ctr.maintainer.openingSpares.Load() > 0 && ctx.Err() == nil && !ctr.Outage.IsDown()
 		if l, ok := ctr.takeSpare(ctx); ok || !isOpening {
 			return l, ok
 		}
