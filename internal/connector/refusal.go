@@ -56,10 +56,13 @@ func (d *demotion) clear() {
 }
 
 // noteWriteRefusal retires the connections of a server that refuses writes, so that the
-// next attempt does not get another old one.
+// next attempt does not get another old one. A plain transaction does not wait for the
+// prober, which notices when the address leads elsewhere: so it leaves no connection in the
+// pool that is older than a second.
 func (c *conn) noteWriteRefusal() {
-	dead, all := c.ctr.demotion.record(c.born, c.ctr.clock.Now())
-	c.dead = c.dead || dead
+	now := c.ctr.clock.Now()
+	dead, all := c.ctr.demotion.record(c.born, now)
+	c.dead = c.dead || dead || c.transaction.unit == nil && now-c.born > time.Second
 	if all {
 		c.retirePeers()
 	}

@@ -195,6 +195,50 @@ func TestPlainTransactionsAfterADemotion(t *testing.T) {
 	}
 }
 
+// The address may still lead to the demoted server when the first transaction is refused.
+// Those after it meet the new primary soon after new connections do.
+func TestPlainTransactionsBeforeTheAddressMoves(t *testing.T) {
+	t.Parallel()
+	old, _ := openLedger(t, server.MariaDB)
+	fresh, _ := openLedger(t, server.MariaDB)
+	via := proxyTo(t, old)
+	p := open(t, old.AppDSN(via.Addr()), "pool_size=4")
+	warmReal(t, p.DB, 4)
+	if err := old.SetReadOnly(true); err != nil {
+		t.Fatal(err)
+	}
+	insert := func() error {
+		tx, err := p.BeginTx(t.Context(), nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		if err := tx.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM t").Scan(new(int)); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (1)"); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+	refused := 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if err := insert(); !labtest.IsServerError(err, 1290) {
+			t.Fatalf("the demoted server said %v", err)
+		}
+		refused++
+	}
+	if opened := p.Stats().Opened; opened > 20 {
+		t.Errorf("%d connections were opened for %d refused transactions", opened, refused)
+	}
+	via.SetUpstream(fresh.Addr())
+	start := time.Now()
+	labtest.Eventually(t, "the new primary is met", func() bool { return insert() == nil })
+	if took := time.Since(start); took > 5*time.Second { // without a limit of its own it takes ten
+		t.Errorf("after %s", took)
+	}
+}
+
 // Read from one place in a ReadOnly unit, write to another in a unit of its own, whose COMMIT is lost.
 func TestUnitReadOnlyRerunsAnotherUnitsUnknown(t *testing.T) {
 	s, replica := openLedger(t, server.MariaDB)
