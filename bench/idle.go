@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 // rest is how many connections are idle, and for how long.
@@ -95,13 +96,11 @@ func (c *idleCost) rest(ctx context.Context, db *sql.DB, r rest) error {
 	if err := fillPool(ctx, db, r.conns); err != nil {
 		return err
 	}
-	time.Sleep(r.settles)
+	clock.Wait(ctx, nil, r.settles)
 	c.perConnection = (memory() - before) / float64(r.conns)
 	cpu, start := cpuTime(), time.Now()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(r.lasts):
+	if err := wait(ctx, r.lasts); err != nil {
+		return err
 	}
 	c.cpu = (cpuTime() - cpu).Seconds() / time.Since(start).Seconds()
 	return nil

@@ -8,6 +8,8 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
+
+	"github.com/livepool/livepool/bench/gauge"
 )
 
 // tables are one lane's own, so that the lanes do not meet on the server.
@@ -84,20 +86,7 @@ func auditLane(ctx context.Context, db *sql.DB, t tables, samples []sample) (aud
 
 // countRows returns how many rows each job left in the ledger.
 func countRows(ctx context.Context, db *sql.DB, t tables) (map[int]int, error) {
-	rows, err := db.QueryContext(ctx, "SELECT job, COUNT(*) FROM "+t.ledger+" GROUP BY job")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	counts := map[int]int{}
-	for rows.Next() {
-		var id, n int
-		if err := rows.Scan(&id, &n); err != nil {
-			return nil, err
-		}
-		counts[id] = n
-	}
-	return counts, rows.Err()
+	return gauge.Counts[int](ctx, db, "SELECT job, COUNT(*) FROM "+t.ledger+" GROUP BY job")
 }
 
 // checkSamples holds what the jobs were told against what they left, and notes in

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
@@ -221,12 +222,6 @@ func (r *run) audit(ctx context.Context) ([]laneOutcome, error) {
 }
 
 func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
+	clock.Wait(ctx, nil, d)
+	return ctx.Err()
 }

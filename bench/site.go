@@ -107,12 +107,8 @@ func privateSite(ctx context.Context, kind server.Kind) (*site, error) {
 		s.Close()
 		return nil, err
 	}
-	name := "MariaDB "
-	if kind == server.MySQL {
-		name = "MySQL "
-	}
 	return &site{
-		title: "a private " + name + s.Version(),
+		title: "a private " + kind.Product() + " " + s.Version(),
 		mysql: cfg,
 		kill:  s.Kill, start: s.Start,
 		readOnly: s.SetReadOnly, killClients: s.KillConnections,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
@@ -47,7 +48,7 @@ const outcomesExplained = " Failed: told so, and not there. Lost: told ok, and n
 // for each.
 func (s *stage) conclude(ctx context.Context, t table, lanes []*lane, more func(l *lane, ops []answer) []cell) (table, error) {
 	closeLanes(lanes)
-	pause(ctx, 300*time.Millisecond) // the server rolls back what was open
+	clock.Wait(ctx, nil, 300*time.Millisecond) // the server rolls back what was open
 	t.Columns = append(outcomeColumns[:len(outcomeColumns):len(outcomeColumns)], t.Columns...)
 	t.What += outcomesExplained
 	for _, l := range lanes {
@@ -79,7 +80,7 @@ func idlePastWaitTimeout(ctx context.Context, s *stage) (_ []table, err error) {
 		return nil, err
 	}
 	fill(ctx, lanes)
-	pause(ctx, idle*time.Second)
+	clock.Wait(ctx, nil, idle*time.Second)
 	o := s.jobs(time.Second)
 	o.EveryMS = 80 // 100 jobs
 	under(ctx, lanes, o, nothing)
@@ -130,18 +131,18 @@ func restarts(ctx context.Context, s *stage) ([]table, error) {
 	begun := time.Now()
 	var outages []outage
 	err = under(ctx, lanes, s.jobs(s.scale.calm+time.Duration(s.scale.restarts)*(starting+s.scale.after)), func() error {
-		pause(ctx, s.scale.calm)
+		clock.Wait(ctx, nil, s.scale.calm)
 		for range s.scale.restarts {
 			o := outage{strike: time.Now()}
 			if err := s.server.Kill(); err != nil {
 				return err
 			}
-			pause(ctx, 300*time.Millisecond)
+			clock.Wait(ctx, nil, 300*time.Millisecond)
 			if err := s.server.Start(); err != nil {
 				return err
 			}
 			o.over = time.Now()
-			pause(ctx, s.scale.after)
+			clock.Wait(ctx, nil, s.scale.after)
 			o.until = time.Now()
 			outages = append(outages, o)
 		}
@@ -180,7 +181,7 @@ func plannedSwitch(ctx context.Context, s *stage) ([]table, error) {
 	begun, o := time.Now(), outage{}
 	watched := 3 * s.scale.after
 	err = under(ctx, lanes, s.jobs(s.scale.calm+watched), func() error {
-		pause(ctx, s.scale.calm)
+		clock.Wait(ctx, nil, s.scale.calm)
 		o.strike = time.Now()
 		if err := pair.Switch(ctx); err != nil {
 			return err
@@ -232,12 +233,12 @@ func blackHole(busy bool) func(context.Context, *stage) ([]table, error) {
 		if busy {
 			load.Seconds += s.scale.calm.Seconds()
 			under(ctx, lanes, load, func() error {
-				pause(ctx, s.scale.calm)
+				clock.Wait(ctx, nil, s.scale.calm)
 				o.strike = stall()
 				return nil
 			})
 		} else {
-			pause(ctx, 1200*time.Millisecond) // longer than livepool trusts a connection without asking
+			clock.Wait(ctx, nil, 1200*time.Millisecond) // longer than livepool trusts a connection without asking
 			o.strike = stall()
 			under(ctx, lanes, load, nothing)
 		}
@@ -260,14 +261,4 @@ func (s *stage) tellBlackHole(ctx context.Context, lanes []*lane, busy bool, beg
 	t, err := s.conclude(ctx, t, lanes, func(_ *lane, ops []answer) []cell { return s.waitsOf(ops, begun, o)[:len(t.Columns)] })
 	t.charts = []int{1, 5, len(outcomeColumns)}
 	return []table{t}, err
-}
-
-// pause waits for d, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/livepool/livepool/internal/clock"
 )
 
 var errNone = errors.New("has no such thing")
@@ -41,7 +43,7 @@ func recycleUnderLoad(ctx context.Context, s *stage) ([]table, error) {
 		o.Callers = callers
 		failed := 0
 		err := under(ctx, []*lane{l}, o, func() (err error) {
-			pause(ctx, s.scale.calm/2)
+			clock.Wait(ctx, nil, s.scale.calm/2)
 			recycled, ever, err = s.recycle(ctx, l)
 			return err
 		})
@@ -72,7 +74,7 @@ func (s *stage) recycle(ctx context.Context, l *lane) (time.Duration, bool, erro
 		if !old {
 			return time.Since(begun), true, nil
 		}
-		pause(ctx, 10*time.Millisecond)
+		clock.Wait(ctx, nil, 10*time.Millisecond)
 	}
 	return 0, false, nil
 }

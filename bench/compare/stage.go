@@ -3,13 +3,13 @@ package compare
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/livepool/livepool/bench/gauge"
 	"github.com/livepool/livepool/internal/lab/proxy"
 	"github.com/livepool/livepool/internal/lab/server"
 )
@@ -37,12 +37,8 @@ func newStage(r *run, s *server.Server) (*stage, error) {
 
 // title names the server.
 func (s *stage) title() string {
-	name := "MariaDB "
-	if s.server.Kind() == server.MySQL {
-		name = "MySQL "
-	}
 	version, _, _ := strings.Cut(s.server.Version(), "-")
-	return name + version
+	return s.server.Kind().Product() + " " + version
 }
 
 // lane is a contender at work: in a database of its own and, where something is to
@@ -203,19 +199,5 @@ func (s *stage) newDatabase(ctx context.Context) (string, error) {
 
 // rows are the jobs that a lane has left in its table, and how often.
 func (s *stage) rows(ctx context.Context, l *lane) (map[int64]int, error) {
-	rows, err := s.admin.QueryContext(ctx, "SELECT id, COUNT(*) FROM "+l.database+".bench_job GROUP BY id")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	all := map[int64]int{}
-	for rows.Next() {
-		var id int64
-		var n int
-		if err := rows.Scan(&id, &n); err != nil {
-			return nil, err
-		}
-		all[id] = n
-	}
-	return all, errors.Join(rows.Err(), rows.Close())
+	return gauge.Counts[int64](ctx, s.admin, "SELECT id, COUNT(*) FROM "+l.database+".bench_job GROUP BY id")
 }

@@ -9,6 +9,8 @@ import (
 	"maps"
 	"strings"
 	"time"
+
+	"github.com/livepool/livepool/bench/gauge"
 )
 
 const (
@@ -149,7 +151,7 @@ func (n *node) read(ctx context.Context, t tables) (*books, error) {
 	if b.lists, err = readLists(ctx, tx, t); err != nil {
 		return nil, err
 	}
-	if b.plain, err = readCounts(ctx, tx, "SELECT id, COUNT(*) FROM "+t.plain+" GROUP BY id"); err != nil {
+	if b.plain, err = gauge.Counts[int64](ctx, tx, "SELECT id, COUNT(*) FROM "+t.plain+" GROUP BY id"); err != nil {
 		return nil, err
 	}
 	for _, table := range t.all() {
@@ -162,24 +164,6 @@ func (n *node) read(ctx context.Context, t tables) (*books, error) {
 		}
 	}
 	return b, nil
-}
-
-func readCounts(ctx context.Context, db asker, query string) (map[int64]int, error) {
-	rows, err := db.QueryContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	all := map[int64]int{}
-	for rows.Next() {
-		var id int64
-		var n int
-		if err := rows.Scan(&id, &n); err != nil {
-			return nil, err
-		}
-		all[id] = n
-	}
-	return all, rows.Err()
 }
 
 func readLists(ctx context.Context, db asker, t tables) (map[int]string, error) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 // violation is a promise that was not kept.
@@ -278,7 +279,7 @@ func judgeSums(b *books) (vs []violation) {
 func (r *run) watch(ctx context.Context) {
 	checked := map[int64]bool{}
 	for ctx.Err() == nil {
-		pause(ctx, time.Second)
+		clock.Wait(ctx, nil, time.Second)
 		if vs := r.look(ctx, checked); vs != nil {
 			r.violated(vs...)
 			return

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 const (
@@ -124,7 +125,7 @@ func (w *listWork) begin(ctx context.Context) {
 				w.all = append(w.all, u)
 				w.mu.Unlock()
 				w.deliver(u)
-				pause(ctx, u.think)
+				clock.Wait(ctx, nil, u.think)
 			}
 		})
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/livepool/livepool/internal/clock"
 )
 
 // holding runs f in a transaction of root's, which is rolled back.
@@ -51,7 +53,7 @@ func deadlock(ctx context.Context, n *nemesis, f fault) (string, error) {
 					if i > 0 {
 						struck.Add(1)
 					}
-					pause(ctx, f.hold)
+					clock.Wait(ctx, nil, f.hold)
 				}
 				return nil
 			})
@@ -78,7 +80,7 @@ func lockRow(ctx context.Context, n *nemesis, f fault) (string, error) {
 			}
 			struck = "rows locked"
 		}
-		pause(ctx, f.hold)
+		clock.Wait(ctx, nil, f.hold)
 		return nil
 	})
 	return struck, err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 const (
@@ -59,7 +60,7 @@ func (n *naive) begin(ctx context.Context) {
 				} else {
 					n.failed.Add(1)
 				}
-				pause(ctx, d.think)
+				clock.Wait(ctx, nil, d.think)
 			}
 		})
 	}

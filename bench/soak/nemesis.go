@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/livepool/livepool/internal/clock"
 )
 
 // hand is one of those that strike independently of each other: what one does
@@ -159,7 +161,7 @@ func (n *nemesis) rage(ctx context.Context) error {
 		if s := newSchedule(n.run.set.seed, h, n.ground.shape, n.run.set.only); s != nil {
 			wg.Go(func() {
 				for f := s.draw(); ctx.Err() == nil; f = s.draw() {
-					pause(ctx, f.pause)
+					clock.Wait(ctx, nil, f.pause)
 					if ctx.Err() == nil {
 						n.strike(ctx, f)
 					}

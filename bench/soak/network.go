@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/lab/proxy"
 )
 
@@ -48,7 +49,7 @@ func stall(ctx context.Context, n *nemesis, f fault) (string, error) {
 		l.near.Stall()
 		defer l.near.Heal()
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return "stall", nil
 }
 
@@ -60,7 +61,7 @@ func blackHole(ctx context.Context, n *nemesis, f fault) (string, error) {
 		}
 		l.far.Stall()
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return "stall for good", nil
 }
 
@@ -70,7 +71,7 @@ func drop(label string, do func(*proxy.Proxy, bool)) strikeFunc {
 			do(l.near, true)
 			defer do(l.near, false)
 		}
-		pause(ctx, f.hold)
+		clock.Wait(ctx, nil, f.hold)
 		return label, nil
 	}
 }
@@ -84,7 +85,7 @@ func hangNew(ctx context.Context, n *nemesis, f fault) (string, error) {
 			label += others
 		}
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return label, nil
 }
 
@@ -96,7 +97,7 @@ func refuse(ctx context.Context, n *nemesis, f fault) (string, error) {
 			label += others
 		}
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return label, n.heal("reopening", func(context.Context) error {
 		var errs []error
 		for _, l := range n.ground.lanes {
@@ -165,7 +166,7 @@ func cut(what string, match func(fault) proxy.Match) strikeFunc {
 			c.Cancel()
 		}
 		if fault == proxy.Stall {
-			pause(ctx, f.hold)
+			clock.Wait(ctx, nil, f.hold)
 			for _, l := range n.ground.lanes {
 				l.near.Heal()
 			}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 const plainWorkers = 3
@@ -98,7 +99,7 @@ func (w *plainWork) begin(ctx context.Context) {
 			for ctx.Err() == nil {
 				w.run.work.rest(ctx)
 				w.one(rng, held)
-				pause(ctx, time.Duration(rng.IntN(25))*time.Millisecond)
+				clock.Wait(ctx, nil, time.Duration(rng.IntN(25))*time.Millisecond)
 			}
 		})
 	}

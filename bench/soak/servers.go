@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/livepool/livepool/internal/clock"
 )
 
 // victim is the node that a fault strikes: of a pair mostly the primary.
@@ -58,16 +60,16 @@ func switchRoles(ctx context.Context, n *nemesis, f fault) (string, error) {
 	if g.truth() == before {
 		return "", err
 	}
-	pause(ctx, f.hold/2)
+	clock.Wait(ctx, nil, f.hold/2)
 	g.lead()
-	pause(ctx, f.hold/2)
+	clock.Wait(ctx, nil, f.hold/2)
 	return "roles switched, to other settings", errors.Join(err, n.healPair())
 }
 
 // rest has the workers rest for longer than one of the two keeps idle connections.
 func rest(ctx context.Context, n *nemesis, f fault) (string, error) {
 	n.run.work.lull(f.hold)
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return "everybody rests", nil
 }
 
@@ -101,7 +103,7 @@ func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error
 	for _, l := range g.lanes {
 		l.far.DropToClient(false)
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	if err := n.heal("promoting the replica", func(ctx context.Context) error { return g.pair.Promote(ctx) }); err != nil {
 		return label, err
 	}
@@ -167,7 +169,7 @@ func (n *nemesis) hitNode(ctx context.Context, f fault, label string, hit, mend 
 	n.ground.log.Info("nemesis: strikes "+n.ground.nodes[i].name, "fault", f.kind.name)
 	err := hit(i)
 	if err == nil {
-		pause(ctx, f.hold)
+		clock.Wait(ctx, nil, f.hold)
 	}
 	return label, errors.Join(err, n.heal("mending "+n.ground.nodes[i].name, func(context.Context) error { return mend(i) }), n.healCluster())
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
@@ -166,7 +167,7 @@ func (w *stateWatch) begin(ctx context.Context) {
 			for ctx.Err() == nil {
 				w.run.work.rest(ctx)
 				w.look(rng.IntN(4))
-				pause(ctx, time.Duration(rng.IntN(40))*time.Millisecond)
+				clock.Wait(ctx, nil, time.Duration(rng.IntN(40))*time.Millisecond)
 			}
 		})
 	}

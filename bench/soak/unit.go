@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 var (
@@ -31,7 +32,7 @@ func (w *work) unit(ctx context.Context, s *livepool.Session, d *delivery) error
 		if err := d.doom(i); err != nil {
 			return err
 		}
-		pause(ctx, d.pauses[i])
+		clock.Wait(ctx, nil, d.pauses[i])
 		if err := b.do(ctx, i, step); err != nil {
 			d.met(step, err)
 			if !d.careless {

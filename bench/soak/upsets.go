@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
@@ -79,7 +80,7 @@ func crash(ctx context.Context, n *nemesis, f fault) (string, error) {
 	if err := victim.Kill(); err != nil {
 		return "", err
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return serverKilled, n.heal("starting the server", func(context.Context) error { return victim.Start() })
 }
 
@@ -88,7 +89,7 @@ func freeze(ctx context.Context, n *nemesis, f fault) (string, error) {
 	if err := victim.Pause(); err != nil {
 		return "", err
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return "SIGSTOP and SIGCONT", victim.Resume()
 }
 
@@ -99,9 +100,9 @@ func shortenWaitTimeout(ctx context.Context, n *nemesis, f fault) (string, error
 		return "", err
 	}
 	n.run.pool.Recycle()
-	pause(ctx, 300*time.Millisecond) // for new connections to be opened
+	clock.Wait(ctx, nil, 300*time.Millisecond) // for new connections to be opened
 	n.run.work.lull(f.hold)
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	err := n.heal("wait_timeout", n.resetWaitTimeouts)
 	if f.of(0, 2) == 0 {
 		n.run.pool.Recycle()
@@ -150,7 +151,7 @@ func (n *nemesis) demand(ctx context.Context, f fault, statement string, meet fu
 	_, refused := conn.ExecContext(asking, statement)
 	if refused == nil {
 		meet()
-		pause(ctx, f.hold)
+		clock.Wait(ctx, nil, f.hold)
 	}
 	return refused == nil, errors.Join(refused, n.heal("undoing "+statement, func(ctx context.Context) error {
 		if err := victim.end(ctx, id); err != nil {
@@ -225,7 +226,7 @@ func exhaust(ctx context.Context, n *nemesis, f fault) (string, error) {
 		n.killSome(killing, "KILL", victim, l, f)
 		cancel()
 	}
-	pause(ctx, f.hold)
+	clock.Wait(ctx, nil, f.hold)
 	return f.labelIf(true, "max_connections used up", 1200*time.Millisecond), n.heal("max_connections", func(ctx context.Context) error { return n.set(ctx, "max_connections", maxConnections) })
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/clock"
 )
 
 // delivery is one that was begun, as seen from outside the pool.
@@ -170,7 +171,7 @@ func (w *work) begin(ctx context.Context) {
 					return
 				}
 				w.deliver(d)
-				pause(ctx, d.think)
+				clock.Wait(ctx, nil, d.think)
 			}
 		})
 	}
@@ -180,7 +181,7 @@ func (w *work) begin(ctx context.Context) {
 func (w *work) lull(d time.Duration) { w.lullUntil.Store(int64(w.run.now() + d)) }
 
 func (w *work) rest(ctx context.Context) {
-	pause(ctx, time.Duration(w.lullUntil.Load())-w.run.now())
+	clock.Wait(ctx, nil, time.Duration(w.lullUntil.Load())-w.run.now())
 }
 
 // deliver runs the unit and keeps what it said.
@@ -261,17 +262,4 @@ func (w *work) proveAlive() (vs []violation) {
 		}
 	}
 	return vs
-}
-
-// pause waits for d, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	if d <= 0 || ctx.Err() != nil {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }

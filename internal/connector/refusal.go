@@ -62,11 +62,15 @@ func (d *demotion) clear() {
 func (c *conn) noteWriteRefusal() {
 	now := c.ctr.clock.Now()
 	dead, all := c.ctr.demotion.record(c.born, now)
-	c.dead = c.dead || dead || c.transaction.unit == nil && now-c.born > time.Second
+	c.dead = c.dead || dead || c.transaction.unit == nil && !c.isFresh(now)
 	if all {
 		c.retirePeers()
 	}
 }
+
+// isFresh says whether the connection was opened a moment ago: what it meets, another one
+// that is opened now meets, too.
+func (l *link) isFresh(now time.Duration) bool { return now-l.born < time.Second }
 
 // retirePeers does what Recycle does, unless it was called, or this was done, since the
 // connection was opened.
@@ -134,7 +138,7 @@ func (c *conn) isAllWorkRefused(err error) bool {
 // new login, nor if a part of the request may have run.
 func (c *conn) leaveUseless(err error, partlyRan bool) error {
 	c.dead = true
-	fresh := c.ctr.clock.Now()-c.born < time.Second
+	fresh := c.isFresh(c.ctr.clock.Now())
 	if mysqlerr.Number(err) != xaBranchOpen && !fresh {
 		c.retirePeers()
 	}

@@ -97,7 +97,7 @@ func hikariCP(ctx context.Context) (func(...string) *exec.Cmd, error) {
 		jars += filepath.Join(tree.Root, "usr/share/java", jar+".jar") + ":"
 	}
 	ours := sha256.Sum256(javaSource)
-	classes, err := server.Made(ctx, fmt.Sprintf("hikari-%x", ours[:4]), func(dir string) error {
+	classes, err := server.Cached(ctx, fmt.Sprintf("hikari-%x", ours[:4]), func(dir string) error {
 		source := filepath.Join(filepath.Dir(dir), "Hikari.java")
 		if err := os.WriteFile(source, javaSource, 0o644); err != nil {
 			return err

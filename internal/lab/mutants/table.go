@@ -672,7 +672,7 @@ var mutants = []mutant{
 		"internal/connector/tx.go", "if class&mysqlerr.Retry == 0 {\n\t\treturn", "if t.unit == nil || class&mysqlerr.Retry == 0 {\n\t\treturn",
 		"TestPlainTransactionsAfterADemotion"},
 	{"plain transactions stay with a demoted server for as long as units wait for its prober",
-		"internal/connector/refusal.go", "c.dead = c.dead || dead || c.transaction.unit == nil && now-c.born > time.Second", "c.dead = c.dead || dead",
+		"internal/connector/refusal.go", "c.dead = c.dead || dead || c.transaction.unit == nil && !c.isFresh(now)", "c.dead = c.dead || dead",
 		"TestPlainTransactionsBeforeTheAddressMoves"},
 	{"the next user waits for a login because the last one left state on the connection",
 		"internal/connector/spare.go", "if m == nil || !c.dirty {", "if m == nil || c.dirty {",

@@ -20,7 +20,7 @@ import (
 // fetched returns the server of that kind from the cache, fetching it first if need be.
 func fetched(ctx context.Context, kind Kind, r recipe) (*Install, error) {
 	name := fmt.Sprintf("%s-%s", kind, runtime.GOARCH)
-	root, err := cached(ctx, name, func(dir string) error { return fetch(ctx, r, dir) })
+	root, err := Cached(ctx, name, func(dir string) error { return fetch(ctx, r, dir) })
 	if err != nil {
 		return nil, err
 	}

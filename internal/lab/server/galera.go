@@ -76,7 +76,7 @@ func findProvider(ctx context.Context, in *Install) (string, error) {
 	if p.asked {
 		return p.path, p.err
 	}
-	root, err := cached(ctx, "galera-"+runtime.GOARCH, func(dir string) error { return fetch(ctx, galeraRecipe, dir) })
+	root, err := Cached(ctx, "galera-"+runtime.GOARCH, func(dir string) error { return fetch(ctx, galeraRecipe, dir) })
 	if err != nil {
 		err = fmt.Errorf("%w: %s could not be fetched from Debian: %w", ErrUnavailable, galeraRecipe.name, err)
 	}
@@ -92,7 +92,7 @@ func (in *Install) galeraTemplate(ctx context.Context, provider string) (string,
 		return "", err
 	}
 	ours := sha256.Sum256([]byte(plain + strings.Join(galeraArgs, " ")))
-	return cached(ctx, fmt.Sprintf("template-galera-%s-%s-%x", in.Version, runtime.GOARCH, ours[:4]), func(dir string) error {
+	return Cached(ctx, fmt.Sprintf("template-galera-%s-%s-%x", in.Version, runtime.GOARCH, ours[:4]), func(dir string) error {
 		g, err := in.startGalera(ctx, provider, plain, 1, Options{})
 		if err != nil {
 			return err

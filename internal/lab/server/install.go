@@ -30,6 +30,14 @@ const (
 	MySQL Kind = "mysql"
 )
 
+// Product is what people call it.
+func (k Kind) Product() string {
+	if k == MySQL {
+		return "MySQL"
+	}
+	return "MariaDB"
+}
+
 // Kinds are all the kinds there are, in the order in which tests run them.
 func Kinds() []Kind { return []Kind{MariaDB, MariaDB118, MySQL} }
 
@@ -254,10 +262,10 @@ func cacheDir() (string, error) {
 	return filepath.Join(dir, "livepool"), nil
 }
 
-// cached returns the directory of that name in the cache. If it is not there, make is called
+// Cached returns the directory of that name in the cache. If it is not there, make is called
 // with an empty directory to fill, which then takes the name: at no time is there a half-made
 // one, and of two test binaries in parallel one makes it and the other waits.
-func cached(ctx context.Context, name string, make func(dir string) error) (string, error) {
+func Cached(ctx context.Context, name string, make func(dir string) error) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err

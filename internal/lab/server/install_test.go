@@ -82,7 +82,7 @@ deb http://m.example/debian trixie-updates main
 func TestTheCacheMakesAThingOnce(t *testing.T) {
 	t.Setenv("LIVEPOOL_CACHE", filepath.Join(t.TempDir(), "deep", "cache"))
 	oops := errors.New("oops")
-	if _, err := cached(t.Context(), "thing", func(dir string) error {
+	if _, err := Cached(t.Context(), "thing", func(dir string) error {
 		os.WriteFile(filepath.Join(dir, "half"), nil, 0o644)
 		return oops
 	}); !errors.Is(err, oops) {
@@ -92,7 +92,7 @@ func TestTheCacheMakesAThingOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			dir, err := cached(t.Context(), "thing", func(dir string) error {
+			dir, err := Cached(t.Context(), "thing", func(dir string) error {
 				made.Add(1)
 				return os.WriteFile(filepath.Join(dir, "whole"), nil, 0o644)
 			})

@@ -32,7 +32,7 @@ func FetchPrograms(ctx context.Context, p Packages) (*Programs, error) {
 	r := recipe{name: p.Name, pkg: p.Names, suite: p.Suite, size: p.Size,
 		useless: []string{"var", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/jvm/*/jmods",
 			"usr/share/perl*", "usr/lib/*/perl*", "usr/lib/*/libperl.so*"}} // of what only an installation runs
-	root, err := cached(ctx, p.Name+"-"+runtime.GOARCH, func(dir string) error { return fetch(ctx, r, dir) })
+	root, err := Cached(ctx, p.Name+"-"+runtime.GOARCH, func(dir string) error { return fetch(ctx, r, dir) })
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s could not be fetched from Debian: %w", ErrUnavailable, p.Name, err)
 	}
@@ -50,9 +50,4 @@ func (p *Programs) Command(program string, args ...string) *exec.Cmd {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "LD_PRELOAD=", "LD_LIBRARY_PATH=")
 	return cmd
-}
-
-// Made returns a directory of that name in the cache, for which fill is called if it is not there.
-func Made(ctx context.Context, name string, fill func(dir string) error) (string, error) {
-	return cached(ctx, name, fill)
 }

@@ -88,7 +88,7 @@ func (in *Install) quickArgs() []string {
 func (in *Install) template(ctx context.Context) (string, error) {
 	ours := sha256.Sum256([]byte(mariadbUsersSQL + strings.Join(in.quickArgs(), " ")))
 	name := fmt.Sprintf("template-%s-%s-%s-%x", in.Kind, in.Version, runtime.GOARCH, ours[:4])
-	return cached(ctx, name, func(dir string) error {
+	return Cached(ctx, name, func(dir string) error {
 		fmt.Fprintf(Progress, "making a data directory for %s %s, once ...\n", in.Kind, in.Version)
 		if in.Kind == MySQL {
 			return in.initializeMySQL(ctx, dir)
