@@ -175,6 +175,10 @@ type Config struct {
 	// Its connections must have the optional interfaces that the driver's have, and the
 	// contexts and errors that it passes on keep what they wrap. Default nil.
 	Wrap func(driver.Connector) driver.Connector
+	// Tracer is told what the pool does: units, connections, retries, commits, pings, kills,
+	// outages. It has one or more of the interfaces of the package trace; a value with none of
+	// them is an error at Open. Default nil.
+	Tracer any
 	// Classify overrides what an error means, for a server or proxy that
 	// livepool does not know; it returns false for an error that it leaves to
 	// livepool. It is called from many goroutines. Default nil.
@@ -290,6 +294,7 @@ func (c *Config) settings() *connector.Settings {
 		CommitTable:    c.CommitTable,
 		ExplicitBegin:  c.ExplicitBegin,
 		Wrap:           c.Wrap,
+		Tracer:         c.Tracer,
 		Classify:       c.classifier(),
 		Log:            c.log,
 	}

@@ -17,13 +17,40 @@ import (
 	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/usercode"
+	"github.com/livepool/livepool/trace"
 )
 
-// runUnit is the life of a unit: attempts, each a session of its own (Session.run), until
-// one is committed or must not be repeated. A lost COMMIT of a unit with a key is resolved
-// before the next attempt.
+// runUnit runs a unit of its own, and tells the tracer of it.
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
 	c := p.newRetryState(o)
+	end := trace.UnitEnd{UnitStart: trace.UnitStart{Unit: o.name, Key: c.key}, Outcome: trace.NotApplied}
+	ctx = p.ctr.Tracer.UnitStart(ctx, end.UnitStart)
+	defer func() { // also if fn panics
+		end.Took, end.Attempts = p.ctr.Tracer.Since(c.started), c.attempts
+		p.ctr.Tracer.UnitEnd(ctx, end)
+	}()
+	end.Err = c.run(ctx, fn)
+	end.Outcome = c.outcome(end.Err)
+	return end.Err
+}
+
+func (c *retryState) outcome(err error) trace.Outcome {
+	switch {
+	case c.keyTaken:
+		return trace.AlreadyApplied
+	case err == nil:
+		return trace.Applied
+	case errors.Is(err, mysqlerr.ErrCommitUnknown):
+		return trace.Unknown
+	}
+	return trace.NotApplied
+}
+
+// run is the life of a unit: attempts, each a session of its own (Session.run), until
+// one is committed or must not be repeated. A lost COMMIT of a unit with a key is resolved
+// before the next attempt.
+func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session) error) error {
+	p, o := c.pool, c.options
 	if c.key != "" {
 		fn = withKey(fn, c.key)
 	}
@@ -38,6 +65,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 			s.runHooks()
 			return nil
 		case errors.Is(err, errKeyTaken):
+			c.keyTaken = true
 			return o.alreadyApplied()
 		case s.commitUnknown && c.key != "":
 			committed, unresolvedErr := c.resolveCommit(ctx, s, err)
@@ -135,6 +163,7 @@ type retryState struct {
 	started           time.Time
 	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
 	attempts          int
+	keyTaken          bool            // another unit with its key was applied
 	freeAttempts      int             // of those, the ones of which nothing ran, or is left, because no server accepted them
 	attemptStart      time.Time       // the attempt, if it is not the first
 	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing
@@ -184,6 +213,7 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	}
 	c.retriedAfterPause = c.retriedAfterPause || lostByPause
 	c.pool.ctr.Stats.Retried.Add(1)
+	c.pool.ctr.Tracer.Event(ctx, trace.Retry{Unit: c.options.name, Attempt: c.attempts, Wait: wait, Cause: cause})
 	c.logRetry(ctx, level, wait, cause)
 	if wait > 0 {
 		clock.Wait(ctx, nil, wait)

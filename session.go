@@ -10,8 +10,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +18,7 @@ import (
 	"github.com/livepool/livepool/internal/fifo"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/unitdb"
+	"github.com/livepool/livepool/trace"
 )
 
 // A Session is one attempt of a unit of work: it runs statements on one
@@ -50,6 +49,7 @@ type Session struct {
 	mu            sync.Mutex // guards what follows
 	tx            *sql.Tx
 	conn          *sql.Conn // set where tx was begun on one
+	acquiredAt    time.Time // when it got its connection, if a tracer is told
 	startErr      error     // why there is no transaction: no later statement gets one
 	rollbackOnly  error     // why there must be no commit
 	innerKeys     []string  // of units inside this one that have ended well
@@ -205,117 +205,6 @@ func (s *Session) openTx(ctx context.Context) (*sql.Tx, error) {
 	return root.startTx(ctx)
 }
 
-// startTx takes a place and a connection, and begins. If it fails no later statement of
-// the attempt runs either: the function may have swallowed the error of the first one,
-// and the rest would be half of the work. root.mu is held.
-func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
-	start := time.Now()
-	deadline := start.Add(s.pool.cfg.PoolTimeout)
-	var err error
-	if s.resolveDeadline.IsZero() {
-		s.retryState.startElapsed(start)
-		if limit := s.pool.cfg.MaxElapsed; limit > 0 {
-			s.retryDeadline = s.retryState.elapsedFrom.Add(limit)
-		}
-		err = s.pool.queue.Take(ctx, &s.place, s.options.name, deadline)
-	} else {
-		deadline = s.resolveDeadline
-	}
-	if err == nil {
-		err = s.beginWhenReachable(ctx, deadline)
-	}
-	if err == nil {
-		return s.tx, nil
-	}
-	s.pool.queue.Give(&s.place)
-	switch {
-	case s.caller.Err() != nil:
-		err = &sessionDoneError{s.options.name, contextError(s.caller), s.pool.ctr.Outage.LastError()}
-	case s.pool.ctr.Ctx.Err() != nil:
-		err = ErrPoolClosed // database/sql's own error for this is not exported
-	case err == fifo.ErrTimeout:
-		err = s.pool.poolTimeout(s.options.name, time.Since(start))
-	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:
-		s.attempt.NoteFailure(err) // nothing has run
-	}
-	s.startErr = err
-	return nil, err
-}
-
-// beginWhenReachable begins, and waits meanwhile for a server that cannot be
-// reached: nothing has happened yet, so that this costs the unit no attempt.
-func (s *Session) beginWhenReachable(ctx context.Context, deadline time.Time) error {
-	ctr := s.pool.ctr
-	waitUntil := deadline
-	if !s.retryDeadline.IsZero() && s.retryDeadline.Before(deadline) {
-		waitUntil = s.retryDeadline
-	}
-	if s.pool.cfg.PoolTimeout > 0 || !s.resolveDeadline.IsZero() { // PoolTimeout 0: it may dial, and waits for nothing else
-		s.beginCtx.DialDeadline = waitUntil
-	}
-	for {
-		err := s.beginTx(ctx, deadline)
-		switch {
-		case err == nil:
-			return nil
-		case ctr.IsUnreachable(err) && ctr.Outage.AwaitServer(ctx, waitUntil):
-			continue
-		case ctx.Err() != nil, s.caller.Err() != nil:
-			return err
-		case !time.Now().Before(deadline) && (mysqlerr.CallerGaveUp(err) || ctr.IsUnreachable(err)):
-			return fifo.ErrTimeout
-		case mysqlerr.CallerGaveUp(err):
-			if err = ctr.Outage.LastError(); err == nil {
-				err = os.ErrDeadlineExceeded
-			}
-			return &connector.ConnectError{Unreachable: true, Text: "livepool: no connection within MaxElapsed (pool_max_elapsed): the server cannot be reached", Cause: err}
-		}
-		return err
-	}
-}
-
-// beginTx begins on a connection of the pool. There are as many places as there may be
-// connections, so a session that has a place finds one free, unless the pool is also used
-// without sessions. Only then may it have to wait, and pays for a bound of that wait; it
-// lets sessions go first for which a connection is free.
-func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
-	ps := s.pool
-	ps.unboundedBegins.Add(1)          // before begins, so that the others see it and wait
-	beginning := int(ps.begins.Add(1)) // this one and others at the same time
-	defer ps.begins.Add(-1)
-	st := s.pool.DB.Stats()
-	if int64(st.MaxOpenConnections) != s.pool.ctr.Limits.Open.Load() {
-		s.pool.ctr.SyncLimits()
-	}
-	if st.MaxOpenConnections == 0 || st.InUse+beginning <= st.MaxOpenConnections {
-		s.beginCtx.Unbounded = &ps.unboundedBegins
-		s.tx, err = s.pool.DB.BeginTx(&s.beginCtx, &s.options.tx)
-		s.beginCtx.NoteServed()
-		return err
-	}
-	ps.unboundedBegins.Add(-1)
-	for i := 0; ps.unboundedBegins.Load() > 0 && ctx.Err() == nil && time.Now().Before(deadline); i++ {
-		if runtime.Gosched(); i > 100 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-	waitCtx, cancel := context.WithDeadline(context.WithValue(ctx, connector.DialDeadlineKey{}, s.beginCtx.DialDeadline), deadline)
-	defer cancel()
-	s.conn, err = s.pool.DB.Conn(waitCtx)
-	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !time.Now().Before(deadline) {
-			return fifo.ErrTimeout
-		}
-		return err
-	}
-	s.tx, err = s.conn.BeginTx(&s.beginCtx, &s.options.tx)
-	if err != nil {
-		s.conn.Close()
-		s.conn = nil
-	}
-	return err
-}
-
 // commit commits what there is to commit.
 func (s *Session) commit() error {
 	switch {
@@ -333,7 +222,7 @@ func (s *Session) commit() error {
 		return err
 	}
 	s.attempt.CommitState.Store(connector.CommitAllowed)
-	err = s.tx.Commit()
+	err = s.sendCommit()
 	switch {
 	case err == nil:
 		return nil
@@ -354,6 +243,17 @@ func (s *Session) commit() error {
 	return err
 }
 
+func (s *Session) sendCommit() error {
+	t := &s.pool.ctr.Tracer
+	if !t.HasEvents() {
+		return s.tx.Commit()
+	}
+	start := time.Now()
+	err := s.tx.Commit()
+	t.Event(s.caller, trace.Commit{Unit: s.options.name, Took: time.Since(start), Err: err})
+	return err
+}
+
 func (s *Session) rollback() {
 	if s.tx != nil {
 		_ = s.tx.Rollback() // its failure closes the connection, and the server rolls back
@@ -365,10 +265,13 @@ func (s *Session) rollback() {
 func (s *Session) release() {
 	s.closeDB()
 	s.mu.Lock()
-	conn := s.conn
+	conn, acquiredAt := s.conn, s.acquiredAt
 	s.mu.Unlock()
 	if conn != nil {
 		conn.Close()
+	}
+	if t := &s.pool.ctr.Tracer; !acquiredAt.IsZero() {
+		t.Event(s.caller, trace.Release{Unit: s.options.name, Held: time.Since(acquiredAt)})
 	}
 	if !s.commitUnknown || s.retryState.key == "" {
 		s.pool.queue.Give(&s.place)

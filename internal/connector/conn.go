@@ -15,6 +15,7 @@ import (
 	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
+	"github.com/livepool/livepool/trace"
 )
 
 // conn is the driver.Conn that database/sql holds. database/sql holds its lock around
@@ -285,6 +286,9 @@ func (ctr *Connector) recordDiscard(l *link, v Verdict) {
 		return
 	}
 	ctr.Stats.Discards[v].Add(1)
+	if ctr.Tracer.HasEvents() {
+		ctr.Tracer.event(trace.Discard{Conn: ctr.traced(l), Why: v.String()})
+	}
 	if ctr.Cfg.Log.Enabled(context.Background(), slog.LevelDebug) {
 		ctr.Cfg.Log.Debug("livepool: connection discarded", append(ctr.describe(l), slog.String("why", v.String()))...)
 	}

@@ -389,7 +389,7 @@ func (ctr *Connector) dialOnce(caller context.Context) (link, error) {
 	if ctr.Ctx.Err() != nil {
 		return link{}, ErrPoolClosed // a sql.Conn may be kept after Close
 	}
-	l, err := ctr.connectToWorkingNode(caller)
+	l, err := ctr.connectTraced(caller)
 	if err != nil {
 		return link{}, err
 	}

@@ -33,6 +33,7 @@ type Connector struct {
 	driverConnector driver.Connector
 	sideConnector   driver.Connector // for side connections, which may send several statements in one request
 	Cfg             *Settings
+	Tracer          Tracer
 	addr            string // for errors and logs, without user and password
 	// schema is the DSN's; "": none, or not known. New sets it.
 	schema      string
@@ -89,6 +90,10 @@ type Connector struct {
 func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr := &Connector{driverConnector: c, sideConnector: c, Cfg: cfg, clock: clock.New(), addr: "the database", conns: map[*conn]struct{}{},
 		rechecks: map[*pendingPing]struct{}{}, spareReady: make(chan struct{}, 1), readyDial: make(chan struct{}, 1)}
+	var err error
+	if ctr.Tracer, err = NewTracer(cfg.Tracer, cfg.Log); err != nil {
+		return nil, err
+	}
 	ctr.news.init()
 	ctr.Limits.Open.Store(int64(ctr.Cfg.MaxOpenConns()))
 	ctr.minKeepAliveNanos.Store(int64(ctr.Cfg.KeepAlive))

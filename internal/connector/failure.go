@@ -18,6 +18,7 @@ import (
 	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/sqltext"
 	"github.com/livepool/livepool/internal/wire"
+	"github.com/livepool/livepool/trace"
 )
 
 // requestKind says what a request may leave behind, and so whether it may be sent again
@@ -244,6 +245,9 @@ type badConnError struct {
 func (c *conn) newBadConnError(err error, detail string) error {
 	now := c.ctr.clock.Now()
 	c.ctr.Stats.Resent.Add(1)
+	if c.ctr.Tracer.HasEvents() {
+		c.ctr.Tracer.event(trace.Resend{Conn: c.ctr.traced(&c.link), Cause: err})
+	}
 	return &badConnError{c.ctr.addr, c.threadID(), now - c.born, now - c.lastRoundTrip, detail, c.ioCause(err)}
 }
 

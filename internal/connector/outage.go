@@ -18,7 +18,7 @@ import (
 // second at most.
 func (ctr *Connector) newGate() *outage.Gate {
 	s := outage.Settings{Clock: ctr.clock, Closed: ctr.Ctx, Log: ctr.Cfg.Log, Addr: ctr.addr, Spawn: ctr.spawn,
-		NewServer: func() outage.Server { return &probedServer{ctr: ctr} }, Ended: ctr.resumeOpening,
+		NewServer: func() outage.Server { return &probedServer{ctr: ctr} }, Ended: ctr.resumeOpening, Trace: ctr.Tracer.event,
 		ConnectLimit: ctr.Cfg.ConnectLimit, ConnectTimeout: ctr.Cfg.ConnectTimeout}
 	if my := ctr.Cfg.MySQL; my != nil && hasBeforeConnect(my) {
 		s.ProbePause = time.Second

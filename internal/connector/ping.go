@@ -136,9 +136,16 @@ func (c *conn) hasNoTimeForPing(ctx context.Context) bool {
 // proves anything about the connection: the ping continues in the background, and its
 // result counts for the others.
 func (c *conn) prePing(ctx context.Context) Verdict {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return postponed
+	case c.ctr.Tracer.HasEvents():
+		return c.pingTraced(ctx)
 	}
+	return c.pingNow(ctx)
+}
+
+func (c *conn) pingNow(ctx context.Context) Verdict {
 	if c.wire.CanPing() && !c.ctr.InCluster.Load() && c.ctr.Cfg.MySQL.ReadTimeout == 0 { // which would end the wait for an answer
 		return c.pingInPlace(ctx)
 	}

@@ -39,6 +39,7 @@ type Settings struct {
 	ExplicitBegin bool
 	Wrap          func(driver.Connector) driver.Connector // nil for none
 	Classify      func(error) (mysqlerr.Class, bool)      // nil where livepool decides
+	Tracer        any                                     // of the package trace; nil for none
 	Log           *slog.Logger                            // never nil; its panics go no further
 
 	// CheckContext says why a request under ctx is refused that is not a session's, nil if

@@ -8,6 +8,7 @@ import (
 
 	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
+	"github.com/livepool/livepool/trace"
 )
 
 // counters are the live values behind Stats.
@@ -47,6 +48,9 @@ func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, 
 	ctr.Outage.SlowDials()
 	defer ctr.maintainer.wake()
 	ctr.Stats.Deaths.Add(1)
+	if ctr.Tracer.HasEvents() {
+		ctr.Tracer.event(trace.Discard{Conn: ctr.traced(l), Why: "it was found dead", Cause: cause})
+	}
 	ctr.logNews(l, ctr.news.record(kind, since, ctr.clock.Now()),
 		"livepool: a connection was found dead; the others are checked before they are handed out", cause)
 }

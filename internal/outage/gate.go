@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/trace"
 )
 
 // Settings are what a Gate needs of the connector.
@@ -27,8 +28,9 @@ type Settings struct {
 	// called under the Gate's lock: whoever holds a lock that Spawn takes must not call the
 	// Gate.
 	Spawn     func(f func()) bool
-	NewServer func() Server // what the prober asks, new each time that it starts
-	Ended     func()        // is called when an outage has ended
+	NewServer func() Server     // what the prober asks, new each time that it starts
+	Ended     func()            // is called when an outage has ended
+	Trace     func(trace.Event) // is told of each outage
 
 	ConnectLimit   int           // how many connections are opened at a time, at most
 	ConnectTimeout time.Duration // how long one may take
@@ -186,6 +188,7 @@ func (g *Gate) begin(r *resource, short Shortage, cause error) (log func()) {
 	g.Outages.Add(1)
 	return func() {
 		g.cfg.Log.Warn(shortageTexts[short].begins, slog.String("addr", g.cfg.Addr), slog.Any("cause", cause))
+		g.cfg.Trace(trace.OutageStart{Addr: g.cfg.Addr, What: shortageTexts[short].is, Cause: cause})
 	}
 }
 
@@ -194,14 +197,15 @@ func (g *Gate) end(r *resource, attrs ...any) (log func()) {
 	if r.shortage == None {
 		return func() {}
 	}
-	text := shortageTexts[r.shortage].ends
-	attrs = append([]any{slog.String("addr", g.cfg.Addr), slog.Duration("after", g.cfg.Clock.Now()-r.since), slog.Int("waited", r.waitedTotal)}, attrs...)
+	text, lasted := shortageTexts[r.shortage], g.cfg.Clock.Now()-r.since
+	attrs = append([]any{slog.String("addr", g.cfg.Addr), slog.Duration("after", lasted), slog.Int("waited", r.waitedTotal)}, attrs...)
 	close(r.ended)
 	r.shortage = None
 	g.addWaitersLocked(r, 0)
 	return func() {
 		g.cfg.Ended()
-		g.cfg.Log.Info(text, attrs...)
+		g.cfg.Log.Info(text.ends, attrs...)
+		g.cfg.Trace(trace.OutageEnd{Addr: g.cfg.Addr, What: text.is, Lasted: lasted})
 	}
 }
 

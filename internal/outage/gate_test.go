@@ -14,6 +14,7 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/outage"
+	"github.com/livepool/livepool/trace"
 )
 
 var errAway = errors.New("connection refused")
@@ -51,7 +52,7 @@ func (b *lockedBuffer) String() string {
 func newGate(t *testing.T, change func(*outage.Settings)) (*outage.Gate, *fakeServer) {
 	s := &fakeServer{clock: clock.New()}
 	closed, cancel := context.WithCancel(context.Background())
-	settings := outage.Settings{Clock: s.clock, Closed: closed, Ended: func() {}, Log: slog.New(slog.NewTextHandler(&s.log, nil)), Addr: "tcp(db)",
+	settings := outage.Settings{Clock: s.clock, Closed: closed, Ended: func() {}, Trace: func(trace.Event) {}, Log: slog.New(slog.NewTextHandler(&s.log, nil)), Addr: "tcp(db)",
 		Spawn:     func(f func()) bool { s.background.Go(f); return closed.Err() == nil },
 		NewServer: func() outage.Server { s.opened.Add(1); return s },
 		// What a Pool has.

@@ -16,6 +16,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/driverconn"
+	"github.com/livepool/livepool/trace"
 	"go.uber.org/goleak"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func newEnv(t *testing.T) *Env {
 	clk := clock.New()
 	t.Cleanup(clk.Close)
-	return &Env{Ctx: t.Context(), Clock: clk, Log: slog.New(slog.DiscardHandler), Addr: "the database", PingTimeout: time.Second, Counters: new(Counters),
+	return &Env{Ctx: t.Context(), Clock: clk, Log: slog.New(slog.DiscardHandler), Addr: "the database", PingTimeout: time.Second, Counters: new(Counters), Trace: func(trace.Event) {},
 		OpenSide: func(context.Context) (*Side, error) { return nil, io.EOF }, Spawn: func(func()) bool { return true }}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/trace"
 )
 
 // Orphan is the server's thread of an abandoned connection. The fields up to the blank
@@ -160,6 +161,9 @@ func (r *Reaper) report(tally [outcomes]int) {
 	st.KillUnneeded.Add(int64(tally[outcomeAlreadyGone]))
 	st.KillUnproved.Add(int64(tally[outcomeUnproven]))
 	st.KillFailed.Add(int64(tally[outcomeFailed]))
+	if tally != [outcomes]int{} {
+		r.Trace(trace.Kill{Addr: r.Addr, Killed: tally[outcomeKilled], Gone: tally[outcomeAlreadyGone], Unproved: tally[outcomeUnproven], Failed: tally[outcomeFailed]})
+	}
 	if n := tally[outcomeKilled]; n > 0 {
 		log.Info("livepool: killed what abandoned connections left on the server", slog.String("addr", r.Addr), slog.Int("connections", n))
 	}

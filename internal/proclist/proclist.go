@@ -18,6 +18,7 @@ import (
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/wire"
+	"github.com/livepool/livepool/trace"
 )
 
 // Env is what the Reaper and the Stalls of a pool share. It does not change.
@@ -28,6 +29,7 @@ type Env struct {
 	Addr        string        // of the server, for the log
 	PingTimeout time.Duration // for how long the server may answer nothing
 	Counters    *Counters
+	Trace       func(trace.Event) // is told of what was killed
 
 	// OpenSide opens a Side, or says why there is none. The caller closes it.
 	OpenSide func(context.Context) (*Side, error)
