@@ -72,7 +72,8 @@ type AcquireEnd struct {
 }
 
 // A ConnectTracer is told of each connection that is opened for callers, or in the background
-// to be ready for them. It is opened under the context that TraceConnectStart returns, which
+// to be ready for them; not of the attempts by which an outage is watched, the last of which
+// is used as well. It is opened under the context that TraceConnectStart returns, which
 // must be ctx or made from it.
 type ConnectTracer interface {
 	TraceConnectStart(ctx context.Context, start ConnectStart) context.Context
