@@ -4,6 +4,8 @@
 package livepool
 
 import (
+	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -175,6 +177,11 @@ type Config struct {
 	// Its connections must have the optional interfaces that the driver's have, and the
 	// contexts and errors that it passes on keep what they wrap. Default nil.
 	Wrap func(driver.Connector) driver.Connector
+	// AfterConnect sets up the session of each new connection of the pool before it is used, for
+	// example by SET ROLE, within ConnectTimeout: what cannot be said by the DSN's variables.
+	// What it sets is not undone when the connection is returned. An error closes the connection
+	// and is that of the caller who waits for it. It must not keep conn. Default nil.
+	AfterConnect func(ctx context.Context, conn *sql.Conn) error
 	// Tracer is told what the pool does: units, connections, retries, commits, pings, kills,
 	// outages. It has one or more of the interfaces of the package trace; a value with none of
 	// them is an error at Open. Default nil.
@@ -294,6 +301,7 @@ func (c *Config) settings() *connector.Settings {
 		CommitTable:    c.CommitTable,
 		ExplicitBegin:  c.ExplicitBegin,
 		Wrap:           c.Wrap,
+		AfterConnect:   c.AfterConnect,
 		Tracer:         c.Tracer,
 		Classify:       c.classifier(),
 		Log:            c.log,
@@ -326,3 +334,9 @@ func (c Config) GoString() string { return "livepool.Config{" + c.String() + "}"
 
 // LogValue is String, for slog.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// RefusedLogin is for a BeforeConnect of the driver's that keeps credentials for a while (a
+// token of a cloud's, a lease of a secret store's): the error by which the server has just
+// refused those that it gave, so that new ones must be had; nil where it may give what it
+// has. Each connection is tried once more after such a refusal.
+func RefusedLogin(ctx context.Context) error { return connector.RefusedLogin(ctx) }

@@ -200,6 +200,9 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
+	if err := ctr.setUpSession(ctx, l); err != nil {
+		return err
+	}
 	if err := ctr.afterLogin(ctx, l); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package connector
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"log/slog"
 	"time"
@@ -38,6 +39,7 @@ type Settings struct {
 	CommitTable   string
 	ExplicitBegin bool
 	Wrap          func(driver.Connector) driver.Connector // nil for none
+	AfterConnect  func(context.Context, *sql.Conn) error  // nil for none
 	Classify      func(error) (mysqlerr.Class, bool)      // nil where livepool decides
 	Tracer        any                                     // of the package trace; nil for none
 	Log           *slog.Logger                            // never nil; its panics go no further

@@ -346,6 +346,15 @@ func IsNetworkLoss(err error) bool {
 	return false
 }
 
+// IsLoginRefused says whether a server refused the user or the password.
+func IsLoginRefused(err error) bool {
+	switch Number(err) {
+	case 1045, 1698:
+		return true
+	}
+	return false
+}
+
 // IsTooManyConnections says whether a server refused a connection because there are too many.
 func IsTooManyConnections(err error) bool {
 	switch Number(err) {

@@ -14,7 +14,7 @@ import (
 // stories are the packages of the library, from the lowest up. One imports only what is
 // in a story below its own.
 var stories = [][]string{
-	{"boundctx", "clock", "dsntext", "fifo", "mysqlerr", "spelling", "sqltext", "unitdb", "usercode"},
+	{"/trace", "boundctx", "clock", "dsntext", "fifo", "mysqlerr", "spelling", "sqltext", "unitdb", "usercode"},
 	{"committable", "driverconn", "outage", "setting", "wire"},
 	{"proclist"},
 	{"connector"},
@@ -23,8 +23,8 @@ var stories = [][]string{
 
 const (
 	module     = "github.com/livepool/livepool"
-	mostAtRoot = 41   // entries of the root, so that a stranger sees them at once
-	mostOfRoot = 2800 // lines of its code: what a user sees, and the unit of work
+	mostAtRoot = 45   // entries of the root, so that a stranger sees them at once
+	mostOfRoot = 2900 // lines of its code: what a user sees, and the unit of work
 )
 
 // importsOf are the packages of ours that the files of a directory import, tests left
@@ -68,8 +68,11 @@ func TestPackagesImportOnlyWhatIsBelow(t *testing.T) {
 	for _, story := range stories {
 		for _, name := range story {
 			dir := filepath.Join("internal", name)
-			if name == "the root" {
+			switch {
+			case name == "the root":
 				dir = "."
+			case name[0] == '/': // public
+				dir = name[1:]
 			}
 			imports, lines := importsOf(t, dir)
 			if lines == 0 {

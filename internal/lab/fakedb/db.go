@@ -29,6 +29,8 @@ type DB struct {
 	OnBegin   func(c *Conn) error
 	OnReset   func(c *Conn) error
 	OnCommit  func(c *Conn) error
+
+	OnRollback func(c *Conn) error
 }
 
 // Conn is one of its connections.
@@ -166,7 +168,12 @@ func (c *Conn) Commit() error {
 	}
 	return nil
 }
-func (c *Conn) Rollback() error { return nil }
+func (c *Conn) Rollback() error {
+	if c.db.OnRollback != nil {
+		return c.db.OnRollback(c)
+	}
+	return nil
+}
 
 type stmt struct{ c *Conn }
 
