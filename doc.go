@@ -11,6 +11,7 @@
 // depend on those below them only:
 //
 //	livepool             what a user sees, and the unit of work
+//	trace                what a Config's Tracer is told
 //	internal/connector   connections below database/sql: checkout, ping, outage, kill
 //	internal/wire        the net.Conn below the driver
 //	internal/mysqlerr, sqltext, committable, fifo, clock, ...
