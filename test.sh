@@ -52,7 +52,7 @@ again() {
 }
 
 behaviour=./internal/lab/behaviour
-livepooltest=./livepooltest # a module of its own
+beside='./livepooltest ./prometheus' # modules of their own that are published
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -75,11 +75,11 @@ lint() {
 	fi
 
 	step 'vet'
-	go vet ./... ./bench/... ./examples/... "$livepooltest"
-	for system in darwin windows; do GOOS=$system go vet ./... "$livepooltest"; done
+	go vet ./... ./bench/... ./examples/... $beside
+	for system in darwin windows; do GOOS=$system go vet ./... $beside; done
 
 	step 'linters'
-	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... ./examples/... "$livepooltest"
+	GOTOOLCHAIN=auto go run "$linter" run ./... ./bench/... ./examples/... $beside
 }
 
 # Every target there is; an input that fails is left in testdata/fuzz beside it.
@@ -125,7 +125,7 @@ fi
 lint
 
 step 'tests of livepool, without a server'
-tests $race -timeout 10m .
+tests $race -timeout 10m . ./trace
 
 step 'tests of the packages inside, and of the test ground'
 tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -v "/${behaviour#./}\$")
@@ -140,8 +140,8 @@ sharded "$behaviour" $race -parallel 4 -timeout 45m
 step 'the examples: frameworks on livepool, and the worker'
 tests $race -timeout 20m ./examples/...
 
-step 'faults for the tests of users'
-tests $race -timeout 10m "$livepooltest"
+step 'what is published beside it: faults for the tests of users, metrics'
+tests $race -timeout 10m $beside
 
 fuzz
 

@@ -72,9 +72,13 @@ func TestDocumentedBlocksCompile(t *testing.T) {
 		write(t, filepath.Join(at, "go.mod"), "module "+stub+"\n\ngo 1.25\n")
 		mod += "require " + stub + " v0.0.0\nreplace " + stub + " => " + at + "\n"
 	}
-	mod += "require " + module + "/livepooltest v0.0.0\nreplace " + module + "/livepooltest => " + filepath.Join(root, "livepooltest") + "\n"
+	sums := read(t, "go.sum")
+	for _, nested := range nestedModules {
+		mod += "require " + module + "/" + nested + " v0.0.0\nreplace " + module + "/" + nested + " => " + filepath.Join(root, nested) + "\n"
+		sums += read(t, filepath.Join(nested, "go.sum"))
+	}
 	write(t, filepath.Join(dir, "go.mod"), mod)
-	write(t, filepath.Join(dir, "go.sum"), read(t, "go.sum"))
+	write(t, filepath.Join(dir, "go.sum"), sums)
 	for _, command := range []string{"vet", "test"} { // test builds no package without tests
 		run := exec.Command("go", command, "-mod=mod", "./...")
 		run.Dir = dir

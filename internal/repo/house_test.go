@@ -98,16 +98,21 @@ func TestPackagesImportOnlyWhatIsBelow(t *testing.T) {
 	}
 }
 
+// nestedModules are published beside the library.
+var nestedModules = []string{"livepooltest", "prometheus"}
+
 // What is published beside the library uses it as its users do.
-func TestLivepooltestImportsOnlyWhatIsPublic(t *testing.T) {
+func TestNestedModulesImportOnlyWhatIsPublic(t *testing.T) {
 	atRoot(t)
-	imports, lines := importsOf(t, "livepooltest")
-	if lines == 0 {
-		t.Error("there is no package livepooltest")
-	}
-	for _, imported := range imports {
-		if imported != "" {
-			t.Errorf("livepooltest imports %s", imported)
+	for _, nested := range nestedModules {
+		imports, lines := importsOf(t, nested)
+		if lines == 0 {
+			t.Errorf("there is no package %s", nested)
+		}
+		for _, imported := range imports {
+			if imported != "" && imported != "/trace" {
+				t.Errorf("%s imports %s", nested, imported)
+			}
 		}
 	}
 }
