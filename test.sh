@@ -52,7 +52,7 @@ again() {
 }
 
 behaviour=./internal/lab/behaviour
-beside='./livepooltest ./prometheus' # modules of their own that are published
+beside='./livepooltest ./otel ./prometheus' # modules of their own that are published
 
 # What is found without running anything. The first run compiles the linters, for
 # some minutes. They need a newer Go than the library, which go fetches by itself.
@@ -140,7 +140,7 @@ sharded "$behaviour" $race -parallel 4 -timeout 45m
 step 'the examples: frameworks on livepool, and the worker'
 tests $race -timeout 20m ./examples/...
 
-step 'what is published beside it: faults for the tests of users, metrics'
+step 'what is published beside it: faults for the tests of users, spans and metrics'
 tests $race -timeout 10m $beside
 
 fuzz

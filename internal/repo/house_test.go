@@ -99,7 +99,7 @@ func TestPackagesImportOnlyWhatIsBelow(t *testing.T) {
 }
 
 // nestedModules are published beside the library.
-var nestedModules = []string{"livepooltest", "prometheus"}
+var nestedModules = []string{"livepooltest", "otel", "prometheus"}
 
 // What is published beside the library uses it as its users do.
 func TestNestedModulesImportOnlyWhatIsPublic(t *testing.T) {
