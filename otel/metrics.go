@@ -15,17 +15,19 @@ import (
 // metrics are the instruments. Those up to unit have the names of the semantic conventions
 // (database client metrics, connection pools), the others are livepool's own.
 type metrics struct {
-	meter metric.Meter
-	pool  metric.MeasurementOption // the pool's name
+	meter  metric.Meter
+	add    []metric.AddOption    // the pool's name
+	record []metric.RecordOption // likewise
+	byEnd  map[trace.Outcome][]metric.RecordOption
 
-	pending                             metric.Int64UpDownCounter
-	timeouts                            metric.Int64Counter
-	createTime, waitTime, useTime       metric.Float64Histogram
-	count, max                          metric.Int64ObservableUpDownCounter
-	unit, commit                        metric.Float64Histogram
-	retries, resends, discards, kills   metric.Int64Counter
-	outage                              metric.Int64ObservableGauge
-	idle, used, noConnections, noWrites metric.MeasurementOption
+	pending                                  metric.Int64UpDownCounter
+	timeouts                                 metric.Int64Counter
+	createTime, waitTime, useTime            metric.Float64Histogram
+	count, max                               metric.Int64ObservableUpDownCounter
+	unit, commit                             metric.Float64Histogram
+	retries, resends, discards, kills        metric.Int64Counter
+	outage                                   metric.Int64ObservableGauge
+	all, idle, used, noConnections, noWrites metric.MeasurementOption
 }
 
 // seconds are from a round trip within a machine room to the default of PoolTimeout.
@@ -52,7 +54,7 @@ func newMetrics(meter metric.Meter, pool string) (m metrics, err error) {
 		errs = append(errs, err)
 		return c
 	}
-	m = metrics{meter: meter, pool: with(),
+	m = metrics{meter: meter, add: []metric.AddOption{with()}, record: []metric.RecordOption{with()}, byEnd: map[trace.Outcome][]metric.RecordOption{},
 		timeouts:   counter("db.client.connection.timeouts", "{timeout}", "Units that waited in vain for a connection, for PoolTimeout."),
 		createTime: histogram("db.client.connection.create_time", "The time it took to open a connection."),
 		waitTime:   histogram("db.client.connection.wait_time", "The time it took a unit to get a connection and begin on it."),
@@ -67,8 +69,11 @@ func newMetrics(meter metric.Meter, pool string) (m metrics, err error) {
 		discards: counter("livepool.discards", "{connection}", "Connections that were given up, by the reason."),
 		kills:    counter("livepool.kills", "{connection}", "Abandoned connections, by what became of them on the server."),
 
-		idle: with(semconv.DBClientConnectionStateIdle), used: with(semconv.DBClientConnectionStateUsed),
+		all: with(), idle: with(semconv.DBClientConnectionStateIdle), used: with(semconv.DBClientConnectionStateUsed),
 		noConnections: with(attribute.String("livepool.outage.of", "connections")), noWrites: with(attribute.String("livepool.outage.of", "writes")),
+	}
+	for _, o := range []trace.Outcome{trace.Applied, trace.NotApplied, trace.AlreadyApplied, trace.Unknown} {
+		m.byEnd[o] = []metric.RecordOption{with(outcomeOf(o))}
 	}
 	m.pending, err = meter.Int64UpDownCounter("db.client.connection.pending_requests", metric.WithUnit("{request}"),
 		metric.WithDescription("The units that wait for a connection."))
@@ -77,14 +82,13 @@ func newMetrics(meter metric.Meter, pool string) (m metrics, err error) {
 	return m, errors.Join(append(errs, err)...)
 }
 
-// Watch exports what the pool's Stats say, once the pool is open, until the registration is
-// undone.
-func (m *metrics) Watch(p *livepool.Pool) (metric.Registration, error) {
+// watch exports what the pool's Stats say.
+func (m *metrics) watch(p *livepool.Pool) (metric.Registration, error) {
 	return m.meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		st := p.Stats()
 		o.ObserveInt64(m.count, int64(st.Idle), m.idle)
 		o.ObserveInt64(m.count, int64(st.InUse), m.used)
-		o.ObserveInt64(m.max, int64(st.MaxOpenConnections), m.pool)
+		o.ObserveInt64(m.max, int64(st.MaxOpenConnections), m.all)
 		o.ObserveInt64(m.outage, since(st.UnreachableSince), m.noConnections)
 		o.ObserveInt64(m.outage, since(st.WritesRefusedSince), m.noWrites)
 		return nil
@@ -98,46 +102,42 @@ func since(t time.Time) int64 {
 	return 1
 }
 
-func (m *metrics) with(attrs ...attribute.KeyValue) metric.MeasurementOption {
-	return metric.WithAttributes(attrs...)
-}
-
 func (m *metrics) recordUnit(ctx context.Context, end trace.UnitEnd) {
-	m.unit.Record(ctx, end.Took.Seconds(), m.pool, m.with(outcomeOf(end.Outcome)))
+	m.unit.Record(ctx, end.Took.Seconds(), m.byEnd[end.Outcome]...)
 }
 
 func (m *metrics) recordAcquire(ctx context.Context, end trace.AcquireEnd) {
-	m.waitTime.Record(ctx, end.Took.Seconds(), m.pool)
+	m.waitTime.Record(ctx, end.Took.Seconds(), m.record...)
 	if errors.Is(end.Err, livepool.ErrPoolTimeout) {
-		m.timeouts.Add(ctx, 1, m.pool)
+		m.timeouts.Add(ctx, 1, m.add...)
 	}
 }
 
 func (m *metrics) recordConnect(ctx context.Context, end trace.ConnectEnd) {
 	if end.Err == nil {
-		m.createTime.Record(ctx, end.Took.Seconds(), m.pool)
+		m.createTime.Record(ctx, end.Took.Seconds(), m.record...)
 	}
 }
 
 func (m *metrics) recordEvent(ctx context.Context, event trace.Event) {
 	switch e := event.(type) {
 	case trace.Release:
-		m.useTime.Record(ctx, e.Held.Seconds(), m.pool)
+		m.useTime.Record(ctx, e.Held.Seconds(), m.record...)
 	case trace.Commit:
-		m.commit.Record(ctx, e.Took.Seconds(), m.pool)
+		m.commit.Record(ctx, e.Took.Seconds(), m.record...)
 	case trace.Retry:
-		m.retries.Add(ctx, 1, m.pool)
+		m.retries.Add(ctx, 1, m.add...)
 	case trace.Resend:
-		m.resends.Add(ctx, 1, m.pool)
+		m.resends.Add(ctx, 1, m.add...)
 	case trace.Discard:
-		m.discards.Add(ctx, 1, m.pool, m.with(attribute.String("livepool.reason", e.Why)))
+		m.discards.Add(ctx, 1, m.add[0], metric.WithAttributes(attribute.String("livepool.reason", e.Why)))
 	case trace.Kill:
 		for _, k := range []struct {
 			outcome string
 			n       int
 		}{{"killed", e.Killed}, {"gone", e.Gone}, {"unproved", e.Unproved}, {"failed", e.Failed}} {
 			if k.n > 0 {
-				m.kills.Add(ctx, int64(k.n), m.pool, m.with(attribute.String("livepool.outcome", k.outcome)))
+				m.kills.Add(ctx, int64(k.n), m.add[0], metric.WithAttributes(attribute.String("livepool.outcome", k.outcome)))
 			}
 		}
 	}

@@ -14,6 +14,7 @@ package livepoolotel
 import (
 	"context"
 
+	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/trace"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/metric"
@@ -57,6 +58,10 @@ func New(name string, opts ...Option) (*Telemetry, error) {
 	return &Telemetry{newSpans(o.tracers.Tracer(scope), name), m}, nil
 }
 
+// Watch says which pool it is whose Stats are told, once it is open, until the registration is
+// undone.
+func (t *Telemetry) Watch(p *livepool.Pool) (metric.Registration, error) { return t.watch(p) }
+
 // TraceUnitStart is of trace.UnitTracer.
 func (t *Telemetry) TraceUnitStart(ctx context.Context, start trace.UnitStart) context.Context {
 	return t.startUnit(ctx, start)
@@ -70,13 +75,13 @@ func (t *Telemetry) TraceUnitEnd(ctx context.Context, end trace.UnitEnd) {
 
 // TraceAcquireStart is of trace.AcquireTracer.
 func (t *Telemetry) TraceAcquireStart(ctx context.Context, start trace.AcquireStart) context.Context {
-	t.pending.Add(ctx, 1, t.pool)
+	t.pending.Add(ctx, 1, t.add...)
 	return t.startAcquire(ctx, start)
 }
 
 // TraceAcquireEnd is of trace.AcquireTracer.
 func (t *Telemetry) TraceAcquireEnd(ctx context.Context, end trace.AcquireEnd) {
-	t.pending.Add(ctx, -1, t.pool)
+	t.pending.Add(ctx, -1, t.add...)
 	t.recordAcquire(ctx, end)
 	t.endAcquire(ctx, end)
 }

@@ -17,11 +17,11 @@ import (
 // spans makes them.
 type spans struct {
 	tracer oteltrace.Tracer
-	common []attribute.KeyValue
+	common oteltrace.SpanStartEventOption // what all have
 }
 
 func newSpans(t oteltrace.Tracer, pool string) spans {
-	return spans{t, []attribute.KeyValue{semconv.DBSystemNameMySQL, semconv.DBClientConnectionPoolName(pool)}}
+	return spans{t, oteltrace.WithAttributes(semconv.DBSystemNameMySQL, semconv.DBClientConnectionPoolName(pool))}
 }
 
 // The names of the spans.
@@ -40,7 +40,7 @@ type spanKey struct {
 }
 
 func (s *spans) start(ctx context.Context, name string, kind oteltrace.SpanKind, attrs ...attribute.KeyValue) context.Context {
-	ctx, span := s.tracer.Start(ctx, name, oteltrace.WithSpanKind(kind), oteltrace.WithAttributes(s.common...), oteltrace.WithAttributes(attrs...))
+	ctx, span := s.tracer.Start(ctx, name, oteltrace.WithSpanKind(kind), s.common, oteltrace.WithAttributes(attrs...))
 	return context.WithValue(ctx, spanKey{s, name}, span)
 }
 
@@ -112,7 +112,7 @@ func (s *spans) addEvent(ctx context.Context, event trace.Event) {
 	case trace.Commit:
 		now := time.Now()
 		_, span := s.tracer.Start(ctx, commitSpan, oteltrace.WithTimestamp(now.Add(-e.Took)),
-			oteltrace.WithSpanKind(oteltrace.SpanKindInternal), oteltrace.WithAttributes(s.common...))
+			oteltrace.WithSpanKind(oteltrace.SpanKindInternal), s.common)
 		if e.Err != nil {
 			span.SetStatus(codes.Error, e.Err.Error())
 		}
