@@ -165,6 +165,36 @@ func TestMinIdleIsOpenedAheadOfDemand(t *testing.T) {
 	}
 }
 
+// A unit that finds at the checkout that its connection has died gets one that is ready, and
+// waits for no dial.
+func TestUnitWhoseConnectionDiedTakesWhatIsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fakedb.RecordingDB{}
+		const dial = 100 * time.Millisecond
+		d.OnConnect = func(context.Context, int64) error { time.Sleep(dial); return nil }
+		p := labtest.OpenRecording(t, d, func(c *livepool.Config) {
+			c.MinIdle, c.PrePing, c.KeepAlive = 2, livepool.PrePingAlways, 0
+		})
+		time.Sleep(2 * dial)
+		held, ids := fakedb.Take(t, p.DB, 1) // one of the two is the sql.DB's now
+		fakedb.GiveBack(held)
+		for _, c := range d.Conns() {
+			c.Dead.Store(c.ID == ids[0])
+		}
+		begun := time.Now()
+		if err := p.WithSession(t.Context(), labtest.Work); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("it waited for %s while a connection was ready", took)
+		}
+		if p.Stats().Deaths != 1 {
+			t.Error("no connection has died: the test shows nothing")
+		}
+		d.CheckClosed(t, p)
+	})
+}
+
 // All five die, and nobody calls: five fresh ones are there within a keep-alive
 // interval, and the time of a ping if the death is a silent one.
 func TestMinIdleIsRestoredAfterAMassDeath(t *testing.T) {
