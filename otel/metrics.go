@@ -20,14 +20,14 @@ type metrics struct {
 	record []metric.RecordOption // likewise
 	byEnd  map[trace.Outcome][]metric.RecordOption
 
-	pending                                  metric.Int64UpDownCounter
-	timeouts                                 metric.Int64Counter
-	createTime, waitTime, useTime            metric.Float64Histogram
-	count, max                               metric.Int64ObservableUpDownCounter
-	unit, commit                             metric.Float64Histogram
-	retries, resends, discards, kills        metric.Int64Counter
-	outage                                   metric.Int64ObservableGauge
-	all, idle, used, noConnections, noWrites metric.MeasurementOption
+	pending                                   metric.Int64UpDownCounter
+	timeouts                                  metric.Int64Counter
+	createTime, waitTime, useTime             metric.Float64Histogram
+	count, max                                metric.Int64ObservableUpDownCounter
+	unit, commit                              metric.Float64Histogram
+	retries, resends, deaths, discards, kills metric.Int64Counter
+	outage                                    metric.Int64ObservableGauge
+	all, idle, used, noConnections, noWrites  metric.MeasurementOption
 }
 
 // seconds are from a round trip within a machine room to the default of PoolTimeout.
@@ -66,7 +66,8 @@ func newMetrics(meter metric.Meter, pool string) (m metrics, err error) {
 		commit:   histogram("livepool.commit.duration", "How long the COMMIT of units took."),
 		retries:  counter("livepool.retries", "{attempt}", "Attempts of units after the first."),
 		resends:  counter("livepool.resends", "{statement}", "Failures after which a statement was sent again."),
-		discards: counter("livepool.discards", "{connection}", "Connections that were given up, by the reason."),
+		deaths:   counter("livepool.deaths", "{connection}", "Connections found dead."),
+		discards: counter("livepool.discards", "{connection}", "Connections that were given up while nobody used them, by the reason."),
 		kills:    counter("livepool.kills", "{connection}", "Abandoned connections, by what became of them on the server."),
 
 		all: with(), idle: with(semconv.DBClientConnectionStateIdle), used: with(semconv.DBClientConnectionStateUsed),
@@ -129,6 +130,8 @@ func (m *metrics) recordEvent(ctx context.Context, event trace.Event) {
 		m.retries.Add(ctx, 1, m.add...)
 	case trace.Resend:
 		m.resends.Add(ctx, 1, m.add...)
+	case trace.Death:
+		m.deaths.Add(ctx, 1, m.add...)
 	case trace.Discard:
 		m.discards.Add(ctx, 1, m.add[0], metric.WithAttributes(attribute.String("livepool.reason", e.Why)))
 	case trace.Kill:

@@ -277,6 +277,7 @@ func TestMetricsOfAPool(t *testing.T) {
 	if _, err := p.ExecContext(livepool.Idempotent(t.Context()), "DO 1"); err != nil { // is sent again
 		t.Fatal(err)
 	}
+	p.Recycle()
 	held, err := p.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -288,7 +289,7 @@ func TestMetricsOfAPool(t *testing.T) {
 	want := map[string]float64{
 		"db.client.connection.timeouts":                               1,
 		"db.client.connection.pending_requests":                       0,
-		"db.client.connection.create_time":                            3,
+		"db.client.connection.create_time":                            4,
 		"db.client.connection.wait_time":                              4,
 		"db.client.connection.use_time":                               3,
 		"db.client.connection.count{db.client.connection.state=idle}": 0,
@@ -299,7 +300,8 @@ func TestMetricsOfAPool(t *testing.T) {
 		"livepool.commit.duration":                                    2,
 		"livepool.retries":                                            1,
 		"livepool.resends":                                            1,
-		"livepool.discards{livepool.reason=it was found dead}":        2,
+		"livepool.deaths":                                             2,
+		"livepool.discards{livepool.reason=Recycle was called}":       1,
 		"livepool.kills{livepool.outcome=killed}":                     2,
 		"livepool.outage{livepool.outage.of=connections}":             0,
 		"livepool.outage{livepool.outage.of=writes}":                  0,

@@ -103,7 +103,7 @@ type EventTracer interface {
 	TraceEvent(ctx context.Context, event Event)
 }
 
-// An Event is a Release, Retry, Commit, Ping, Resend, Discard, Kill, OutageStart or OutageEnd.
+// An Event is a Release, Retry, Commit, Ping, Resend, Death, Discard, Kill, OutageStart or OutageEnd.
 // A type switch should ignore those that it does not know: later versions may have more.
 type Event interface{ event() }
 
@@ -143,12 +143,18 @@ type Resend struct {
 	Cause error
 }
 
-// Discard is a connection that is given up: dead, or at its end. One that was idle for too
-// long, or closed for the state on it, is none.
+// Death is a connection that was found dead: closed by the other end, or silent.
+type Death struct {
+	Conn
+	Cause error // of the socket or the server; nil where there is none
+}
+
+// Discard is a connection that is given up while nobody uses it: at its age limit, or because
+// of what a ping or a look at the socket showed, which may be a Death as well. One that was
+// idle for too long, or closed for the state on it, is none.
 type Discard struct {
 	Conn
-	Why   string
-	Cause error // of the socket or the server; nil where the connection was healthy
+	Why string // one of a few texts
 }
 
 // Kill is what KillAbandoned has done about some connections that were left at work.
@@ -179,6 +185,7 @@ func (Retry) event()       {}
 func (Commit) event()      {}
 func (Ping) event()        {}
 func (Resend) event()      {}
+func (Death) event()       {}
 func (Discard) event()     {}
 func (Kill) event()        {}
 func (OutageStart) event() {}

@@ -86,6 +86,8 @@ func (r *recordingTracer) TraceEvent(ctx context.Context, event trace.Event) {
 		r.note(ctx, "ping: %q", e.Failed)
 	case trace.Resend:
 		r.note(ctx, "resent")
+	case trace.Death:
+		r.note(ctx, "found dead")
 	case trace.Discard:
 		r.note(ctx, "discarded: %s", e.Why)
 	case trace.OutageStart:
@@ -170,7 +172,7 @@ pay: ends: not_applied after 1`},
 unit pay begins
 pay: attempt 1 asks
 acquire: ends: true
-discarded: it was found dead
+found dead
 pay: released
 pay: attempt 1 failed
 pay: attempt 2 asks
@@ -190,7 +192,7 @@ pay: attempt 1 asks
 acquire: connects
 connect: is connected: true
 acquire: ends: true
-discarded: it was found dead
+found dead
 pay: commit: false
 pay: released
 pay: ends: unknown after 1`},
@@ -227,7 +229,7 @@ pay: ends: applied after 1`, 2)},
 				_, err := p.ExecContext(t.Context(), "DO 1")
 				check(t, err, nil)
 			}, `
-discarded: it was found dead
+found dead
 ping: "its ping failed"
 discarded: its ping failed
 connects
@@ -240,7 +242,7 @@ connect: is connected: true`},
 			_, err := p.ExecContext(livepool.Idempotent(t.Context()), "DO 1")
 			check(t, err, nil)
 		}, `
-discarded: it was found dead
+found dead
 resent
 connects
 connect: is connected: true`},
