@@ -51,20 +51,24 @@ func (s *Session) acquire(ctx context.Context, start time.Time) error {
 	if limit := s.pool.cfg.MaxElapsed; limit > 0 {
 		s.retryDeadline = s.retryState.elapsedFrom.Add(limit)
 	}
-	t, end := &s.pool.ctr.Tracer, trace.AcquireEnd{AcquireStart: trace.AcquireStart{Unit: s.options.name, Attempt: s.attemptNumber}}
-	s.beginCtx.Context = t.AcquireStart(s.beginCtx.Context, end.AcquireStart)
+	t := &s.pool.ctr.Tracer
+	end := trace.AcquireEnd{AcquireStart: trace.AcquireStart{Unit: s.options.name, Attempt: s.attemptNumber}, Err: connector.ErrNotReturned}
+	s.beginCtx.Context = t.AcquireStart(s.beginCtx.Context, end.AcquireStart) //nolint:fatcontext // once for each attempt
+	defer func() {
+		end.Took = t.Since(start)
+		t.AcquireEnd(s.beginCtx.Context, end)
+	}()
 	deadline := start.Add(s.pool.cfg.PoolTimeout)
-	end.Err = s.pool.queue.Take(ctx, &s.place, s.options.name, deadline)
+	err := s.pool.queue.Take(ctx, &s.place, s.options.name, deadline)
 	end.Queued = t.Since(start)
-	if end.Err == nil {
-		end.Err = s.beginWhenReachable(ctx, deadline)
+	if err == nil {
+		err = s.beginWhenReachable(ctx, deadline)
 	}
-	end.Took = t.Since(start)
-	t.AcquireEnd(s.beginCtx.Context, end)
-	if end.Err == nil && t.HasEvents() {
+	end.Err = err
+	if err == nil && t.HasEvents() {
 		s.acquiredAt = time.Now()
 	}
-	return end.Err
+	return err
 }
 
 // beginWhenReachable begins, and waits meanwhile for a server that cannot be

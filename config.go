@@ -5,7 +5,6 @@ package livepool
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -179,9 +178,10 @@ type Config struct {
 	Wrap func(driver.Connector) driver.Connector
 	// AfterConnect sets up the session of each new connection of the pool before it is used, for
 	// example by SET ROLE, within ConnectTimeout: what cannot be said by the DSN's variables.
-	// What it sets is not undone when the connection is returned. An error closes the connection
-	// and is that of the caller who waits for it. It must not keep conn. Default nil.
-	AfterConnect func(ctx context.Context, conn *sql.Conn) error
+	// exec runs a statement on it, and refuses to once AfterConnect has returned. What is set is
+	// not undone when the connection is returned; a transaction must not be left open. An error
+	// closes the connection and is that of the caller who waits for it. Default nil.
+	AfterConnect func(ctx context.Context, exec func(query string, args ...any) error) error
 	// Tracer is told what the pool does: units, connections, retries, commits, pings, kills,
 	// outages. It has one or more of the interfaces of the package trace; a value with none of
 	// them is an error at Open. Default nil.
@@ -338,5 +338,6 @@ func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 // RefusedLogin is for a BeforeConnect of the driver's that keeps credentials for a while (a
 // token of a cloud's, a lease of a secret store's): the error by which the server has just
 // refused those that it gave, so that new ones must be had; nil where it may give what it
-// has. Each connection is tried once more after such a refusal.
+// has. Each login is tried once more after such a refusal; of many that are refused at once
+// one asks, and no more than one in a second.
 func RefusedLogin(ctx context.Context) error { return connector.RefusedLogin(ctx) }

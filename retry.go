@@ -23,27 +23,14 @@ import (
 // runUnit runs a unit of its own, and tells the tracer of it.
 func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
 	c := p.newRetryState(o)
-	end := trace.UnitEnd{UnitStart: trace.UnitStart{Unit: o.name, Key: c.key}, Outcome: trace.NotApplied}
+	end := trace.UnitEnd{UnitStart: trace.UnitStart{Unit: o.name, Key: c.key}}
 	ctx = p.ctr.Tracer.UnitStart(ctx, end.UnitStart)
 	defer func() { // also if fn panics
-		end.Took, end.Attempts = p.ctr.Tracer.Since(c.started), c.attempts
+		end.Took, end.Attempts, end.Outcome = p.ctr.Tracer.Since(c.started), c.attempts, c.outcome
 		p.ctr.Tracer.UnitEnd(ctx, end)
 	}()
 	end.Err = c.run(ctx, fn)
-	end.Outcome = c.outcome(end.Err)
 	return end.Err
-}
-
-func (c *retryState) outcome(err error) trace.Outcome {
-	switch {
-	case c.keyTaken:
-		return trace.AlreadyApplied
-	case err == nil:
-		return trace.Applied
-	case errors.Is(err, mysqlerr.ErrCommitUnknown):
-		return trace.Unknown
-	}
-	return trace.NotApplied
 }
 
 // run is the life of a unit: attempts, each a session of its own (Session.run), until
@@ -56,23 +43,30 @@ func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session)
 	}
 	for {
 		c.attempts++
+		c.outcome = trace.NotApplied
 		s := p.newSession(ctx, o, c)
 		err := s.run(fn)
 		cause := s.retryCause(err)
+		if !s.commitUnknown {
+			c.outcome = trace.NotApplied
+		}
 		switch {
 		case err == nil:
+			c.outcome = trace.Applied
 			c.noteWritable()
 			s.runHooks()
 			return nil
 		case errors.Is(err, errKeyTaken):
-			c.keyTaken = true
+			c.outcome = trace.AlreadyApplied
 			return o.alreadyApplied()
 		case s.commitUnknown && c.key != "":
 			committed, unresolvedErr := c.resolveCommit(ctx, s, err)
 			if unresolvedErr != nil {
 				return unresolvedErr
 			}
+			c.outcome = trace.NotApplied
 			if committed {
+				c.outcome = trace.Applied
 				s.runHooks()
 				return nil
 			}
@@ -163,7 +157,7 @@ type retryState struct {
 	started           time.Time
 	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
 	attempts          int
-	keyTaken          bool            // another unit with its key was applied
+	outcome           trace.Outcome   // what is known of its transaction; also if what runs now panics
 	freeAttempts      int             // of those, the ones of which nothing ran, or is left, because no server accepted them
 	attemptStart      time.Time       // the attempt, if it is not the first
 	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing

@@ -222,6 +222,7 @@ func (s *Session) commit() error {
 		return err
 	}
 	s.attempt.CommitState.Store(connector.CommitAllowed)
+	s.retryState.outcome = trace.Unknown // until it is answered
 	err = s.sendCommit()
 	switch {
 	case err == nil:
@@ -245,11 +246,14 @@ func (s *Session) commit() error {
 
 func (s *Session) sendCommit() error {
 	t := &s.pool.ctr.Tracer
-	if !t.HasEvents() {
+	if !t.HasEvents() || !s.resolveDeadline.IsZero() { // the unit has committed, or not, before
 		return s.tx.Commit()
 	}
 	start := time.Now()
 	err := s.tx.Commit()
+	if !s.attempt.CommitWasSent() {
+		return err
+	}
 	t.Event(s.caller, trace.Commit{Unit: s.options.name, Took: time.Since(start), Err: err})
 	return err
 }

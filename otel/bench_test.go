@@ -2,54 +2,57 @@ package livepoolotel_test
 
 import (
 	"context"
-	"database/sql"
-	"database/sql/driver"
 	"testing"
 
-	"github.com/XSAM/otelsql"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 	livepoolotel "github.com/livepool/livepool/otel"
-	"go.opentelemetry.io/otel/metric/noop"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	oteltrace "go.opentelemetry.io/otel/trace"
-	nooptrace "go.opentelemetry.io/otel/trace/noop"
 )
 
-// BenchmarkUnit is a unit of one statement on a driver that does nothing, without a tracer, with
-// one whose providers do nothing, and with the SDK; beside it a plain transaction that otelsql
-// traces, one span each for BEGIN, the statement and COMMIT.
+// BenchmarkUnit is a unit of one statement on a driver that answers at once: what it costs to
+// tell of it. Spans go to an exporter that drops them.
 func BenchmarkUnit(b *testing.B) {
-	sampled := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()))
-	ctx, span := sampled.Tracer("bench").Start(b.Context(), "the caller")
-	defer span.End()
-	meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
 	for _, tt := range []struct {
 		name string
-		opts []livepoolotel.Option // nil for no tracer
+		with func(b *testing.B, c *livepool.Config)
 	}{
-		{"no tracer", nil},
-		{"no provider", []livepoolotel.Option{livepoolotel.WithTracerProvider(nooptrace.NewTracerProvider()), livepoolotel.WithMeterProvider(noop.NewMeterProvider())}},
-		{"sampled spans", []livepoolotel.Option{livepoolotel.WithTracerProvider(sampled), livepoolotel.WithMeterProvider(noop.NewMeterProvider())}},
-		{"sampled spans and metrics", []livepoolotel.Option{livepoolotel.WithTracerProvider(sampled), livepoolotel.WithMeterProvider(meters)}},
+		{"no tracer", func(*testing.B, *livepool.Config) {}},
+		{"no-op providers", func(b *testing.B, c *livepool.Config) {
+			c.Tracer = newTracer(b, livepoolotel.WithTracerProvider(tracenoop.NewTracerProvider()), livepoolotel.WithMeterProvider(metricnoop.NewMeterProvider()))
+		}},
+		{"metrics alone", func(b *testing.B, c *livepool.Config) {
+			c.Tracer = newTracer(b, livepoolotel.WithTracerProvider(tracenoop.NewTracerProvider()), livepoolotel.WithMeterProvider(newMeters(b)))
+		}},
+		{"metrics, spans never sampled", func(b *testing.B, c *livepool.Config) {
+			c.Tracer = newTracer(b, livepoolotel.WithTracerProvider(newTracers(b, sdktrace.NeverSample())), livepoolotel.WithMeterProvider(newMeters(b)))
+		}},
+		{"metrics, spans always sampled", func(b *testing.B, c *livepool.Config) {
+			c.Tracer = newTracer(b, livepoolotel.WithTracerProvider(newTracers(b, sdktrace.AlwaysSample())), livepoolotel.WithMeterProvider(newMeters(b)))
+		}},
+		{"otelsql alone, always sampled", func(b *testing.B, c *livepool.Config) {
+			c.Wrap = traceDriver(newTracers(b, sdktrace.AlwaysSample()))
+		}},
+		{"both, always sampled", func(b *testing.B, c *livepool.Config) {
+			tracers := newTracers(b, sdktrace.AlwaysSample())
+			c.Wrap = traceDriver(tracers)
+			c.Tracer = newTracer(b, livepoolotel.WithTracerProvider(tracers), livepoolotel.WithMeterProvider(newMeters(b)))
+		}},
 	} {
 		b.Run(tt.name, func(b *testing.B) {
-			cfg := livepool.NewConfig()
-			cfg.Logger = labtest.DiscardLogger
-			if tt.opts != nil {
-				telemetry, err := livepoolotel.New("bench", tt.opts...)
-				if err != nil {
-					b.Fatal(err)
-				}
-				cfg.Tracer = telemetry
-			}
-			p, err := livepool.OpenConnector(fakedb.Noop{}, cfg)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer p.Close()
+			p := labtest.Open(b, fakedb.Noop{}, func(c *livepool.Config) {
+				c.Logger = labtest.DiscardLogger
+				tt.with(b, c)
+			})
+			// As in a program that traces, the unit has a span around it; otelsql tells of nothing else.
+			ctx, span := newTracers(b, sdktrace.AlwaysSample()).Tracer("bench").Start(context.Background(), "caller")
+			defer span.End()
 			b.ReportAllocs()
 			for b.Loop() {
 				if err := p.WithSession(ctx, labtest.Work); err != nil {
@@ -58,38 +61,27 @@ func BenchmarkUnit(b *testing.B) {
 			}
 		})
 	}
-	b.Run("plain with otelsql", func(b *testing.B) {
-		db := sql.OpenDB(otelsqlConnector(sampled))
-		defer db.Close()
-		b.ReportAllocs()
-		for b.Loop() {
-			tx, err := db.BeginTx(ctx, nil)
-			if err == nil {
-				_, err = tx.ExecContext(ctx, "DO 1")
-			}
-			if err == nil {
-				err = tx.Commit()
-			}
-			if err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
 }
 
-// noopDriver opens connections of the driver that does nothing.
-type noopDriver struct{}
-
-func (noopDriver) Open(string) (driver.Conn, error) {
-	return fakedb.Noop{}.Connect(context.Background())
+func newTracer(b *testing.B, opts ...livepoolotel.Option) *livepoolotel.Tracer {
+	b.Helper()
+	t, err := livepoolotel.New("shop", opts...)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return t
 }
 
-func otelsqlConnector(provider oteltrace.TracerProvider) driver.Connector {
-	return dsnConnector{otelsql.WrapDriver(noopDriver{}, otelsql.WithTracerProvider(provider),
-		otelsql.WithSpanOptions(otelsql.SpanOptions{OmitConnResetSession: true}))}
+func newTracers(b *testing.B, sampler sdktrace.Sampler) *sdktrace.TracerProvider {
+	b.Helper()
+	p := sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler), sdktrace.WithBatcher(tracetest.NewNoopExporter()))
+	b.Cleanup(func() { _ = p.Shutdown(context.Background()) })
+	return p
 }
 
-type dsnConnector struct{ d driver.Driver }
-
-func (c dsnConnector) Connect(context.Context) (driver.Conn, error) { return c.d.Open("") }
-func (c dsnConnector) Driver() driver.Driver                        { return c.d }
+func newMeters(b *testing.B) *sdkmetric.MeterProvider {
+	b.Helper()
+	p := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+	b.Cleanup(func() { _ = p.Shutdown(context.Background()) })
+	return p
+}

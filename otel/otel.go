@@ -1,104 +1,72 @@
-// Package livepoolotel tells OpenTelemetry what a livepool.Pool does: a span for each unit of
-// work, with its attempts, connections and COMMIT beneath it, and metrics under the names of
-// the semantic conventions for pools of database connections.
+// Package livepoolotel tells OpenTelemetry what a livepool.Pool does: spans of its units of
+// work, and metrics of its connections.
 //
-//	telemetry, err := livepoolotel.New("shop")
-//	cfg.Tracer = telemetry
+//	t, err := livepoolotel.New("orders")
+//	...
+//	cfg.Tracer = t
 //	db, err := livepool.OpenConfig(cfg)
-//	registration, err := telemetry.Watch(db)
+//	...
+//	registration, err := t.Watch(db)
 //
-// The statements themselves are for a tracing driver such as otelsql, in Config.Wrap; their
-// spans are then beneath that of their unit. docs/tracing.md has the tables of both.
+// docs/tracing.md has the table of the spans and metrics. It needs OpenTelemetry's API only:
+// without an SDK nothing is told.
 package livepoolotel
 
 import (
-	"context"
+	"errors"
 
-	"github.com/livepool/livepool"
-	"github.com/livepool/livepool/trace"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/metric"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	oteltrace "go.opentelemetry.io/otel/trace"
 )
 
-// scope is the name of the instrumentation.
 const scope = "github.com/livepool/livepool/otel"
 
-// Telemetry is a Tracer for the Config of one pool. It is safe for concurrent use.
-type Telemetry struct {
-	spans
+// Tracer has the spans and metrics of one pool. It is a livepool.Config's Tracer, and safe
+// for concurrent use.
+type Tracer struct {
+	tracer   oteltrace.Tracer
+	poolName oteltrace.SpanStartEventOption
+
+	meter metric.Meter
 	metrics
 }
 
-// An Option is one of WithTracerProvider and WithMeterProvider.
-type Option func(*options)
+// Option is what New takes.
+type Option func(*providers)
 
-type options struct {
+type providers struct {
 	tracers oteltrace.TracerProvider
 	meters  metric.MeterProvider
 }
 
-// WithTracerProvider says to whom spans are told. Default: otel.GetTracerProvider().
-func WithTracerProvider(p oteltrace.TracerProvider) Option { return func(o *options) { o.tracers = p } }
+// WithTracerProvider says who gets the spans. Default: otel.GetTracerProvider().
+func WithTracerProvider(p oteltrace.TracerProvider) Option {
+	return func(to *providers) { to.tracers = p }
+}
 
-// WithMeterProvider says to whom metrics are told. Default: otel.GetMeterProvider().
-func WithMeterProvider(p metric.MeterProvider) Option { return func(o *options) { o.meters = p } }
+// WithMeterProvider says who gets the metrics. Default: otel.GetMeterProvider().
+func WithMeterProvider(p metric.MeterProvider) Option {
+	return func(to *providers) { to.meters = p }
+}
 
-// New makes the spans and metrics of the pool that is called name. Its error is that of an
-// instrument that the MeterProvider refuses.
-func New(name string, opts ...Option) (*Telemetry, error) {
-	o := options{otel.GetTracerProvider(), otel.GetMeterProvider()}
+// New returns the Tracer of the pool that is to be known by this name, which is
+// db.client.connection.pool.name and should be unique within the program. The error is that
+// of a MeterProvider that refuses an instrument.
+func New(name string, opts ...Option) (*Tracer, error) {
+	to := providers{otel.GetTracerProvider(), otel.GetMeterProvider()}
 	for _, opt := range opts {
-		opt(&o)
+		opt(&to)
 	}
-	m, err := newMetrics(o.meters.Meter(scope), name)
-	if err != nil {
+	pool := semconv.DBClientConnectionPoolName(name)
+	t := &Tracer{
+		tracer:   to.tracers.Tracer(scope, oteltrace.WithSchemaURL(semconv.SchemaURL)),
+		poolName: oteltrace.WithAttributes(pool),
+		meter:    to.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL)),
+	}
+	if err := errors.Join(t.makeHistograms(pool), t.makeReadings(pool)); err != nil {
 		return nil, err
 	}
-	return &Telemetry{newSpans(o.tracers.Tracer(scope), name), m}, nil
-}
-
-// Watch says which pool it is whose Stats are told, once it is open, until the registration is
-// undone.
-func (t *Telemetry) Watch(p *livepool.Pool) (metric.Registration, error) { return t.watch(p) }
-
-// TraceUnitStart is of trace.UnitTracer.
-func (t *Telemetry) TraceUnitStart(ctx context.Context, start trace.UnitStart) context.Context {
-	return t.startUnit(ctx, start)
-}
-
-// TraceUnitEnd is of trace.UnitTracer.
-func (t *Telemetry) TraceUnitEnd(ctx context.Context, end trace.UnitEnd) {
-	t.recordUnit(ctx, end)
-	t.endUnit(ctx, end)
-}
-
-// TraceAcquireStart is of trace.AcquireTracer.
-func (t *Telemetry) TraceAcquireStart(ctx context.Context, start trace.AcquireStart) context.Context {
-	t.pending.Add(ctx, 1, t.add...)
-	return t.startAcquire(ctx, start)
-}
-
-// TraceAcquireEnd is of trace.AcquireTracer.
-func (t *Telemetry) TraceAcquireEnd(ctx context.Context, end trace.AcquireEnd) {
-	t.pending.Add(ctx, -1, t.add...)
-	t.recordAcquire(ctx, end)
-	t.endAcquire(ctx, end)
-}
-
-// TraceConnectStart is of trace.ConnectTracer.
-func (t *Telemetry) TraceConnectStart(ctx context.Context, start trace.ConnectStart) context.Context {
-	return t.startConnect(ctx, start)
-}
-
-// TraceConnectEnd is of trace.ConnectTracer.
-func (t *Telemetry) TraceConnectEnd(ctx context.Context, end trace.ConnectEnd) {
-	t.recordConnect(ctx, end)
-	t.endConnect(ctx, end)
-}
-
-// TraceEvent is of trace.EventTracer.
-func (t *Telemetry) TraceEvent(ctx context.Context, event trace.Event) {
-	t.recordEvent(ctx, event)
-	t.addEvent(ctx, event)
+	return t, nil
 }

@@ -57,13 +57,7 @@ func value(t *testing.T, r *prometheus.Registry, name, labels string) float64 {
 	t.Helper()
 	for _, m := range gather(t, r)[name].GetMetric() {
 		if labelsOf(m) == labels {
-			switch {
-			case m.Counter != nil:
-				return m.Counter.GetValue()
-			case m.Gauge != nil:
-				return m.Gauge.GetValue()
-			}
-			return float64(m.Histogram.GetSampleCount())
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount()) // it is one of them
 		}
 	}
 	t.Fatalf("there is no %s{%s}", name, labels)

@@ -1,8 +1,8 @@
 // Package trace has the interfaces by which a pool tells what it does beside the statements
 // themselves, which livepool.Config.Wrap shows. A value with one or more of them is a
 // livepool.Config's Tracer; their methods get a context, and what happened, as a struct to
-// which fields may be added. Join makes one tracer of several; the modules otel and
-// prometheus beside this package have tracers for those.
+// which fields may be added. For several there is All; the modules otel and prometheus beside
+// this package have tracers for those.
 //
 // The methods are called where things happen, from many goroutines and also in the
 // background: they must be quick, safe for concurrent use, and must not use the pool. A panic
@@ -14,6 +14,10 @@ import (
 	"context"
 	"time"
 )
+
+// All is a Tracer of several: each is told, in their order, and a context goes from one to the
+// next.
+type All []any
 
 // A UnitTracer is told of each unit of work, but for those inside others. The unit runs under
 // the context that TraceUnitStart returns, which must be ctx or made from it.
@@ -40,7 +44,8 @@ type UnitEnd struct {
 // An Outcome is what is known of a unit's transaction when the unit has ended.
 type Outcome string
 
-// The outcomes. A function that panics or exits its goroutine leaves NotApplied.
+// The outcomes. A function that panics or exits its goroutine leaves NotApplied; so does the
+// unknown outcome of another unit, inside this one, whose error is returned.
 const (
 	Applied        Outcome = "applied"
 	NotApplied     Outcome = "not_applied"     // but for what DDL had committed by then
@@ -114,7 +119,7 @@ type Release struct {
 }
 
 // Retry is an attempt of a unit, or of a function of Pool.Retry, that failed and is followed
-// by another.
+// by another, if its context does not end during Wait.
 type Retry struct {
 	Unit    string
 	Attempt int           // that has failed, from 1
@@ -122,7 +127,8 @@ type Retry struct {
 	Cause   error
 }
 
-// Commit is the COMMIT of a unit: answered, or its answer lost (livepool.ErrCommitUnknown).
+// Commit is the COMMIT of a unit that was sent: answered, or its answer lost
+// (livepool.ErrCommitUnknown).
 type Commit struct {
 	Unit string
 	Took time.Duration

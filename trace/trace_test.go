@@ -27,7 +27,7 @@ type recordingTracer struct {
 
 type spanKey struct{}
 
-func (r *recordingTracer) note(ctx context.Context, format string, args ...any) {
+func (r *recordingTracer) notef(ctx context.Context, format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	inside := ""
@@ -48,54 +48,54 @@ func (r *recordingTracer) take() string {
 }
 
 func (r *recordingTracer) TraceUnitStart(ctx context.Context, start trace.UnitStart) context.Context {
-	r.note(ctx, "unit %s begins", start.Unit)
+	r.notef(ctx, "unit %s begins", start.Unit)
 	return context.WithValue(ctx, spanKey{}, start.Unit)
 }
 
 func (r *recordingTracer) TraceUnitEnd(ctx context.Context, end trace.UnitEnd) {
-	r.note(ctx, "ends: %s after %d", end.Outcome, end.Attempts)
+	r.notef(ctx, "ends: %s after %d", end.Outcome, end.Attempts)
 }
 
 func (r *recordingTracer) TraceAcquireStart(ctx context.Context, start trace.AcquireStart) context.Context {
-	r.note(ctx, "attempt %d asks", start.Attempt)
+	r.notef(ctx, "attempt %d asks", start.Attempt)
 	return context.WithValue(ctx, spanKey{}, "acquire")
 }
 
 func (r *recordingTracer) TraceAcquireEnd(ctx context.Context, end trace.AcquireEnd) {
-	r.note(ctx, "ends: %t", end.Err == nil)
+	r.notef(ctx, "ends: %t", end.Err == nil)
 }
 
 func (r *recordingTracer) TraceConnectStart(ctx context.Context, _ trace.ConnectStart) context.Context {
-	r.note(ctx, "connects")
+	r.notef(ctx, "connects")
 	return context.WithValue(ctx, spanKey{}, "connect")
 }
 
 func (r *recordingTracer) TraceConnectEnd(ctx context.Context, end trace.ConnectEnd) {
-	r.note(ctx, "is connected: %t", end.Err == nil)
+	r.notef(ctx, "is connected: %t", end.Err == nil)
 }
 
 func (r *recordingTracer) TraceEvent(ctx context.Context, event trace.Event) {
 	switch e := event.(type) {
 	case trace.Release:
-		r.note(ctx, "released")
+		r.notef(ctx, "released")
 	case trace.Retry:
-		r.note(ctx, "attempt %d failed", e.Attempt)
+		r.notef(ctx, "attempt %d failed", e.Attempt)
 	case trace.Commit:
-		r.note(ctx, "commit: %t", e.Err == nil)
+		r.notef(ctx, "commit: %t", e.Err == nil)
 	case trace.Ping:
-		r.note(ctx, "ping: %q", e.Failed)
+		r.notef(ctx, "ping: %q", e.Failed)
 	case trace.Resend:
-		r.note(ctx, "resent")
+		r.notef(ctx, "resent")
 	case trace.Death:
-		r.note(ctx, "found dead")
+		r.notef(ctx, "found dead")
 	case trace.Discard:
-		r.note(ctx, "discarded: %s", e.Why)
+		r.notef(ctx, "discarded: %s", e.Why)
 	case trace.OutageStart:
-		r.note(ctx, "outage: %s", e.What)
+		r.notef(ctx, "outage: %s", e.What)
 	case trace.OutageEnd:
-		r.note(ctx, "outage ended: %s", e.What)
+		r.notef(ctx, "outage ended: %s", e.What)
 	default:
-		r.note(ctx, "%T", e)
+		r.notef(ctx, "%T", e)
 	}
 }
 
@@ -300,11 +300,11 @@ outer: ends: applied after 1`},
 	}
 }
 
-// Joined tracers are told in their order, and each context has what the ones before put in.
-func TestJoinTellsEach(t *testing.T) {
+// Several tracers are told in their order, and each context has what the ones before put in.
+func TestAllAreTold(t *testing.T) {
 	first, second := &recordingTracer{}, &recordingTracer{}
 	p := labtest.OpenFake(t, &fakedb.DB{}, func(c *livepool.Config) {
-		c.Tracer = trace.Join(first, struct{}{}, startsOnly{}, second)
+		c.Tracer = trace.All{first, startsOnly{}, panickingTracer{}, second}
 	})
 	check(t, unit(t, p, nil), nil)
 	rest := `

@@ -2,10 +2,13 @@ package connector_test
 
 import (
 	"context"
-	"database/sql"
+	"database/sql/driver"
 	"errors"
+	"fmt"
+	"net"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,10 +35,7 @@ func TestAfterConnectSetsUpEachConnection(t *testing.T) {
 	}}
 	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
 		c.MinIdle = 2
-		c.AfterConnect = func(ctx context.Context, conn *sql.Conn) error {
-			_, err := conn.ExecContext(ctx, "SET ROLE app")
-			return err
-		}
+		c.AfterConnect = func(_ context.Context, exec func(string, ...any) error) error { return exec("SET ROLE app") }
 	})
 	labtest.Eventually(t, "the connections of MinIdle are set up", func() bool { return setUp.Load() == 2 })
 	for range 5 {
@@ -52,32 +52,43 @@ func TestAfterConnectSetsUpEachConnection(t *testing.T) {
 	}
 }
 
-// What AfterConnect does wrong costs its connection, and is told to whom it was opened for.
+// What AfterConnect does wrong costs its connection, and is told to whom it was opened for. It
+// is no outage: the server has logged the connection in.
 func TestAfterConnectThatFails(t *testing.T) {
 	own := errors.New("no such role")
 	for _, tt := range []struct {
 		name string
-		hook func(ctx context.Context, conn *sql.Conn) error
+		hook func(ctx context.Context, exec func(string, ...any) error) error
 		want string
 	}{
-		{"an error", func(context.Context, *sql.Conn) error { return own }, "Config.AfterConnect: no such role"},
-		{"a panic", func(context.Context, *sql.Conn) error { panic("a fault") }, "panicked"},
-		{"it takes too long", func(ctx context.Context, _ *sql.Conn) error {
+		{"an error", func(context.Context, func(string, ...any) error) error { return own }, "Config.AfterConnect: no such role"},
+		{"an error of another server", func(context.Context, func(string, ...any) error) error {
+			return fmt.Errorf("the secret store: %w", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED})
+		}, "Config.AfterConnect: the secret store"},
+		{"a deadline of its own", func(context.Context, func(string, ...any) error) error { return context.DeadlineExceeded }, "AfterConnect"},
+		{"database/sql's sign for another connection", func(context.Context, func(string, ...any) error) error { return driver.ErrBadConn }, "AfterConnect"},
+		{"a panic", func(context.Context, func(string, ...any) error) error { panic("a fault") }, "panicked"},
+		{"it takes too long", func(ctx context.Context, _ func(string, ...any) error) error {
 			<-ctx.Done()
 			return ctx.Err()
-		}, "i/o timeout"},
+		}, "AfterConnect"},
+		{"it takes too long, and does not say so", func(ctx context.Context, _ func(string, ...any) error) error {
+			<-ctx.Done()
+			return nil
+		}, "AfterConnect"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := &fakedb.DB{}
-			p := labtest.OpenFake(t, f, func(c *livepool.Config) {
-				c.AfterConnect, c.ConnectTimeout, c.OutageWait = tt.hook, 100*time.Millisecond, 0
-			})
+			p := labtest.OpenFake(t, f, func(c *livepool.Config) { c.AfterConnect, c.ConnectTimeout = tt.hook, 100*time.Millisecond })
 			_, err := p.ExecContext(t.Context(), "DO 1")
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
 			if tt.name == "an error" && !errors.Is(err, own) {
 				t.Errorf("%v does not wrap what the function returned", err)
+			}
+			if st := p.Stats(); st.Outages != 0 || f.Connects.Load() != 1 {
+				t.Errorf("%d outages, and %d connections were opened for one statement", st.Outages, f.Connects.Load())
 			}
 			labtest.Eventually(t, "no connection stays open", func() bool { return f.OpenConns() == 0 })
 			if n := f.Execs.Load(); n != 0 {
@@ -87,25 +98,41 @@ func TestAfterConnectThatFails(t *testing.T) {
 	}
 }
 
-// A transaction that it leaves open is rolled back before the connection is used.
-func TestAfterConnectLeavesNothingOpen(t *testing.T) {
+// What it has left behind in a goroutine sends nothing any more.
+func TestAfterConnectIsOverWhenItReturns(t *testing.T) {
 	f := &fakedb.DB{}
-	var rolledBack, begun atomic.Int64
-	f.OnBegin = func(*fakedb.Conn) error { begun.Add(1); return nil }
-	f.OnRollback = func(*fakedb.Conn) error { rolledBack.Add(1); return nil }
+	late := make(chan func(string, ...any) error, 1)
+	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
+		c.AfterConnect = func(_ context.Context, exec func(string, ...any) error) error {
+			late <- exec
+			return nil
+		}
+	})
+	if _, err := p.ExecContext(t.Context(), "DO 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := (<-late)("DO 2"); err == nil {
+		t.Error("a statement was sent after AfterConnect had returned")
+	}
+	if n := f.Execs.Load(); n != 1 {
+		t.Errorf("%d statements ran", n)
+	}
+}
+
+// A connection on which the server says that it is going down is an outage, as anywhere.
+func TestServerGoesDownDuringAfterConnect(t *testing.T) {
+	f := &fakedb.DB{}
 	f.OnExec = func(context.Context, *fakedb.Conn, string) error {
-		if begun.Load() != rolledBack.Load() {
-			t.Error("a statement runs in the transaction that AfterConnect left")
+		if f.Connects.Load() == 1 {
+			return fakedb.ServerError(1053, "Server shutdown in progress")
 		}
 		return nil
 	}
 	p := labtest.OpenFake(t, f, func(c *livepool.Config) {
-		c.AfterConnect = func(ctx context.Context, conn *sql.Conn) error {
-			_, err := conn.BeginTx(ctx, nil)
-			return err
-		}
+		c.AfterConnect = func(_ context.Context, exec func(string, ...any) error) error { return exec("SET ROLE app") }
 	})
-	if _, err := p.ExecContext(t.Context(), "DO 1"); err != nil || begun.Load() != 1 {
-		t.Errorf("%v; %d transactions were begun", err, begun.Load())
+	labtest.CheckNoErrors(t, labtest.StartUnits(t.Context(), 1, p, labtest.Work)())
+	if n := p.Stats().Outages; n != 1 {
+		t.Errorf("%d outages", n)
 	}
 }

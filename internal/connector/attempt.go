@@ -95,6 +95,9 @@ const (
 	commitStarted          // a COMMIT was sent
 )
 
+// CommitWasSent says whether a COMMIT of the unit was sent.
+func (a *Attempt) CommitWasSent() bool { return a.CommitState.Load() == commitStarted }
+
 // BeginContext is the context under which a session begins its transaction, by which the
 // connection knows the unit. Only BeginTx gets it: a transaction that the function itself
 // begins on the pool is not the unit's.

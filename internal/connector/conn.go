@@ -287,7 +287,7 @@ func (ctr *Connector) recordDiscard(l *link, v Verdict) {
 	}
 	ctr.Stats.Discards[v].Add(1)
 	if ctr.Tracer.HasEvents() {
-		ctr.Tracer.event(trace.Discard{Conn: ctr.traced(l), Why: v.String()})
+		ctr.Tracer.backgroundEvent(trace.Discard{Conn: ctr.traced(l), Why: v.String()})
 	}
 	if ctr.Cfg.Log.Enabled(context.Background(), slog.LevelDebug) {
 		ctr.Cfg.Log.Debug("livepool: connection discarded", append(ctr.describe(l), slog.String("why", v.String()))...)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +30,7 @@ type connectAttempt struct {
 	wire      atomic.Pointer[wire.Conn] // its network connection, as soon as it has one; the dialer stores it
 	// loggedIn: the handshake is over; its goroutine writes it.
 	loggedIn atomic.Bool
+	inHook   atomic.Bool // the user's AfterConnect is at work
 	cancel   context.CancelFunc
 	kept     atomic.Bool // it continues without its caller
 	// releaseDial releases its place among the dials, once, and says whether that recorded a
@@ -157,6 +157,9 @@ func (o *connectAttempt) run(ctx context.Context) {
 	o.link, o.err = o.ctr.login(ctx, o)
 	o.loggedIn.Store(true)
 	if o.err == nil && !o.side {
+		o.err = o.setUpSession(ctx)
+	}
+	if o.err == nil && !o.side {
 		o.err = o.ctr.initLink(ctx, &o.link)
 	}
 }
@@ -189,7 +192,7 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 	if o.side {
 		by = ctr.sideConnector
 	}
-	dc, err := ctr.connectDriver(ctx, by)
+	dc, err := ctr.connectWithCredentials(ctx, by)
 	if err != nil {
 		return link{}, err
 	}
@@ -200,9 +203,6 @@ func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error
 func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
-	if err := ctr.setUpSession(ctx, l); err != nil {
-		return err
-	}
 	if err := ctr.afterLogin(ctx, l); err != nil {
 		return err
 	}
@@ -302,63 +302,6 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 		ctr.addSpare(l)
 	}
 	ctr.Outage.Connected()
-}
-
-// ConnectError is the error of a connection that could not be opened: how far the attempt
-// came, and why it failed.
-type ConnectError struct {
-	Text        string
-	Cause       error
-	Unreachable bool // for want of a server that takes it
-	startedAt   time.Duration
-	notDialed   bool // no network connection was made
-	noReply     bool // one was made, and the server did not answer in time
-}
-
-func (e *ConnectError) Error() string { return e.Text + ": " + e.Cause.Error() }
-func (e *ConnectError) Is(target error) bool {
-	return e.Unreachable && target == mysqlerr.ErrUnreachable
-}
-func (e *ConnectError) Unwrap() error         { return e.Cause }
-func (e *ConnectError) Class() mysqlerr.Class { return mysqlerr.ConnectClass(e.Cause) }
-
-// connectTimeoutError is the end of ConnectTimeout. It is not the caller's own
-// deadline and does not look like it: it matches os.ErrDeadlineExceeded, as a
-// network timeout.
-type connectTimeoutError struct{}
-
-func (*connectTimeoutError) Error() string        { return os.ErrDeadlineExceeded.Error() }
-func (*connectTimeoutError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
-func (*connectTimeoutError) Timeout() bool        { return true }
-
-// newConnectError is the error of an attempt that finished with err, or whose caller gave
-// up with err.
-func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished bool) error {
-	w := o.wire.Load()
-	elapsed := ctr.clock.Now() - o.startedAt
-	e := &ConnectError{
-		Text:      fmt.Sprintf("livepool: connecting to %s failed after %s", ctr.addr, elapsed.Round(time.Millisecond)),
-		Cause:     err,
-		startedAt: o.startedAt,
-		notDialed: ctr.ownDialer && w == nil,
-	}
-	var timeout *connectTimeoutError
-	switch {
-	case errors.As(err, &timeout):
-		e.Text += ", the ConnectTimeout (pool_connect_timeout), " + w.Progress()
-		e.noReply = w != nil
-	case ctr.Ctx.Err() != nil:
-		e.Cause = ErrPoolClosed
-	case !finished:
-		e.Text += ", its caller having given up, " + w.Progress()
-	case mysqlerr.CallerGaveUp(err):
-		e.Text += ", by the dialer's own limit: " + err.Error()
-		e.Cause = &connectTimeoutError{}
-	case ctr.ownDialer && w != nil && w.IOErr != nil:
-		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IOErr)
-	}
-	e.Unreachable = ctr.IsUnreachable(e)
-	return e
 }
 
 // dial opens a connection for a caller. For a session it returns at once when none can be

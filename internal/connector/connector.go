@@ -61,10 +61,11 @@ type Connector struct {
 	connectAttempts sync.WaitGroup            // goroutines that connect
 	closed          bool
 
-	generation atomic.Uint64 // one more with each Recycle
-	news       news
-	roundTrip  roundTrip
-	demotion   demotion
+	generation  atomic.Uint64 // one more with each Recycle
+	news        news
+	roundTrip   roundTrip
+	demotion    demotion
+	credentials credentials
 	// rejectReadOnly is the driver's setting, which livepool takes over: a session that was
 	// made read-only is replaced, too. New sets it.
 	rejectReadOnly bool

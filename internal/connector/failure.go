@@ -246,7 +246,7 @@ func (c *conn) newBadConnError(err error, detail string) error {
 	now := c.ctr.clock.Now()
 	c.ctr.Stats.Resent.Add(1)
 	if c.ctr.Tracer.HasEvents() {
-		c.ctr.Tracer.event(trace.Resend{Conn: c.ctr.traced(&c.link), Cause: err})
+		c.ctr.Tracer.backgroundEvent(trace.Resend{Conn: c.ctr.traced(&c.link), Cause: err})
 	}
 	return &badConnError{c.ctr.addr, c.threadID(), now - c.born, now - c.lastRoundTrip, detail, c.ioCause(err)}
 }

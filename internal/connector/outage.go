@@ -18,7 +18,7 @@ import (
 // second at most.
 func (ctr *Connector) newGate() *outage.Gate {
 	s := outage.Settings{Clock: ctr.clock, Closed: ctr.Ctx, Log: ctr.Cfg.Log, Addr: ctr.addr, Spawn: ctr.spawn,
-		NewServer: func() outage.Server { return &probedServer{ctr: ctr} }, Ended: ctr.resumeOpening, Trace: ctr.Tracer.event,
+		NewServer: func() outage.Server { return &probedServer{ctr: ctr} }, Ended: ctr.resumeOpening, Trace: ctr.Tracer.backgroundEvent,
 		ConnectLimit: ctr.Cfg.ConnectLimit, ConnectTimeout: ctr.Cfg.ConnectTimeout}
 	if my := ctr.Cfg.MySQL; my != nil && hasBeforeConnect(my) {
 		s.ProbePause = time.Second
@@ -61,10 +61,11 @@ func (ctr *Connector) shortageOf(err error) outage.Shortage {
 	var held *outage.Error
 	var connect *ConnectError
 	var network net.Error
+	var own *afterConnectError
 	switch {
 	case errors.As(err, &held):
 		return held.Shortage
-	case !errors.As(err, &connect), mysqlerr.CallerGaveUp(err), errors.Is(err, ErrPoolClosed), errors.Is(err, errConnectPanicked), mysqlerr.IsMisconfigured(err):
+	case !errors.As(err, &connect), mysqlerr.CallerGaveUp(err), errors.Is(err, ErrPoolClosed), errors.Is(err, errConnectPanicked), errors.As(err, &own), mysqlerr.IsMisconfigured(err):
 		return outage.None
 	case mysqlerr.IsTooManyConnections(err):
 		return outage.NoRoom

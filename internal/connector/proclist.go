@@ -27,7 +27,7 @@ const (
 // the reaper's limit.
 func (ctr *Connector) initProclist() {
 	env := &proclist.Env{Ctx: ctr.Ctx, Clock: ctr.clock, Log: ctr.Cfg.Log, Addr: ctr.addr, PingTimeout: ctr.Cfg.PingTimeout,
-		Counters: &ctr.Stats.Counters, OpenSide: ctr.openOrBorrowSide, Trace: ctr.Tracer.event, Spawn: ctr.spawn}
+		Counters: &ctr.Stats.Counters, OpenSide: ctr.openOrBorrowSide, Trace: ctr.Tracer.backgroundEvent, Spawn: ctr.spawn}
 	ctr.reaper = proclist.Reaper{Env: env, KeepFor: bareReapLimit, OutageEnd: ctr.Outage.End}
 	ctr.stalls = proclist.Stalls{Env: env, After: ctr.Cfg.StallAfter}
 }

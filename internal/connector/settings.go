@@ -5,7 +5,6 @@ package connector
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
 	"log/slog"
 	"time"
@@ -38,11 +37,11 @@ type Settings struct {
 
 	CommitTable   string
 	ExplicitBegin bool
-	Wrap          func(driver.Connector) driver.Connector // nil for none
-	AfterConnect  func(context.Context, *sql.Conn) error  // nil for none
-	Classify      func(error) (mysqlerr.Class, bool)      // nil where livepool decides
-	Tracer        any                                     // of the package trace; nil for none
-	Log           *slog.Logger                            // never nil; its panics go no further
+	Wrap          func(driver.Connector) driver.Connector                                     // nil for none
+	AfterConnect  func(ctx context.Context, exec func(query string, args ...any) error) error // nil for none
+	Classify      func(error) (mysqlerr.Class, bool)                                          // nil where livepool decides
+	Tracer        any                                                                         // of the package trace; nil for none
+	Log           *slog.Logger                                                                // never nil; its panics go no further
 
 	// CheckContext says why a request under ctx is refused that is not a session's, nil if
 	// it is not. It is nil without a Pool, which sets it before anything is connected.

@@ -49,7 +49,7 @@ func (ctr *Connector) recordDeath(l *link, kind wire.Loss, since time.Duration, 
 	defer ctr.maintainer.wake()
 	ctr.Stats.Deaths.Add(1)
 	if ctr.Tracer.HasEvents() {
-		ctr.Tracer.event(trace.Death{Conn: ctr.traced(l), Cause: cause})
+		ctr.Tracer.backgroundEvent(trace.Death{Conn: ctr.traced(l), Cause: cause})
 	}
 	ctr.logNews(l, ctr.news.record(kind, since, ctr.clock.Now()),
 		"livepool: a connection was found dead; the others are checked before they are handed out", cause)

@@ -1,11 +1,12 @@
-// trace.go tells the user's tracer what the pool does. Without one that costs a look at a
-// nil interface, and nothing where a statement runs on a connection that needs no ping.
+// trace.go tells the user's tracers what the pool does. Without one that costs a look at an
+// empty list, and nothing where a statement runs on a connection that needs no ping.
 
 package connector
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -13,26 +14,44 @@ import (
 	"github.com/livepool/livepool/trace"
 )
 
-// Tracer is the user's tracer by its interfaces. The zero Tracer tells nobody. A panic goes
-// no further, and leaves the context as it was.
+// Tracer is the user's tracers by their interfaces. A panic of one goes no further, and is not
+// told to the others.
 type Tracer struct {
 	log      *slog.Logger
-	units    trace.UnitTracer
-	acquires trace.AcquireTracer
-	connects trace.ConnectTracer
-	events   trace.EventTracer
+	units    []trace.UnitTracer
+	acquires []trace.AcquireTracer
+	connects []trace.ConnectTracer
+	events   []trace.EventTracer
 }
 
-// NewTracer takes the user's tracer apart, which may be nil.
+// NewTracer takes apart what the user has set, which may be nil.
 func NewTracer(tracer any, log *slog.Logger) (Tracer, error) {
 	t := Tracer{log: log}
-	t.units, _ = tracer.(trace.UnitTracer)
-	t.acquires, _ = tracer.(trace.AcquireTracer)
-	t.connects, _ = tracer.(trace.ConnectTracer)
-	t.events, _ = tracer.(trace.EventTracer)
-	if tracer != nil && t.units == nil && t.acquires == nil && t.connects == nil && t.events == nil {
-		return t, errors.New("livepool: Config.Tracer has none of the interfaces of the package trace (UnitTracer, AcquireTracer, ConnectTracer, EventTracer), " +
-			"and would never be called: are its methods those of a pointer?")
+	all, ok := tracer.(trace.All)
+	if !ok && tracer != nil {
+		all = trace.All{tracer}
+	}
+	for _, tracer := range all {
+		unit, isUnit := tracer.(trace.UnitTracer)
+		acquire, isAcquire := tracer.(trace.AcquireTracer)
+		connect, isConnect := tracer.(trace.ConnectTracer)
+		event, isEvent := tracer.(trace.EventTracer)
+		if isUnit {
+			t.units = append(t.units, unit)
+		}
+		if isAcquire {
+			t.acquires = append(t.acquires, acquire)
+		}
+		if isConnect {
+			t.connects = append(t.connects, connect)
+		}
+		if isEvent {
+			t.events = append(t.events, event)
+		}
+		if !isUnit && !isAcquire && !isConnect && !isEvent {
+			return t, fmt.Errorf("livepool: Config.Tracer: a %T has none of the interfaces of the package trace "+
+				"(UnitTracer, AcquireTracer, ConnectTracer, EventTracer), and would never be called: are its methods those of a pointer?", tracer)
+		}
 	}
 	return t, nil
 }
@@ -41,33 +60,45 @@ func (t *Tracer) tell(f func()) { usercode.CatchPanic(t.log, "Config.Tracer", f)
 
 // UnitStart returns the context of the unit.
 func (t *Tracer) UnitStart(ctx context.Context, start trace.UnitStart) context.Context {
-	if t.units != nil {
-		t.tell(func() { ctx = t.units.TraceUnitStart(ctx, start) })
+	for _, tracer := range t.units {
+		ctx = t.in(ctx, func() context.Context { return tracer.TraceUnitStart(ctx, start) })
 	}
 	return ctx
 }
 
+// in returns the context that start makes of ctx; ctx itself if it panics or makes none.
+func (t *Tracer) in(ctx context.Context, start func() context.Context) (started context.Context) {
+	t.tell(func() { started = start() })
+	if started == nil {
+		return ctx
+	}
+	return started
+}
+
 // UnitEnd is called for each UnitStart.
 func (t *Tracer) UnitEnd(ctx context.Context, end trace.UnitEnd) {
-	if t.units != nil {
-		t.tell(func() { t.units.TraceUnitEnd(ctx, end) })
+	for _, tracer := range t.units {
+		t.tell(func() { tracer.TraceUnitEnd(ctx, end) })
 	}
 }
 
 // AcquireStart returns the context under which the connection is taken.
 func (t *Tracer) AcquireStart(ctx context.Context, start trace.AcquireStart) context.Context {
-	if t.acquires != nil {
-		t.tell(func() { ctx = t.acquires.TraceAcquireStart(ctx, start) })
+	for _, tracer := range t.acquires {
+		ctx = t.in(ctx, func() context.Context { return tracer.TraceAcquireStart(ctx, start) })
 	}
 	return ctx
 }
 
 // AcquireEnd is called for each AcquireStart.
 func (t *Tracer) AcquireEnd(ctx context.Context, end trace.AcquireEnd) {
-	if t.acquires != nil {
-		t.tell(func() { t.acquires.TraceAcquireEnd(ctx, end) })
+	for _, tracer := range t.acquires {
+		t.tell(func() { tracer.TraceAcquireEnd(ctx, end) })
 	}
 }
+
+// ErrNotReturned is what is told of a step that a panic of the driver's has ended.
+var ErrNotReturned = errors.New("the driver has panicked")
 
 // Since is time.Since, and 0 where nobody is told of units: it costs as much as the rest.
 func (t *Tracer) Since(start time.Time) time.Duration {
@@ -80,15 +111,15 @@ func (t *Tracer) Since(start time.Time) time.Duration {
 // HasEvents says whether somebody is told of events: without, they need not be made.
 func (t *Tracer) HasEvents() bool { return t.events != nil }
 
-// Event tells of an event.
+// Event tells of an event that happens to a caller.
 func (t *Tracer) Event(ctx context.Context, event trace.Event) {
-	if t.events != nil {
-		t.tell(func() { t.events.TraceEvent(ctx, event) })
+	for _, tracer := range t.events {
+		t.tell(func() { tracer.TraceEvent(ctx, event) })
 	}
 }
 
-// event is Event where no caller's context is at hand.
-func (t *Tracer) event(event trace.Event) { t.Event(context.Background(), event) }
+// backgroundEvent is Event where no caller's context is at hand.
+func (t *Tracer) backgroundEvent(event trace.Event) { t.Event(context.Background(), event) }
 
 // traced identifies a link.
 func (ctr *Connector) traced(l *link) trace.Conn {
@@ -102,10 +133,16 @@ func (ctr *Connector) connectTraced(ctx context.Context) (l link, err error) {
 		return ctr.connectToWorkingNode(ctx)
 	}
 	start := ctr.clock.Now()
-	t.tell(func() { ctx = t.connects.TraceConnectStart(ctx, trace.ConnectStart{Addr: ctr.addr}) })
+	for _, tracer := range t.connects {
+		ctx = t.in(ctx, func() context.Context {
+			return tracer.TraceConnectStart(ctx, trace.ConnectStart{Addr: ctr.addr})
+		})
+	}
 	l, err = ctr.connectToWorkingNode(ctx)
 	end := trace.ConnectEnd{Conn: trace.Conn{Addr: ctr.addr, ThreadID: l.threadID()}, Took: ctr.clock.Now() - start, Err: err}
-	t.tell(func() { t.connects.TraceConnectEnd(ctx, end) })
+	for _, tracer := range t.connects {
+		t.tell(func() { tracer.TraceConnectEnd(ctx, end) })
+	}
 	return l, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/mysqlerr"
@@ -31,39 +32,53 @@ func (ctr *Connector) override(err error) (class mysqlerr.Class, decided bool) {
 // panicked. That is a fault of the program, not an outage.
 var errConnectPanicked = errors.New("the driver, the DialFunc or BeforeConnect of its Config, or AfterConnect panicked; the stack is in the log")
 
-// refusedLoginKey is the context key by which a BeforeConnect learns that the credentials
-// that it gave before were refused.
-type refusedLoginKey struct{}
-
-// RefusedLogin is that refusal, nil if there was none.
-func RefusedLogin(ctx context.Context) error {
-	err, _ := ctx.Value(refusedLoginKey{}).(error)
-	return err
-}
-
-// setUpSession has the user's AfterConnect set up a new connection. What it has left open is
-// closed: the end of its context ends rows and a transaction, and Close waits for them.
-func (ctr *Connector) setUpSession(ctx context.Context, l *link) error {
-	if ctr.Cfg.AfterConnect == nil {
+// setUpSession has the user's AfterConnect set up a new connection. Whatever that does, the
+// connection ends with ctx, and is the pool's alone afterwards.
+func (o *connectAttempt) setUpSession(ctx context.Context) (err error) {
+	hook, l := o.ctr.Cfg.AfterConnect, &o.link
+	if hook == nil {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	o.inHook.Store(true)
+	defer o.inHook.Store(false)
+	if l.wire != nil {
+		defer context.AfterFunc(ctx, func() { l.wire.Close() })()
+	}
 	db := sql.OpenDB(lentConnector{&l.driverConn})
-	defer db.Close()
-	conn, err := db.Conn(ctx)
-	if err != nil {
+	var mu sync.Mutex // held while a statement runs
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		db.Close() // so that what the function has left behind in a goroutine sends nothing any more
+	}()
+	exec := func(query string, args ...any) error {
+		mu.Lock()
+		defer mu.Unlock()
+		_, err := db.ExecContext(ctx, query, args...)
 		return err
 	}
-	if !ctr.Cfg.catchPanic("Config.AfterConnect", func() { err = ctr.Cfg.AfterConnect(ctx, conn) }) {
-		err = errConnectPanicked
+	if !o.ctr.Cfg.catchPanic("Config.AfterConnect", func() { err = hook(ctx, exec) }) {
+		return errConnectPanicked
 	}
-	cancel()
-	conn.Close()
-	if err != nil {
-		return fmt.Errorf("Config.AfterConnect: %w", err)
+	switch {
+	case err == nil:
+		return ctx.Err() // the function may not have looked
+	case ctx.Err() == nil && (!l.driverConn.IsValid() || mysqlerr.Number(err) != 0):
+		return fmt.Errorf("Config.AfterConnect: %w", err) // of the connection, or of the server
 	}
-	return nil
+	return &afterConnectError{err}
+}
+
+// afterConnectError is an error of AfterConnect's own. It says nothing of the server, which has
+// logged the connection in.
+type afterConnectError struct{ cause error }
+
+func (e *afterConnectError) Error() string { return "Config.AfterConnect: " + e.cause.Error() }
+func (e *afterConnectError) Unwrap() error {
+	if errors.Is(e.cause, driver.ErrBadConn) { // for database/sql that is a sign to open another
+		return nil
+	}
+	return e.cause
 }
 
 // lentConnector lends one connection to database/sql, which does not close it.
@@ -77,13 +92,10 @@ type lentConn struct{ *driverconn.Conn }
 func (lentConn) Close() error { return nil }
 
 // connectDriver has the driver open a connection, which may call the user's DialFunc and
-// BeforeConnect. Credentials that are refused are asked for once more.
+// BeforeConnect.
 func (ctr *Connector) connectDriver(ctx context.Context, by driver.Connector) (dc driver.Conn, err error) {
 	if !ctr.Cfg.catchPanic("opening a connection (DialFunc, BeforeConnect or the driver)", func() { dc, err = by.Connect(ctx) }) {
 		return nil, errConnectPanicked
-	}
-	if mysqlerr.IsLoginRefused(err) && RefusedLogin(ctx) == nil && ctr.Cfg.MySQL != nil && hasBeforeConnect(ctr.Cfg.MySQL) {
-		return ctr.connectDriver(context.WithValue(ctx, refusedLoginKey{}, err), by)
 	}
 	if err == nil && ctr.Cfg.Wrap != nil && ctr.IsMySQL {
 		if missing := driverconn.Missing(dc); missing != "" {

@@ -44,6 +44,7 @@ type resource struct {
 	cause       error         // for which the outage began
 	ended       chan struct{} // closed when it ends
 	since       time.Duration // when it began
+	tellBegun   func()        // tells that to the tracer, once
 	waiting     int           // how many wait now
 	waitedTotal int           // how many have waited in this outage
 }
@@ -186,9 +187,11 @@ func (g *Gate) signalChange() {
 func (g *Gate) begin(r *resource, short Shortage, cause error) (log func()) {
 	r.shortage, r.cause, r.ended, r.since, r.waitedTotal = short, cause, make(chan struct{}), g.cfg.Clock.Now(), r.waiting
 	g.Outages.Add(1)
+	tell := sync.OnceFunc(func() { g.cfg.Trace(trace.OutageStart{Addr: g.cfg.Addr, What: shortageTexts[short].is, Cause: cause}) })
+	r.tellBegun = tell
 	return func() {
 		g.cfg.Log.Warn(shortageTexts[short].begins, slog.String("addr", g.cfg.Addr), slog.Any("cause", cause))
-		g.cfg.Trace(trace.OutageStart{Addr: g.cfg.Addr, What: shortageTexts[short].is, Cause: cause})
+		tell()
 	}
 }
 
@@ -197,7 +200,7 @@ func (g *Gate) end(r *resource, attrs ...any) (log func()) {
 	if r.shortage == None {
 		return func() {}
 	}
-	text, lasted := shortageTexts[r.shortage], g.cfg.Clock.Now()-r.since
+	text, tellBegun, lasted := shortageTexts[r.shortage], r.tellBegun, g.cfg.Clock.Now()-r.since
 	attrs = append([]any{slog.String("addr", g.cfg.Addr), slog.Duration("after", lasted), slog.Int("waited", r.waitedTotal)}, attrs...)
 	close(r.ended)
 	r.shortage = None
@@ -205,6 +208,7 @@ func (g *Gate) end(r *resource, attrs ...any) (log func()) {
 	return func() {
 		g.cfg.Ended()
 		g.cfg.Log.Info(text.ends, attrs...)
+		tellBegun() // whoever logs the beginning may be slower
 		g.cfg.Trace(trace.OutageEnd{Addr: g.cfg.Addr, What: text.is, Lasted: lasted})
 	}
 }

@@ -101,6 +101,7 @@ func TestPasswordIsReplaced(t *testing.T) {
 		if n := cred.refusals(); n != 1 {
 			t.Errorf("%d logins were refused, want that of the KILL alone", n)
 		}
+		time.Sleep(1100 * time.Millisecond) // new ones are asked for once a second
 		cred.rotate("app1", "wrong")
 		if err := s.Exec("ALTER USER app1@'%' IDENTIFIED BY 'app3'"); err != nil {
 			t.Fatal(err)
@@ -147,6 +148,7 @@ func TestUserIsReplaced(t *testing.T) {
 					}
 				})
 				createUser(t, s, is)
+				time.Sleep(1100 * time.Millisecond) // new credentials are asked for once a second
 				cred.rotate(is, is)
 				if err := s.Exec("ALTER USER " + was + "@'%' IDENTIFIED BY 'no longer'"); err != nil {
 					t.Fatal(err)

@@ -29,8 +29,6 @@ type DB struct {
 	OnBegin   func(c *Conn) error
 	OnReset   func(c *Conn) error
 	OnCommit  func(c *Conn) error
-
-	OnRollback func(c *Conn) error
 }
 
 // Conn is one of its connections.
@@ -168,12 +166,7 @@ func (c *Conn) Commit() error {
 	}
 	return nil
 }
-func (c *Conn) Rollback() error {
-	if c.db.OnRollback != nil {
-		return c.db.OnRollback(c)
-	}
-	return nil
-}
+func (c *Conn) Rollback() error { return nil }
 
 type stmt struct{ c *Conn }
 
