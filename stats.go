@@ -90,7 +90,6 @@ func (p *Pool) Stats() Stats {
 	stats := Stats{
 		DBStats:         p.DB.Stats(),
 		Opened:          s.Opened.Load(),
-		Reused:          s.Reused.Load(),
 		ConnectFailed:   s.ConnectFailed.Load(),
 		Outages:         p.ctr.Outage.Outages.Load(),
 		Pinged:          s.Pings.Load(),
@@ -118,7 +117,7 @@ func (p *Pool) Stats() Stats {
 		Leaks:           s.Leaks.Load(),
 	}
 	reused, unseen := p.ctr.UncountedConns()
-	stats.Reused += reused
+	stats.Reused = reused
 	stats.Idle += unseen
 	stats.OpenConnections += unseen
 	unreachable, readOnly := p.ctr.Outage.Current()

@@ -20,12 +20,13 @@ type counters struct {
 	Discards                                           [verdicts]atomic.Int64
 }
 
-// UncountedConns completes the counts: the checkouts of the connections that exist, and
-// by how many the idle connections exceed those that database/sql counts. It does not
+// UncountedConns completes the counts: the checkouts, those of connections that exist among
+// them, and by how many the idle connections exceed those that database/sql counts. It does not
 // count the spares, and counts idle conns that have no link.
 func (ctr *Connector) UncountedConns() (reused int64, idle int) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
+	reused = ctr.Stats.Reused.Load()
 	for c := range ctr.conns {
 		reused += c.reuses.Load()
 		switch isIdle := !isCheckedOut(c.state.Load()); {

@@ -843,6 +843,10 @@ var mutants = []mutant{
 		"internal/connector/trace.go", `usercode.CatchPanic(t.log, "Config.Tracer", f)`, "f(); _ = usercode.CatchPanic",
 		"TestTracerThatPanics"},
 
+	{"checkouts are counted less while a connection is closed",
+		"internal/connector/stats.go", "\treused = ctr.Stats.Reused.Load()\n", "\tctr.mu.Unlock()\n\treused = ctr.Stats.Reused.Load()\n\tctr.mu.Lock()\n",
+		"TestCheckoutsAreNeverCountedLess"},
+
 	// What the user's code does to a new connection.
 	{"credentials that were refused are not asked for again",
 		"internal/connector/credentials.go", "if !again {", "if again || !again {",
