@@ -67,7 +67,7 @@ func (ctr *Connector) connectWithCredentials(ctx context.Context, by driver.Conn
 	}
 	dc, err := ctr.connectDriver(ctx, by)
 	if err != nil && !mysqlerr.IsLoginRefused(err) {
-		err = fmt.Errorf("%w; the login with new credentials failed: %v", refusal, err)
+		err = fmt.Errorf("%w; the login with new credentials failed: %v", refusal, err) //nolint:errorlint // it says nothing of the server, which has refused the login before
 	}
 	return dc, err
 }

@@ -17,7 +17,7 @@ func TestCheckoutsAreNeverCountedLess(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for n := 0; n < 20000; n++ {
+			for n := range 20000 {
 				if _, err := p.ExecContext(context.Background(), "DO 1"); err != nil {
 					t.Error(err)
 				}

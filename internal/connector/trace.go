@@ -61,14 +61,15 @@ func (t *Tracer) tell(f func()) { usercode.CatchPanic(t.log, "Config.Tracer", f)
 // UnitStart returns the context of the unit.
 func (t *Tracer) UnitStart(ctx context.Context, start trace.UnitStart) context.Context {
 	for _, tracer := range t.units {
-		ctx = t.in(ctx, func() context.Context { return tracer.TraceUnitStart(ctx, start) })
+		ctx = t.within(ctx, func(ctx context.Context) context.Context { return tracer.TraceUnitStart(ctx, start) }) //nolint:fatcontext // one in the other
 	}
 	return ctx
 }
 
-// in returns the context that start makes of ctx; ctx itself if it panics or makes none.
-func (t *Tracer) in(ctx context.Context, start func() context.Context) (started context.Context) {
-	t.tell(func() { started = start() })
+// within returns the context that start makes of ctx; ctx itself if it panics or makes none.
+func (t *Tracer) within(ctx context.Context, start func(context.Context) context.Context) context.Context {
+	started := ctx
+	t.tell(func() { started = start(ctx) }) //nolint:fatcontext // the same
 	if started == nil {
 		return ctx
 	}
@@ -85,7 +86,7 @@ func (t *Tracer) UnitEnd(ctx context.Context, end trace.UnitEnd) {
 // AcquireStart returns the context under which the connection is taken.
 func (t *Tracer) AcquireStart(ctx context.Context, start trace.AcquireStart) context.Context {
 	for _, tracer := range t.acquires {
-		ctx = t.in(ctx, func() context.Context { return tracer.TraceAcquireStart(ctx, start) })
+		ctx = t.within(ctx, func(ctx context.Context) context.Context { return tracer.TraceAcquireStart(ctx, start) }) //nolint:fatcontext // the same
 	}
 	return ctx
 }
@@ -134,7 +135,7 @@ func (ctr *Connector) connectTraced(ctx context.Context) (l link, err error) {
 	}
 	start := ctr.clock.Now()
 	for _, tracer := range t.connects {
-		ctx = t.in(ctx, func() context.Context {
+		ctx = t.within(ctx, func(ctx context.Context) context.Context { //nolint:fatcontext // the same
 			return tracer.TraceConnectStart(ctx, trace.ConnectStart{Addr: ctr.addr})
 		})
 	}
