@@ -1,0 +1,131 @@
+package main
+
+// This file reads what became of the tests, and compares two runs.
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// ran is what became of the tests of one run.
+type ran struct {
+	outcomes map[string]string // pass, fail or skip, by the test's name
+	said     map[string]string // what it printed
+	pools    int               // that livepool opened
+}
+
+// read reads the events of test2json. A test that did not end, because the program did, has no
+// outcome.
+func read(events io.Reader) (ran, error) {
+	r := ran{outcomes: map[string]string{}, said: map[string]string{}}
+	for d := json.NewDecoder(events); ; {
+		var e struct{ Action, Test, Output string }
+		switch err := d.Decode(&e); {
+		case errors.Is(err, io.EOF):
+			return r, nil
+		case err != nil:
+			return r, fmt.Errorf("reading what test2json has made of the output: %w", err)
+		}
+		switch e.Action {
+		case "output":
+			r.said[e.Test] += e.Output
+		case "pass", "fail", "skip":
+			if e.Test != "" {
+				r.outcomes[e.Test] = e.Action
+			}
+		}
+	}
+}
+
+// A comparison is how the two runs of a suite differ. A test counts, and each of its subtests.
+type comparison struct {
+	tests, same       int
+	failed, skipped   int      // of those that are the same
+	differences       []string // the tests that differ
+	explained         []string // the tests that the explanations in use are of
+	obsolete, unknown []string // explanations that are no longer needed, and differences without one
+}
+
+// compare compares the runs. An explanation of a test is one of its subtests, too.
+func compare(plain, livepool ran, explanations map[string]string) (c comparison) {
+	names := map[string]bool{}
+	for _, r := range []ran{plain, livepool} {
+		for name := range r.outcomes {
+			names[name] = true
+		}
+	}
+	used := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		c.tests++
+		was, is := plain.outcomes[name], livepool.outcomes[name]
+		if was == is {
+			c.same++
+			switch is {
+			case "fail":
+				c.failed++
+			case "skip":
+				c.skipped++
+			}
+			continue
+		}
+		c.differences = append(c.differences, name)
+		known := false
+		for test := range explanations {
+			if within(name, test) || within(test, name) { // whose failure fails the tests that it is part of
+				known, used[test] = true, used[test] || within(name, test)
+			}
+		}
+		if !known {
+			c.unknown = append(c.unknown, name)
+		}
+	}
+	for _, test := range slices.Sorted(maps.Keys(explanations)) {
+		if used[test] {
+			c.explained = append(c.explained, test)
+		} else {
+			c.obsolete = append(c.obsolete, test)
+		}
+	}
+	return c
+}
+
+// within says whether a test is another one, or a subtest of it.
+func within(name, test string) bool {
+	return name == test || strings.HasPrefix(name, test+"/")
+}
+
+// forgive takes out of a run what differed only because something else went on beside it: the
+// tests that do not differ when they are run again alone.
+func forgive(plain, livepool, plainAlone, livepoolAlone ran, differences []string) (forgiven []string) {
+	for _, name := range differences {
+		if was, is := plainAlone.outcomes[name], livepoolAlone.outcomes[name]; was == is && was != "" {
+			plain.outcomes[name], livepool.outcomes[name] = was, is
+			forgiven = append(forgiven, name)
+		}
+	}
+	return forgiven
+}
+
+// meansNothing says why two runs cannot be compared: nothing was tested, or not livepool.
+func meansNothing(plain, livepool ran) error {
+	passed := 0
+	for _, outcome := range plain.outcomes {
+		if outcome == "pass" {
+			passed++
+		}
+	}
+	switch {
+	case passed == 0:
+		return fmt.Errorf("no test passed on plain database/sql; %d were skipped or failed, and the program said:\n%s", len(plain.outcomes), plain.said[""])
+	case plain.pools > 0:
+		return fmt.Errorf("the run on plain database/sql opened %d pools through livepool", plain.pools)
+	case livepool.pools == 0:
+		return errors.New("the run through livepool opened no pool through it")
+	}
+	return nil
+}
