@@ -24,7 +24,11 @@ type ran struct {
 func read(events io.Reader) (ran, error) {
 	r := ran{outcomes: map[string]string{}, said: map[string]string{}}
 	for d := json.NewDecoder(events); ; {
-		var e struct{ Action, Test, Output string }
+		var e struct {
+			Action string `json:"Action"` //nolint:tagliatelle // test2json's name
+			Test   string `json:"Test"`   //nolint:tagliatelle // the same
+			Output string `json:"Output"` //nolint:tagliatelle // the same
+		}
 		switch err := d.Decode(&e); {
 		case errors.Is(err, io.EOF):
 			return r, nil

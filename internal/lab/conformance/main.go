@@ -35,13 +35,13 @@ func main() {
 	docs := flag.Bool("docs", false, "write docs/conformance.md; it takes all suites and servers")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	kinds := []server.Kind{server.MariaDB, server.MySQL}
 	if *kind != "" {
 		kinds = []server.Kind{server.Kind(*kind)}
 	}
-	if err := run(ctx, *only, kinds, *verbose, *docs); err != nil {
-		stop()
+	err := run(ctx, *only, kinds, *verbose, *docs)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
