@@ -14,13 +14,12 @@ import (
 
 // ran is what became of the tests of one run.
 type ran struct {
-	outcomes map[string]string // pass, fail or skip, by the test's name
+	outcomes map[string]string // pass, fail or skip, by the test's name; "" if it did not end
 	said     map[string]string // what it printed
 	pools    int               // that livepool opened
 }
 
-// read reads the events of test2json. A test that did not end, because the program did, has no
-// outcome.
+// read reads the events of test2json.
 func read(events io.Reader) (ran, error) {
 	r := ran{outcomes: map[string]string{}, said: map[string]string{}}
 	for d := json.NewDecoder(events); ; {
@@ -38,6 +37,8 @@ func read(events io.Reader) (ran, error) {
 		switch e.Action {
 		case "output":
 			r.said[e.Test] += e.Output
+		case "run":
+			r.outcomes[e.Test] = ""
 		case "pass", "fail", "skip":
 			if e.Test != "" {
 				r.outcomes[e.Test] = e.Action
@@ -115,12 +116,15 @@ func forgive(plain, livepool, plainAlone, livepoolAlone ran, differences []strin
 	return forgiven
 }
 
-// meansNothing says why two runs cannot be compared: nothing was tested, or not livepool.
+// meansNothing says why two runs cannot be compared: nothing was tested, not all, or not livepool.
 func meansNothing(plain, livepool ran) error {
 	passed := 0
-	for _, outcome := range plain.outcomes {
-		if outcome == "pass" {
+	for test, outcome := range plain.outcomes {
+		switch outcome {
+		case "pass":
 			passed++
+		case "":
+			return fmt.Errorf("the run on plain database/sql ended in the middle of %s:\n%s", test, plain.said[test])
 		}
 	}
 	switch {

@@ -89,6 +89,7 @@ func TestARunThatMeansNothingIsRefused(t *testing.T) {
 		{"means something", outcomes("A:pass", "B:fail"), through(outcomes("A:pass"), 1), false},
 		{"no test", outcomes(), through(outcomes(), 1), true},
 		{"all skipped or failed", outcomes("A:skip", "B:fail"), through(outcomes("A:skip", "B:fail"), 1), true},
+		{"a crash in the middle", outcomes("A:pass", "B:"), through(outcomes("A:pass", "B:"), 1), true},
 		{"not through livepool", outcomes("A:pass"), outcomes("A:pass"), true},
 		{"both through livepool", through(outcomes("A:pass"), 1), through(outcomes("A:pass"), 1), true},
 	} {
@@ -107,7 +108,7 @@ func TestWhatPassesAloneIsForgiven(t *testing.T) {
 	}
 }
 
-// Of a program that crashes only the tests that ended have an outcome.
+// A test in which the program crashes has no outcome.
 func TestEventsOfATestProgram(t *testing.T) {
 	const mark = "\x16"
 	r, err := events(t.Context(), strings.NewReader(mark+"=== RUN   TestA\n"+mark+"=== RUN   TestA/b\nsaid by b\n"+mark+"--- PASS: TestA/b (0.00s)\n"+
@@ -115,7 +116,7 @@ func TestEventsOfATestProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := map[string]string{"TestA": "fail", "TestA/b": "pass", "TestB": "skip"}; !maps.Equal(r.outcomes, want) {
+	if want := map[string]string{"TestA": "fail", "TestA/b": "pass", "TestB": "skip", "TestC": ""}; !maps.Equal(r.outcomes, want) {
 		t.Errorf("%v, want %v", r.outcomes, want)
 	}
 	if !strings.Contains(r.said["TestA/b"], "said by b") {

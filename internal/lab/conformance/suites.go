@@ -21,6 +21,7 @@ var suites = []suite{
 		outside:   true,
 		databases: []string{"conformance"},
 		env:       []string{"MYSQL_TEST_ADDR={addr}", "MYSQL_TEST_USER={user}", "MYSQL_TEST_PASS={password}", "MYSQL_TEST_DBNAME=conformance"},
+		args:      []string{"-test.skip=^TestConnectorReturnsTimeout$"}, // it dials an address of somebody else, and crashes if there is an answer
 		edits: []edit{{file: "driver_test.go", from: `conn\.\(\*mysqlConn\)`, to: `raw(conn).(*mysqlConn)`, add: `
 // raw is how the driver's own connection is had of livepool's.
 func raw(conn any) any {
