@@ -104,16 +104,14 @@ func within(name, test string) bool {
 	return name == test || strings.HasPrefix(name, test+"/")
 }
 
-// forgive takes out of a run what differed only because something else went on beside it: the
-// tests that do not differ when they are run again alone.
-func forgive(plain, livepool, plainAlone, livepoolAlone ran, differences []string) (forgiven []string) {
-	for _, name := range differences {
-		if was, is := plainAlone.outcomes[name], livepoolAlone.outcomes[name]; was == is && was != "" {
-			plain.outcomes[name], livepool.outcomes[name] = was, is
-			forgiven = append(forgiven, name)
-		}
-	}
-	return forgiven
+// replace puts what became of some tests, and of their subtests, when they were run again alone in
+// the place of what became of them beside others.
+func (r ran) replace(tests []string, alone ran) {
+	maps.DeleteFunc(r.outcomes, func(name, _ string) bool {
+		return slices.ContainsFunc(tests, func(test string) bool { return within(name, test) })
+	})
+	maps.Copy(r.outcomes, alone.outcomes)
+	maps.Copy(r.said, alone.said)
 }
 
 // meansNothing says why two runs cannot be compared: nothing was tested, not all, or not livepool.

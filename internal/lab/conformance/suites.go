@@ -14,6 +14,12 @@ type suite struct {
 	explained map[string]string
 }
 
+const (
+	dialGoesOn = "it wants the dial to end with its caller's context; livepool's goes on for the next caller, so that a server that answers slowly is connected to at last"
+	killed     = "it skips the rest, because the statement that its context has ended does not run to its end on the server: livepool has killed it there"
+	outageWait = "it compares the dialer's error by `==`, and at once; livepool waits for a server that cannot be reached (`OutageWait`), and wraps the error"
+)
+
 var suites = []suite{
 	{
 		name:      "go-sql-driver/mysql",
@@ -21,7 +27,7 @@ var suites = []suite{
 		outside:   true,
 		databases: []string{"conformance"},
 		env:       []string{"MYSQL_TEST_ADDR={addr}", "MYSQL_TEST_USER={user}", "MYSQL_TEST_PASS={password}", "MYSQL_TEST_DBNAME=conformance"},
-		args:      []string{"-test.skip=^TestConnectorReturnsTimeout$"}, // it dials an address of somebody else, and crashes if there is an answer
+		args:      []string{"-test.skip=^TestConnectorReturnsTimeout$"}, // see leftOut
 		edits: []edit{{file: "driver_test.go", from: `conn\.\(\*mysqlConn\)`, to: `raw(conn).(*mysqlConn)`, add: `
 // raw is how the driver's own connection is had of livepool's.
 func raw(conn any) any {
@@ -31,6 +37,21 @@ func raw(conn any) any {
 	return conn
 }
 `}},
+		explained: map[string]string{
+			"TestConnectorTimeoutsDuringOpen":    dialGoesOn,
+			"TestConnectorTimeoutsWatchCancel":   dialGoesOn,
+			"TestContextCancelBegin":             "it wants `driver.ErrBadConn`, by `==`, of a `BEGIN` on a `sql.Conn` whose transaction was cut by its context; livepool refuses it, too, and says why",
+			"TestContextCancelExec/default":      killed,
+			"TestContextCancelQuery/default":     killed,
+			"TestContextCancelStmtExec/default":  killed,
+			"TestContextCancelStmtQuery/default": killed,
+			"TestDialNonRetryableNetErr":         outageWait,
+			"TestDialTemporaryNetErr":            outageWait,
+			"TestDialUnknownError":               "it compares the dialer's error by `==`; livepool's wraps it, and says what was to be connected to and for how long",
+			"TestEmptyPassword":                  "it wants the error's text to begin with `Error 1045`; livepool's says first what was to be connected to, and wraps that error",
+			"TestQueryMultipleResults":           "within `sql.Conn.Raw` it leaves a result open and sends the next query; livepool refuses that, because the driver does not always notice what the protocol does not allow",
+			"TestRejectReadOnly":                 "it makes the session of a pooled connection read-only, and wants the next statement of the pool to fail; livepool closes a connection that was changed so when it is returned",
+		},
 	},
 	{
 		name:    "database/sql",
@@ -95,6 +116,7 @@ func bare(v any) any {
 
 // leftOut are the suites that cannot be run like this, and why.
 var leftOut = [][2]string{
+	{"go-sql-driver/mysql: `TestConnectorReturnsTimeout`", "it dials an address on the internet, and crashes if that answers"},
 	{"GORM", "`gorm.io/gorm/tests` is a module without versions; its plugin `dbresolver`, whose tests need MySQL, stands for it"},
 	{"ent", "`entgo.io/ent/entc/integration` is a module without versions, and starts five servers by Docker Compose"},
 	{"bun", "`internal/dbtest` is a module without versions"},
