@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/livepool/livepool/internal/lab/server"
 )
 
 // outcomes makes a run of what became of its tests.
@@ -156,11 +158,14 @@ func TestTableOfSuites(t *testing.T) {
 			t.Errorf("%s is there twice", s.name)
 		}
 		names[s.name] = true
+		if len(s.explanations(server.MariaDB)) != len(s.explained)+len(s.onMariaDB) || len(s.explanations(server.MySQL)) != len(s.explained) {
+			t.Errorf("%s: explanations of one server are taken for the other's, or are there twice", s.name)
+		}
 		isOfIt := func(module []string) bool { return within(s.pkg, module[1]) }
 		if s.pkg != "database/sql" && !slices.ContainsFunc(required, isOfIt) {
 			t.Errorf("%s: the examples do not require %s, which says the version", s.name, s.pkg)
 		}
-		for test, why := range s.explained {
+		for test, why := range s.explanations(server.MariaDB) {
 			if !strings.HasPrefix(test, "Test") || len(why) < 20 {
 				t.Errorf("%s: %s is explained by %q", s.name, test, why)
 			}
@@ -170,7 +175,8 @@ func TestTableOfSuites(t *testing.T) {
 
 func TestTableOfResults(t *testing.T) {
 	r := result{comparison: compare(outcomes("TestA:pass", "TestB:skip", "TestC:pass"), outcomes("TestA:pass", "TestB:skip", "TestC:fail"), map[string]string{"TestC": "so it is"})}
-	r.suite, r.version, r.server = suite{name: "x", explained: map[string]string{"TestC": "so it is"}}, "v1.0.0", "MariaDB 10.11"
+	r.suite, r.version, r.server = suite{name: "x"}, "v1.0.0", "MariaDB 10.11"
+	r.why = map[string]string{"TestC": "so it is"}
 	text := page([]result{r, r})
 	for _, want := range []string{"| x | v1.0.0 | MariaDB 10.11 | 3 | 2 | 0 | 1 | 1 |\n", "| x | `TestC` | so it is |\n", "| bun | "} {
 		if !strings.Contains(text, want) {

@@ -59,7 +59,7 @@ func page(results []result) string {
 	seen := map[string]bool{}
 	for _, r := range results {
 		for _, test := range r.explained {
-			if row := fmt.Sprintf("| %s | `%s` | %s |\n", r.name, test, r.suite.explained[test]); !seen[row] {
+			if row := fmt.Sprintf("| %s | `%s` | %s |\n", r.name, test, r.why[test]); !seen[row] {
 				seen[row] = true
 				b.WriteString(row)
 			}

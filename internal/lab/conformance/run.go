@@ -23,6 +23,7 @@ type result struct {
 	comparison
 	program
 	server          string
+	why             map[string]string // the explanations that count on this server
 	plain, livepool ran
 	settled         []string // what was as expected only when it was run again alone
 	took            time.Duration
@@ -35,10 +36,11 @@ func (l *lab) runSuite(ctx context.Context, s suite, on *server.Server) (r resul
 	if r.program, err = l.build(ctx, s); err != nil {
 		return r, err
 	}
-	r.server = "none"
+	r.server, r.why = "none", s.explained
 	if len(s.databases) > 0 {
 		version, _, _ := strings.Cut(on.Version(), "-")
 		r.server = on.Kind().Product() + " " + version
+		r.why = s.explanations(on.Kind())
 	}
 	fmt.Fprintf(os.Stderr, "%s %s on %s: built in %s\n", s.name, r.version, r.server, time.Since(start).Round(time.Second))
 	if r.plain, r.livepool, err = r.both(ctx, on, "."); err != nil {
@@ -47,7 +49,7 @@ func (l *lab) runSuite(ctx context.Context, s suite, on *server.Server) (r resul
 	if err := meansNothing(r.plain, r.livepool); err != nil {
 		return r, err
 	}
-	r.comparison = compare(r.plain, r.livepool, s.explained)
+	r.comparison = compare(r.plain, r.livepool, r.why)
 	if doubted := slices.Concat(r.unknown, r.obsolete); len(doubted) > 0 {
 		var tests []string
 		for _, name := range doubted {
@@ -60,7 +62,7 @@ func (l *lab) runSuite(ctx context.Context, s suite, on *server.Server) (r resul
 		}
 		r.plain.replace(tests, plain)
 		r.livepool.replace(tests, livepool)
-		r.comparison = compare(r.plain, r.livepool, s.explained)
+		r.comparison = compare(r.plain, r.livepool, r.why)
 		for _, name := range doubted {
 			if !slices.Contains(r.unknown, name) && !slices.Contains(r.obsolete, name) {
 				r.settled = append(r.settled, name)

@@ -1,5 +1,13 @@
 package main
 
+// This file is the table of the suites: how each is run, and what may differ.
+
+import (
+	"maps"
+
+	"github.com/livepool/livepool/internal/lab/server"
+)
+
 // A suite is the tests of one package of another project.
 type suite struct {
 	name string
@@ -11,12 +19,22 @@ type suite struct {
 	databases []string // which are made anew before each run; none: it needs no server
 	args, env []string // of the test program; {dsn}, {addr}, {user} and {password} are the server's
 	// explained says of each test whose outcome differs why that is right.
-	explained map[string]string
+	explained, onMariaDB map[string]string // onMariaDB: what differs there only
+}
+
+// explanations are those that count on a server of that kind.
+func (s suite) explanations(kind server.Kind) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, s.explained)
+	if kind != server.MySQL {
+		maps.Copy(all, s.onMariaDB)
+	}
+	return all
 }
 
 const (
 	dialGoesOn = "it wants the dial to end with its caller's context; livepool's goes on for the next caller, so that a server that answers slowly is connected to at last"
-	killed     = "it skips the rest, because the statement that its context has ended does not run to its end on the server: livepool has killed it there"
+	killed     = "it wants the statement whose context has ended to run to its end on the server, and skips its rest, because livepool has killed it there (MySQL only ends the `SLEEP` of such an `INSERT`)"
 	outageWait = "it compares the dialer's error by `==`, and at once; livepool waits for a server that cannot be reached (`OutageWait`), and wraps the error"
 )
 
@@ -38,19 +56,21 @@ func raw(conn any) any {
 }
 `}},
 		explained: map[string]string{
-			"TestConnectorTimeoutsDuringOpen":    dialGoesOn,
-			"TestConnectorTimeoutsWatchCancel":   dialGoesOn,
-			"TestContextCancelBegin":             "it wants `driver.ErrBadConn`, by `==`, of a `BEGIN` on a `sql.Conn` whose transaction was cut by its context; livepool refuses it, too, and says why",
+			"TestConnectorTimeoutsDuringOpen":  dialGoesOn,
+			"TestConnectorTimeoutsWatchCancel": dialGoesOn,
+			"TestContextCancelBegin":           "it wants `driver.ErrBadConn`, by `==`, of a `BEGIN` on a `sql.Conn` whose transaction was cut by its context; livepool refuses it, too, and says why",
+			"TestDialNonRetryableNetErr":       outageWait,
+			"TestDialTemporaryNetErr":          outageWait,
+			"TestDialUnknownError":             "it compares the dialer's error by `==`; livepool's wraps it, and says what was to be connected to and for how long",
+			"TestEmptyPassword":                "it wants the error's text to begin with `Error 1045`; livepool's says first what was to be connected to, and wraps that error",
+			"TestQueryMultipleResults":         "within `sql.Conn.Raw` it leaves a result open and sends the next query; livepool refuses that, because the driver does not always notice what the protocol does not allow",
+			"TestRejectReadOnly":               "it makes the session of a pooled connection read-only, and wants the next statement of the pool to fail; livepool closes a connection that was changed so when it is returned",
+		},
+		onMariaDB: map[string]string{
 			"TestContextCancelExec/default":      killed,
 			"TestContextCancelQuery/default":     killed,
 			"TestContextCancelStmtExec/default":  killed,
 			"TestContextCancelStmtQuery/default": killed,
-			"TestDialNonRetryableNetErr":         outageWait,
-			"TestDialTemporaryNetErr":            outageWait,
-			"TestDialUnknownError":               "it compares the dialer's error by `==`; livepool's wraps it, and says what was to be connected to and for how long",
-			"TestEmptyPassword":                  "it wants the error's text to begin with `Error 1045`; livepool's says first what was to be connected to, and wraps that error",
-			"TestQueryMultipleResults":           "within `sql.Conn.Raw` it leaves a result open and sends the next query; livepool refuses that, because the driver does not always notice what the protocol does not allow",
-			"TestRejectReadOnly":                 "it makes the session of a pooled connection read-only, and wants the next statement of the pool to fail; livepool closes a connection that was changed so when it is returned",
 		},
 	},
 	{
