@@ -50,7 +50,8 @@ func read(events io.Reader) (ran, error) {
 // A comparison is how the two runs of a suite differ. A test counts, and each of its subtests.
 type comparison struct {
 	tests, same       int
-	failed, skipped   int      // of those that are the same
+	skipped           int      // of those that are the same
+	failed            []string // of those that are the same
 	differences       []string // the tests that differ
 	explained         []string // the tests that the explanations in use are of
 	obsolete, unknown []string // explanations that are no longer needed, and differences without one
@@ -72,7 +73,7 @@ func compare(plain, livepool ran, explanations map[string]string) (c comparison)
 			c.same++
 			switch is {
 			case "fail":
-				c.failed++
+				c.failed = append(c.failed, name)
 			case "skip":
 				c.skipped++
 			}

@@ -109,4 +109,4 @@ func (l *lab) runSuites(ctx context.Context, chosen *regexp.Regexp, kind server.
 }
 
 // serverArgs are what the suites expect of a server beyond its defaults.
-var serverArgs = strings.Fields("--local-infile=1 --max-allowed-packet=32M --log-bin-trust-function-creators=1")
+var serverArgs = strings.Fields("--local-infile=1 --max-allowed-packet=64M --log-bin-trust-function-creators=1")
