@@ -1,10 +1,10 @@
 # The daily handles; `make` lists them. What must hold before a change lands is test.sh's affair.
 
 .DEFAULT_GOAL := help
-.PHONY: help fast test one bench hot soak fuzz mutants lint
+.PHONY: help fast test one bench hot soak fuzz mutants conformance lint
 
 help: ## list these
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 fast: ## the tests that need no server
 	go test . ./internal/connector ./internal/proclist ./internal/driverconn ./internal/wire ./internal/mysqlerr ./internal/fifo ./internal/committable ./internal/repo
@@ -31,6 +31,9 @@ fuzz: ## each fuzz target in turn: D=1m (how long each)
 
 mutants: ## break each promise in turn, and see a test fail: T=COMMIT (those whose sentence has it)
 	go run ./internal/lab/mutants $(if $(T),-run '$(T)')
+
+conformance: ## other projects' test suites, on plain database/sql and through livepool: T=mysql (those whose name has it)
+	go run ./internal/lab/conformance $(if $(T),-suite '$(T)')
 
 lint: ## what is found without running anything: gofmt, vet, the linters
 	bash ./test.sh lint
