@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
@@ -313,6 +314,10 @@ type idleLossError struct {
 // newIdleLossError says how long a connection was idle, what may have closed it, and why
 // it was not kept alive.
 func (ctr *Connector) newIdleLossError(l *link, idle time.Duration, pastHoldLimit bool, cause error) error {
+	if errors.Is(cause, net.ErrClosed) { // by this program
+		why := "since the end of a statement's context, or a timeout of the driver's, closed it"
+		return &idleLossError{ctr.addr, l.threadID(), idle, false, why, cause}
+	}
 	timeout, bound := time.Duration(0), ctr.Cfg.KeepAlive
 	if l.facts != nil {
 		timeout = l.facts.waitTimeout

@@ -445,3 +445,29 @@ func TestResultThatRawHasLeftOpen(t *testing.T) {
 		}
 	}
 }
+
+// Who uses a sql.Conn further whose transaction the end of a context has cut is not sent to
+// look for a firewall.
+func TestConnectionThatAContextHasClosedIsNotBlamedOnTheNetwork(t *testing.T) {
+	s := servertest.Run(t, server.MariaDB)
+	p := open(t, s.DSN(), "")
+	c, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	tx, err := c.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(ctx, "DO SLEEP(60)"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond) // database/sql rolls back; and what is idle for longer is looked at
+	_, err = c.ExecContext(t.Context(), "DO 1")
+	if !errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "firewall") || !strings.Contains(err.Error(), "context") {
+		t.Errorf("%v, want driver.ErrBadConn, because of the context", err)
+	}
+}
