@@ -183,8 +183,8 @@ type Config struct {
 	// closes the connection and is that of the caller who waits for it. Default nil.
 	AfterConnect func(ctx context.Context, exec func(query string, args ...any) error) error
 	// Tracer is told what the pool does: units, connections, retries, commits, pings, kills,
-	// outages. It has one or more of the interfaces of the package trace; a value with none of
-	// them is an error at Open. Default nil.
+	// outages. It has one or more of the interfaces of the package trace, or is a trace.All of
+	// several; a value with none of them is an error at Open. Default nil.
 	Tracer any
 	// Classify overrides what an error means, for a server or proxy that
 	// livepool does not know; it returns false for an error that it leaves to
