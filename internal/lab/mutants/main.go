@@ -1,4 +1,4 @@
-// Command mutants breaks the library's promises on purpose, one after the other,
+// Command mutants breaks the library's promises on purpose, one in each build,
 // and shows that a test fails for each: a mistake of that kind would be seen. No
 // file is changed; the compiler gets the broken one in place of the whole one.
 //
@@ -20,11 +20,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // library is the module that is broken.
 const library = "github.com/livepool/livepool"
+
+// atATime is how many mutants are tried side by side: their tests mostly wait.
+const atATime = 2
 
 // patience is how long the tests of one mutant may take. A mutant may wait for
 // ever, or spin where time is faked.
@@ -46,39 +51,58 @@ func run(ctx context.Context, only string) error {
 	if err != nil {
 		return err
 	}
-	l, err := openLab(ctx)
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(l.scratch)
-	start, tried, bad := time.Now(), 0, 0
+	start, caught := time.Now(), atomic.Int64{}
+	var tried []mutant
 	for _, m := range mutants {
-		if !chosen.MatchString(m.breaks) {
-			continue
-		}
-		tried++
-		said, err := l.try(ctx, m)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, errSurvived):
-			bad++
-			fmt.Printf("SURVIVED  %s: %v\n", m.breaks, err)
-		case err != nil:
-			bad++
-			fmt.Printf("UNTRIED   %s: %v\n", m.breaks, err)
-		default:
-			fmt.Printf("caught    %s: %s\n", m.breaks, said)
+		if chosen.MatchString(m.breaks) {
+			tried = append(tried, m)
 		}
 	}
-	fmt.Printf("%d of %d mutants caught in %s\n", tried-bad, tried, time.Since(start).Round(time.Second))
-	switch {
-	case tried == 0:
+	if len(tried) == 0 {
 		return fmt.Errorf("no promise matches %q", only)
-	case bad > 0:
-		return fmt.Errorf("%d mutants were not caught", bad)
 	}
-	return nil
+	next := make(chan mutant)
+	var workers sync.WaitGroup
+	for range atATime {
+		l, err := openLab(ctx)
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(l.scratch)
+		workers.Go(func() {
+			for m := range next {
+				if l.report(ctx, m) {
+					caught.Add(1)
+				}
+			}
+		})
+	}
+	for _, m := range tried {
+		next <- m
+	}
+	close(next)
+	workers.Wait()
+	fmt.Printf("%d of %d mutants caught in %s\n", caught.Load(), len(tried), time.Since(start).Round(time.Second))
+	if missed := int64(len(tried)) - caught.Load(); missed > 0 {
+		return fmt.Errorf("%d mutants were not caught", missed)
+	}
+	return ctx.Err()
+}
+
+// report tries a mutant, prints what came of it, and says whether it was caught.
+func (l *lab) report(ctx context.Context, m mutant) (caught bool) {
+	said, err := l.try(ctx, m)
+	switch {
+	case ctx.Err() != nil:
+	case errors.Is(err, errSurvived):
+		fmt.Printf("SURVIVED  %s: %v\n", m.breaks, err)
+	case err != nil:
+		fmt.Printf("UNTRIED   %s: %v\n", m.breaks, err)
+	default:
+		fmt.Printf("caught    %s: %s\n", m.breaks, said)
+		return true
+	}
+	return false
 }
 
 // lab is where mutants are made.
