@@ -165,12 +165,16 @@ func (d *delivery) gaveUpEarly() bool {
 // lostTwice is how a unit says that a statement seems to end its connections.
 const lostTwice = "lost twice in a row"
 
-// lostTwiceInARow: its last two attempts met an error in the same step.
+// lostTwiceInARow: its last two attempts met an error in the same step. Those of which nothing
+// ran are no attempts of that step: their connection was dead before.
 func (d *delivery) lostTwiceInARow() bool {
 	var steps []string
-	for _, a := range d.attempts[max(0, len(d.attempts)-2):] {
-		if len(a.notes) > 0 {
-			step, _, _ := strings.Cut(a.notes[len(a.notes)-1], ":")
+	for _, a := range slices.Backward(d.attempts) {
+		if len(a.notes) == 0 || len(steps) == 2 {
+			break
+		}
+		step, text, _ := strings.Cut(a.notes[len(a.notes)-1], ":")
+		if !strings.Contains(text, "was given up before the statement ran") {
 			steps = append(steps, step)
 		}
 	}

@@ -230,6 +230,15 @@ func TestJudgeFindsWhatIsPlanted(t *testing.T) {
 			func(ds []*delivery, _ *books) {
 				ds[0].attempts = []attempt{{number: 1, notes: []string{"sum: EOF"}}, {number: 2, notes: []string{"sum: EOF"}}}
 			}, nil},
+		{"lost twice over one statement, and between that on a connection that was dead before", []*delivery{told(1, 0, 1, plain, fmt.Errorf("%s: %w", lostTwice, io.ErrUnexpectedEOF))}, booksOf(),
+			func(ds []*delivery, _ *books) {
+				ds[0].attempts = []attempt{{number: 1, notes: []string{"sum: EOF"}},
+					{number: 2, notes: []string{"row: livepool: connection 7, 2s old, was given up before the statement ran: EOF"}}, {number: 3, notes: []string{"sum: EOF"}}}
+			}, nil},
+		{"lost twice over one statement, and between that over another", []*delivery{told(1, 0, 1, plain, fmt.Errorf("%s: %w", lostTwice, io.ErrUnexpectedEOF))}, booksOf(),
+			func(ds []*delivery, _ *books) {
+				ds[0].attempts = []attempt{{number: 1, notes: []string{"sum: EOF"}}, {number: 2, notes: []string{"row: EOF"}}, {number: 3, notes: []string{"sum: EOF"}}}
+			}, []string{ruleGaveUp}},
 		{"something seen by the unit itself", []*delivery{told(1, 0, 1, plain, nil)}, booksOf(rowOf(1, 0)),
 			func(ds []*delivery, _ *books) { ds[0].sees("two of them") }, []string{ruleSeen}},
 		{"money lost", []*delivery{told(1, 0, 1, plain, nil)}, booksOf(rowOf(1, 0)),
