@@ -197,14 +197,19 @@ func isolateNode(ctx context.Context, n *nemesis, f fault) (string, error) {
 }
 
 // freezeNode freezes a node for so short that the others wait for it, or for so
-// long that they go on without.
+// long that they go on without. In between nobody has noticed yet when it goes on: were
+// another node killed then, none would have a quorum any more, for ever.
 func freezeNode(ctx context.Context, n *nemesis, f fault) (string, error) {
 	nodes := n.ground.nodes
 	label := "node frozen, short"
 	if f.hold > 1500*time.Millisecond {
 		label = "node frozen, long"
 	}
-	return n.hitNode(ctx, f, label, func(i int) error { return nodes[i].Pause() }, func(i int) error { return nodes[i].Resume() })
+	return n.hitNode(ctx, f, label, func(i int) error { return nodes[i].Pause() }, func(i int) error {
+		err := nodes[i].Resume()
+		clock.Wait(context.Background(), nil, 2*time.Second) // evs.suspect_timeout, and some
+		return err
+	})
 }
 
 // healCluster has all nodes run, also one that has ended by itself, and waits
