@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -135,8 +136,12 @@ func TestPlainStatementsAmongUnits(t *testing.T) {
 			if err := other.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM t WHERE v = ?", v).Scan(&n); err != nil {
 				t.Error(err)
 			}
+			// Two cuts in a row may strike a statement that is to blame for neither.
+			isBlamed := err != nil && strings.Contains(err.Error(), "lost twice in a row")
 			if fails && (!errors.Is(err, errUndone) || n != 0) || !fails && (err != nil || n != 1) {
-				t.Errorf("a unit that fails %v: %v, and there %d times", fails, err, n)
+				if !isBlamed || n != 0 {
+					t.Errorf("a unit that fails %v: %v, and there %d times", fails, err, n)
+				}
 			}
 			units.Add(1)
 		}
