@@ -1,6 +1,6 @@
 // hotservice.go measures what a service does all day: statements under a context that
 // can end, checked connections, transactions. Each is compared with plain database/sql
-// doing the same, from one caller and from eight.
+// doing the same, from one caller and from eight, and with the driver alone (hotfloor.go).
 
 package main
 
@@ -27,6 +27,7 @@ const (
 type servicePools struct {
 	plain         *sql.DB
 	live, pinging *livepool.Pool
+	floor         [serviceSize]*driverAlone // one for each caller
 }
 
 // serviceOperation is the same work on plain and on livepool, by the caller with a number.
@@ -34,15 +35,16 @@ type serviceOperation struct {
 	name        string
 	atMost      float64
 	plain, live func(ctx context.Context, p *servicePools, caller int) error
+	floor       func(d *driverAlone, caller int) error // what livepool must send, and nothing else
 }
 
 var serviceOperations = []serviceOperation{
-	{"Exec", 0.7, execOn(plainDB), execOn(liveDB)},
-	{"QueryRow", 1, queryOn(plainDB), queryOn(liveDB)},
-	{"Ping and Exec, pool_pre_ping=always", 1.05, pingAndExecOn(plainDB), execOn(pingingDB)},
-	{"a transaction, a unit", 0.85, plainTransaction, unit()},
-	{"a transaction, a unit with VerifyCommit", 1.1, plainTransaction, unit(livepool.VerifyCommit())},
-	{"a transaction with a key, a unit with VerifyCommit", 1, plainKeyedTransaction, unit(livepool.VerifyCommit())},
+	{"Exec", 0.7, execOn(plainDB), execOn(liveDB), (*driverAlone).exec},
+	{"QueryRow", 1, queryOn(plainDB), queryOn(liveDB), (*driverAlone).query},
+	{"Ping and Exec, pool_pre_ping=always", 1.05, pingAndExecOn(plainDB), execOn(pingingDB), (*driverAlone).pingAndExec},
+	{"a transaction, a unit", 0.85, plainTransaction, unit(), (*driverAlone).unit},
+	{"a transaction, a unit with VerifyCommit", 1.1, plainTransaction, unit(livepool.VerifyCommit()), (*driverAlone).keyedUnit},
+	{"a transaction with a key, a unit with VerifyCommit", 1, plainKeyedTransaction, unit(livepool.VerifyCommit()), (*driverAlone).keyedUnit},
 }
 
 func plainDB(p *servicePools) *sql.DB   { return p.plain }
@@ -80,8 +82,11 @@ func plainTransaction(ctx context.Context, p *servicePools, caller int) error {
 
 // plainKeyedTransaction does by hand what a verified unit does for its caller.
 func plainKeyedTransaction(ctx context.Context, p *servicePools, caller int) error {
-	key := fmt.Sprintf("INSERT INTO %s (unit) VALUES (X'%016x%016x')", keyTable, rand.Uint64(), rand.Uint64())
-	return p.plainTransaction(ctx, key, increment(caller))
+	return p.plainTransaction(ctx, insertKey(), increment(caller))
+}
+
+func insertKey() string {
+	return fmt.Sprintf("INSERT INTO %s (unit) VALUES (X'%016x%016x')", keyTable, rand.Uint64(), rand.Uint64())
 }
 
 func (p *servicePools) plainTransaction(ctx context.Context, statements ...string) error {
@@ -126,17 +131,19 @@ func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int]
 	defer cancel()
 	for _, n := range callers {
 		for _, op := range serviceOperations {
-			contestants := []contestant{p.contestant(endable, n, op.plain), p.contestant(endable, n, op.live)}
+			floor := func(_ context.Context, p *servicePools, caller int) error { return op.floor(p.floor[caller], caller) }
+			contestants := []contestant{p.contestant(endable, n, op.plain), p.contestant(endable, n, op.live), p.contestant(endable, n, floor)}
 			contestants[0].renew = func() { dropIdle(p.plain, serviceSize) }
 			contestants[1].renew = func() { dropIdle(p.live.DB, serviceSize); dropIdle(p.pinging.DB, serviceSize) }
+			contestants[2].renew = p.renewFloor
 			took, err := compare(ctx, rounds, 2*realRound, contestants...)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", op.name, err)
 			}
-			for i, pool := range []string{"plain", "livepool"} {
+			for i, pool := range []string{"plain", "livepool", "the driver alone"} {
 				took[i].perOp /= time.Duration(n * turnsOfACaller)
 				row := hotRow{operation: op.name, pool: pool, took: took[i], allocs: allocsPerRun(contestants[i].run) / float64(n*turnsOfACaller)}
-				if i > 0 {
+				if pool == "livepool" {
 					row.atMost = op.atMost
 				}
 				tables[n] = append(tables[n], row)
@@ -182,6 +189,9 @@ func (p *servicePools) contestant(ctx context.Context, n int, do func(context.Co
 
 func openServicePools(ctx context.Context, dsn string) (p *servicePools, err error) {
 	p = &servicePools{}
+	if err := p.openFloor(ctx, dsn); err != nil {
+		return p, err
+	}
 	if p.plain, err = sql.Open("mysql", dsn); err != nil {
 		return nil, err
 	}
@@ -216,8 +226,13 @@ func openServicePools(ctx context.Context, dsn string) (p *servicePools, err err
 }
 
 func (p *servicePools) close() {
-	p.plain.Exec("DROP TABLE IF EXISTS " + counterTable + ", " + keyTable + ", " + pointTable)
-	p.plain.Close()
+	for _, d := range p.floor {
+		d.close()
+	}
+	if p.plain != nil {
+		p.plain.Exec("DROP TABLE IF EXISTS " + counterTable + ", " + keyTable + ", " + pointTable)
+		p.plain.Close()
+	}
 	for _, pool := range []*livepool.Pool{p.live, p.pinging} {
 		if pool != nil {
 			pool.Close()

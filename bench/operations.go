@@ -17,8 +17,9 @@ type operation struct {
 
 // pointTable holds the rows of the point query.
 const (
-	pointTable = "livepool_bench_point"
-	pointRows  = 100
+	pointTable     = "livepool_bench_point"
+	pointRows      = 100
+	pointQueryText = "SELECT v FROM " + pointTable + " WHERE id = 42"
 )
 
 var operations = []operation{
@@ -51,7 +52,7 @@ func connClose(ctx context.Context, db *sql.DB) error {
 // pointQuery is the smallest honest query: one row by its primary key.
 func pointQuery(ctx context.Context, db *sql.DB) error {
 	var v int64
-	return db.QueryRowContext(ctx, "SELECT v FROM "+pointTable+" WHERE id = 42").Scan(&v)
+	return db.QueryRowContext(ctx, pointQueryText).Scan(&v)
 }
 
 // fillPointTable makes what pointQuery reads.

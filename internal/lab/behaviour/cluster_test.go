@@ -34,6 +34,7 @@ type group struct {
 type groupFault struct {
 	name           string
 	inject, repair func() error
+	losesLatest    bool // what is committed while it is injected
 }
 
 const ledgerTable = "CREATE TABLE test.ledger (id INT AUTO_INCREMENT PRIMARY KEY, unit INT NOT NULL, KEY (unit))"
@@ -51,10 +52,10 @@ func pairOf(t *testing.T, kind server.Kind) *group {
 		title: "primary and replica, " + p.Primary().Version(), servers: []*server.Server{p.Primary(), p.Replica()},
 		before: lead, after: lead,
 		faults: []groupFault{
-			{"role switch", func() error { return p.Switch(t.Context()) }, func() error { return nil }},
-			{"SIGKILL, promotion", func() error {
+			{name: "role switch", inject: func() error { return p.Switch(t.Context()) }, repair: func() error { return nil }},
+			{name: "SIGKILL, promotion", inject: func() error {
 				return errors.Join(p.CatchUp(t.Context()), p.Primary().Kill(), p.Promote(t.Context()))
-			}, func() error { return p.Rejoin(t.Context()) }},
+			}, repair: func() error { return p.Rejoin(t.Context()) }, losesLatest: true},
 		},
 		awaitSync: func() error { return p.CatchUp(t.Context()) },
 	}
@@ -82,10 +83,45 @@ func clusterOf(t *testing.T) *group {
 			return all
 		},
 		faults: []groupFault{
-			{"node killed", func() error { return c.KillNode(hit) }, func() error { return c.StartNode(t.Context(), hit) }},
-			{"node isolated", func() error { return c.Isolate(t.Context(), hit) }, func() error { return c.Heal(t.Context(), hit) }},
+			{name: "node killed", inject: func() error { return c.KillNode(hit) }, repair: func() error { return c.StartNode(t.Context(), hit) }},
+			{name: "node isolated", inject: func() error { return c.Isolate(t.Context(), hit) }, repair: func() error { return c.Heal(t.Context(), hit) }},
 		},
 		awaitSync: func() error { return c.AwaitSynced(t.Context()) },
+	}
+}
+
+// replicatedGroupOf is three members of MySQL's Group Replication. What the primary has
+// acknowledged a majority has, so that nothing of it is lost when it dies.
+func replicatedGroupOf(t *testing.T) *group {
+	g := servertest.RunGroup(t, 3, "--innodb-lock-wait-timeout=1")
+	members := g.Members()
+	if err := members[0].Exec(ledgerTable); err != nil {
+		t.Fatal(err)
+	}
+	primary := 0 // before the fault
+	lead := func() []string {
+		primary = g.Primary(t.Context())
+		if primary < 0 {
+			t.Fatal("the group has no primary")
+		}
+		return []string{members[primary].Addr()}
+	}
+	killed := 0
+	return &group{
+		title: "Group Replication, " + members[0].Version(), servers: members,
+		before: lead, after: lead,
+		faults: []groupFault{
+			{name: "role switch", inject: func() error { return g.Switch(t.Context(), (primary+1)%len(members)) }, repair: func() error { return nil }},
+			{name: "SIGKILL, election", inject: func() error {
+				killed = primary
+				if err := g.KillMember(killed); err != nil {
+					return err
+				}
+				_, err := g.AwaitPrimary(t.Context(), killed)
+				return err
+			}, repair: func() error { return g.StartMember(t.Context(), killed) }},
+		},
+		awaitSync: func() error { return g.AwaitOnline(t.Context()) },
 	}
 }
 
@@ -204,6 +240,10 @@ func TestEffectsAreWhatWasReportedByAGroup(t *testing.T) {
 			testGroup(t, pairOf(t, kind))
 		})
 	}
+	t.Run("Group Replication", func(t *testing.T) {
+		t.Parallel()
+		testGroup(t, replicatedGroupOf(t))
+	})
 	t.Run("Galera", func(t *testing.T) {
 		t.Parallel()
 		testGroup(t, clusterOf(t))

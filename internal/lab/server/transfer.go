@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 )
 
 // transferMethod names the script, as wsrep_sst_method.
@@ -81,6 +83,21 @@ func (m *member) refused() bool {
 	return string(bytes.TrimSpace(answer)) == "refused"
 }
 
+// recover writes the position that the data is at to init.log. Of a node that was killed while it
+// committed, a later transaction may be prepared than was committed last: then the server wants to
+// be told first that it is to be undone. The node gets it from the others again.
+func (m *member) recover(ctx context.Context, args []string) error {
+	run := func(more ...string) error {
+		return m.install.once(ctx, m.data(), nil, slices.Concat([]string{"--wsrep-recover", "--skip-networking", "--socket=" + m.Socket()}, args, more)...)
+	}
+	err := run()
+	if err == nil || !strings.Contains(err.Error(), "prepared transactions!") {
+		return err
+	}
+	_ = run("--tc-heuristic-recover=ROLLBACK") // always ends with an error, which asks for a start without it
+	return run()
+}
+
 // position is how far a node is that was killed: it knows only while it runs, or by a recovery
 // of its data. It is empty where the node wrote it down when it was stopped.
 func (m *member) position(ctx context.Context, args []string) (string, error) {
@@ -91,7 +108,7 @@ func (m *member) position(ctx context.Context, args []string) (string, error) {
 	if seqno := stateRE.FindSubmatch(state); seqno != nil && string(seqno[1]) != "-1" {
 		return "", nil
 	}
-	if err := m.install.once(ctx, m.data(), nil, append([]string{"--wsrep-recover", "--skip-networking", "--socket=" + m.Socket()}, args...)...); err != nil {
+	if err := m.recover(ctx, args); err != nil {
 		return "", err
 	}
 	log, err := os.ReadFile(m.file("init.log"))

@@ -3,6 +3,7 @@
 package servertest
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -42,6 +43,31 @@ func RunGalera(t testing.TB, nodes int, args ...string) *server.Galera {
 	mustHave(t, err)
 	t.Cleanup(func() { closeAll(t, g.Close, g.Nodes()...) })
 	return g
+}
+
+// RunGroup starts a group of MySQL servers for a test, as Run starts one server.
+func RunGroup(t testing.TB, members int, args ...string) *server.Group {
+	t.Helper()
+	g, err := server.StartGroup(t.Context(), members, server.Options{Args: args})
+	mustHave(t, err)
+	t.Cleanup(func() { closeAll(t, g.Close, g.Members()...) })
+	return g
+}
+
+// RunHAProxy starts HAProxy in front of servers for a test.
+func RunHAProxy(t testing.TB, servers []*server.Server, fit func(context.Context, *server.Server) bool) *server.HAProxy {
+	t.Helper()
+	h, err := server.StartHAProxy(t.Context(), servers, fit)
+	mustHave(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the end of the log of HAProxy:\n%s", h.Log())
+		}
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
 }
 
 // RunRedis starts a Redis for a test, as Run starts a server.

@@ -1,0 +1,106 @@
+package behaviour_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
+)
+
+// HAProxy leads to a server that is not fit any more until its checks have found that out;
+// then it cuts that server's clients off.
+func TestUnitsSurviveAFailoverBehindHAProxy(t *testing.T) {
+	for name, b := range map[string]struct {
+		start func(t *testing.T) *group
+		fit   func(context.Context, *server.Server) bool
+	}{
+		"primary and replica, MariaDB": {func(t *testing.T) *group { return pairOf(t, server.MariaDB) }, server.TakesWrites},
+		"primary and replica, MySQL":   {func(t *testing.T) *group { return pairOf(t, server.MySQL) }, server.TakesWrites},
+		"Group Replication":            {replicatedGroupOf, server.TakesWrites},
+		"Galera":                       {clusterOf, server.IsSynced},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := b.start(t)
+			h := servertest.RunHAProxy(t, g.servers, b.fit)
+			p := open(t, g.servers[0].AppDSN(h.Addr()), "pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
+			if err := p.CreateCommitTable(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			first := 0
+			for _, f := range g.faults {
+				if !f.losesLatest {
+					first = g.workThrough(t, p, f, first)
+				}
+			}
+		})
+	}
+}
+
+// workThrough has workers run units, numbered from first, before, during and after a fault,
+// and returns the next number.
+func (g *group) workThrough(t *testing.T, p *livepool.Pool, f groupFault, first int) (next int) {
+	const workers = 8
+	var mu sync.Mutex
+	next = first
+	var succeeded []time.Time
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+				mu.Lock()
+				unit := next
+				next++
+				mu.Unlock()
+				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, fmt.Sprintf("INSERT INTO ledger (unit) VALUES (%d)", unit))
+					return err
+				}, livepool.VerifyCommit())
+				if err != nil {
+					t.Errorf("%s, unit %d: %v", f.name, unit, err)
+				}
+				mu.Lock()
+				succeeded = append(succeeded, time.Now())
+				mu.Unlock()
+			}
+		})
+	}
+	time.Sleep(500 * time.Millisecond)
+	g.before() // has the fault hit the primary
+	begun := time.Now()
+	err := f.inject()
+	injected := time.Now()
+	time.Sleep(2 * time.Second)
+	err = errors.Join(err, f.repair())
+	time.Sleep(500 * time.Millisecond)
+	close(stop)
+	wg.Wait()
+	if err := errors.Join(err, g.awaitSync()); err != nil {
+		t.Fatalf("%s: %v", f.name, err)
+	}
+	for i, s := range g.servers {
+		labtest.Eventually(t, fmt.Sprintf("%s: server %d has a row of each unit", f.name, i), func() bool { return count(t, s, "ledger") == next })
+		var units int
+		if err := s.QueryRow("SELECT COUNT(DISTINCT unit) FROM test.ledger", &units); err != nil || units != next {
+			t.Errorf("%s: server %d has rows of %d units of %d: %v", f.name, i, units, next, err)
+		}
+	}
+	slices.SortFunc(succeeded, time.Time.Compare)
+	t.Logf("%s, which took %v: %d units, %v without one; %d run again, %d commits unknown at first", f.name, injected.Sub(begun).Round(time.Millisecond),
+		next-first, longestGap(succeeded, begun).Round(time.Millisecond), p.Stats().Retried, p.Stats().CommitsUnknown)
+	return next
+}

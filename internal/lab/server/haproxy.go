@@ -1,0 +1,170 @@
+package server
+
+// This file runs HAProxy in front of several servers, as many put it there: clients know its
+// address only, and it leads them to a server that a check has found fit. The check is an HTTP
+// question to an agent beside each server, which is the usual way to ask for a role
+// (clustercheck, xinetd); here the agents are in this process.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/livepool/livepool/internal/lab/loopback"
+)
+
+var haproxyPackages = Packages{Name: "haproxy", Suite: "bookworm", Names: "haproxy", Size: "20 MB"}
+
+// A HAProxy is a running HAProxy.
+type HAProxy struct {
+	dir    string
+	lock   *os.File // on dir, as of a Server
+	proc   *process
+	addr   string
+	agents []*http.Server
+}
+
+// StartHAProxy starts HAProxy in front of the servers and returns when it leads to one of them.
+// fit says of a server whether clients should be led there now; it is asked for each of them all
+// the time, and an answer later than checkTimeout counts as no. A server that is found unfit
+// loses its clients at once. The context bounds the start only. End it with Close.
+func StartHAProxy(ctx context.Context, servers []*Server, fit func(context.Context, *Server) bool) (*HAProxy, error) {
+	programs, err := FetchPrograms(ctx, haproxyPackages)
+	if err != nil {
+		return nil, err
+	}
+	h := &HAProxy{}
+	if h.dir, h.lock, err = makeDir(); err != nil {
+		return nil, err
+	}
+	if err := h.start(ctx, programs, servers, fit); err != nil {
+		err = fmt.Errorf("HAProxy does not start: %w\n%s", err, h.Log())
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
+}
+
+// checkTimeout is for the answer to a check, each of which is a login and a query.
+const checkTimeout = time.Second
+
+func (h *HAProxy) start(ctx context.Context, programs *Programs, servers []*Server, fit func(context.Context, *Server) bool) error {
+	l, err := loopback.Listen()
+	if err != nil {
+		return err
+	}
+	h.addr = l.Addr().String()
+	config := fmt.Sprintf(haproxyConfig, h.addr, checkTimeout.Milliseconds())
+	for i, s := range servers {
+		agent, err := h.serveAgent(s, fit)
+		if err != nil {
+			l.Close()
+			return err
+		}
+		config += fmt.Sprintf("  server s%d %s check addr %s port %d\n", i, s.Addr(), "127.0.0.1", loopback.Port(agent))
+	}
+	l.Close()
+	path := filepath.Join(h.dir, "haproxy.cfg")
+	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
+		return err
+	}
+	log, err := os.Create(h.logFile())
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	if h.proc, err = startProcess(programs.Command("usr/sbin/haproxy", "-db", "-f", path).Args, nil, log); err != nil {
+		return err
+	}
+	return poll(ctx, func() (bool, error) {
+		if !h.proc.running() {
+			return false, fmt.Errorf("it ended: %v", h.proc.err)
+		}
+		return h.leads(), nil
+	})
+}
+
+// haproxyConfig wants the address and the timeout of a check. A client whose server is found
+// unfit is cut off (on-marked-down shutdown-sessions): otherwise it would stay with the old one.
+const haproxyConfig = `global
+  maxconn 2000
+defaults
+  mode tcp
+  retries 0
+  timeout connect 1s
+  timeout client 1h
+  timeout server 1h
+listen db
+  bind %s
+  option httpchk GET /
+  timeout check %dms
+  default-server inter 100ms fastinter 50ms downinter 50ms fall 2 rise 1 on-marked-down shutdown-sessions
+`
+
+// serveAgent answers HAProxy's questions about one server.
+func (h *HAProxy) serveAgent(s *Server, fit func(context.Context, *Server) bool) (net.Listener, error) {
+	l, err := loopback.Listen()
+	if err != nil {
+		return nil, err
+	}
+	agent := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+		defer cancel()
+		if !fit(ctx, s) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})}
+	h.agents = append(h.agents, agent)
+	go agent.Serve(l) // until it is closed
+	return l, nil
+}
+
+// leads says whether a client gets a server's greeting.
+func (h *HAProxy) leads() bool {
+	conn, err := net.DialTimeout("tcp", h.addr, time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	n, err := conn.Read(make([]byte, 1))
+	return err == nil && n == 1
+}
+
+// Addr is where clients connect.
+func (h *HAProxy) Addr() string { return h.addr }
+
+// Close ends HAProxy and its agents. It may be called more than once.
+func (h *HAProxy) Close() error {
+	if h.proc != nil {
+		h.proc.kill()
+	}
+	for _, a := range h.agents {
+		a.Close()
+	}
+	err := os.RemoveAll(h.dir)
+	h.lock.Close()
+	return err
+}
+
+// Log is the end of what it had to say, for the output of a test that failed.
+func (h *HAProxy) Log() string { return strings.TrimSpace(tail(h.logFile())) }
+
+func (h *HAProxy) logFile() string { return filepath.Join(h.dir, "haproxy.log") }
+
+// TakesWrites is for HAProxy in front of a primary and its replicas.
+func TakesWrites(ctx context.Context, s *Server) bool {
+	var readOnly int
+	return s.queryRow(ctx, "SELECT @@GLOBAL.read_only", nil, &readOnly) == nil && readOnly == 0
+}
+
+// IsSynced is for HAProxy in front of a Galera cluster.
+func IsSynced(ctx context.Context, s *Server) bool {
+	status, err := s.pairs(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_%'")
+	return err == nil && isSynced(status)
+}
