@@ -15,6 +15,7 @@ import (
 
 	"github.com/DATA-DOG/go-sqlmock"
 	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
@@ -53,20 +54,32 @@ func TestPrePingModes(t *testing.T) {
 }
 
 func TestDeadIdleConnectionsNeverReachTheCaller(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakedb.DB{}
-		p := labtest.OpenFake(t, f, nil)
-		fakedb.Warm(t, p.DB, 8)
-		f.Kill()
-		time.Sleep(time.Minute)
-		for range 20 {
-			fakedb.ServedBy(t, p)
-		}
-		// database/sql tries two and opens a third; the others are swept meanwhile.
-		if s := p.Stats(); s.ClosedByPing-s.Swept > 2 || s.Deaths < 2 {
-			t.Errorf("closed by ping %d, of them in the background %d, deaths %d: want 2 at most that callers paid for", s.ClosedByPing, s.Swept, s.Deaths)
-		}
-	})
+	for name, idle := range map[string]time.Duration{
+		"a caller finds them":       connector.DefaultKeepAlive / 2,
+		"the maintainer finds them": 2 * connector.DefaultKeepAlive,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fakedb.DB{}
+				p := labtest.OpenFake(t, f, nil)
+				fakedb.Warm(t, p.DB, 8)
+				f.Kill()
+				time.Sleep(idle)
+				for range 20 {
+					c, err := p.Conn(t.Context()) // on which database/sql sends nothing again
+					if err != nil {
+						t.Fatal(err)
+					}
+					fakedb.ServedBy(t, c)
+					c.Close()
+				}
+				// database/sql tries two and opens a third; the others are swept meanwhile.
+				if s := p.Stats(); s.ClosedByPing-s.Swept > 2 || s.Deaths < 2 {
+					t.Errorf("closed by ping %d, of them in the background %d, deaths %d: want 2 at most that callers paid for", s.ClosedByPing, s.Swept, s.Deaths)
+				}
+			})
+		})
+	}
 }
 
 // A black hole costs one PingTimeout, not one a connection.

@@ -198,7 +198,7 @@ var mutants = []mutant{
 
 	// What may be sent again.
 	{"a dead connection found at checkout is handed out",
-		"internal/connector/conn.go", "if !session {\n\t\treturn driver.ErrBadConn", "if !session {\n\t\treturn context.DeadlineExceeded",
+		"internal/connector/conn.go", "if v == keep || v == postponed {\n\t\t\tc.needsCheck = v == postponed", "if true {\n\t\t\tc.needsCheck = v == postponed",
 		"TestDeadIdleConnectionsNeverReachTheCaller"},
 	{"a statement that was written is sent again",
 		"internal/connector/failure.go", "return c.wire.Written == mark\n", "return c.wire.Written >= mark\n",
