@@ -16,28 +16,35 @@ import (
 	"github.com/livepool/livepool/internal/lab/labtest"
 )
 
-// freezable lets nothing on a fake database be answered from one time to another.
-type freezable struct{ until atomic.Pointer[time.Time] }
+// freezable lets nothing on a fake database be answered from one time to another. One
+// channel is for all who wait: under the race detector a few hundred timers' channels in
+// a bubble of synctest crash the runtime of Go 1.26.
+type freezable struct{ thawed atomic.Pointer[chan struct{}] }
 
 func (f *freezable) wait(ctx context.Context) error {
-	until := f.until.Load()
-	if until == nil {
+	thawed := f.thawed.Load()
+	if thawed == nil {
 		return nil
 	}
 	select {
-	case <-time.After(time.Until(*until)):
+	case <-*thawed:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (f *freezable) freeze(d time.Duration) { until := time.Now().Add(d); f.until.Store(&until) }
+func (f *freezable) freeze(d time.Duration) {
+	thawed := make(chan struct{})
+	f.thawed.Store(&thawed)
+	time.AfterFunc(d, func() { close(thawed) })
+}
 
 // A server that stands still for a while and goes on has lost none of the idle
 // connections, and no callers storm it with new ones.
 func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
-	for _, still := range []time.Duration{1400 * time.Millisecond, 3 * time.Second, 9 * time.Second} {
+	// Of a standstill longer than ConnectTimeout some attempts of the callers are given up.
+	for still, atMost := range map[time.Duration]int{1400 * time.Millisecond: 1, 3 * time.Second: 1, 9 * time.Second: 5} {
 		t.Run(still.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var server freezable
@@ -78,7 +85,7 @@ func TestAServerThatStandsStillLosesNoConnections(t *testing.T) {
 				}
 				s := p.Stats()
 				t.Logf("%d of %d closed, %d handshakes, %d deaths, %d pings", closed, idle, d.Connects.Load()-idle, s.Deaths, s.Pinged)
-				if closed > 5 || d.Connects.Load()-idle > 5*callers || s.Deaths > 0 {
+				if closed > atMost || d.Connects.Load()-idle > 5*callers || s.Deaths > 0 {
 					t.Errorf("%d of %d closed, %d handshakes, %d deaths", closed, idle, d.Connects.Load()-idle, s.Deaths)
 				}
 				d.CheckClosed(t, p)
