@@ -177,15 +177,15 @@ func (g *Group) AwaitPrimary(ctx context.Context, not int) (primary int, err err
 	return primary, err
 }
 
-// Switch makes another member the primary, as an operator plans it: transactions under way on
-// the old one may end first.
+// Switch makes another member the primary, as an operator plans it: transactions under way on the
+// old one have a second to end, then their connections are closed.
 func (g *Group) Switch(ctx context.Context, to int) error {
 	var uuid string
 	if err := g.members[to].queryRow(ctx, "SELECT @@server_uuid", nil, &uuid); err != nil {
 		return err
 	}
 	var said string
-	return g.members[to].queryRow(ctx, "SELECT group_replication_set_as_primary(?)", []any{uuid}, &said)
+	return g.members[to].queryRow(ctx, "SELECT group_replication_set_as_primary(?, 1)", []any{uuid}, &said)
 }
 
 // KillMember ends a member as a crash does.

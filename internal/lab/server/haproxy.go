@@ -13,7 +13,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/livepool/livepool/internal/lab/loopback"
@@ -27,7 +29,13 @@ type HAProxy struct {
 	lock   *os.File // on dir, as of a Server
 	proc   *process
 	addr   string
-	agents []*http.Server
+	agents []*agent
+}
+
+// An agent answers HAProxy's questions about one server.
+type agent struct {
+	http  http.Server
+	asked atomic.Int32 // how often it has answered
 }
 
 // StartHAProxy starts HAProxy in front of the servers and returns when it leads to one of them.
@@ -59,14 +67,14 @@ func (h *HAProxy) start(ctx context.Context, programs *Programs, servers []*Serv
 		return err
 	}
 	h.addr = l.Addr().String()
-	config := fmt.Sprintf(haproxyConfig, h.addr, checkTimeout.Milliseconds())
+	config := fmt.Sprintf(haproxyConfig, h.addr, checkTimeout.Milliseconds(), checksToFail)
 	for i, s := range servers {
-		agent, err := h.serveAgent(s, fit)
+		port, err := h.serveAgent(s, fit)
 		if err != nil {
 			l.Close()
 			return err
 		}
-		config += fmt.Sprintf("  server s%d %s check addr %s port %d\n", i, s.Addr(), "127.0.0.1", loopback.Port(agent))
+		config += fmt.Sprintf("  server s%d %s check addr 127.0.0.1 port %d\n", i, s.Addr(), port)
 	}
 	l.Close()
 	path := filepath.Join(h.dir, "haproxy.cfg")
@@ -85,11 +93,20 @@ func (h *HAProxy) start(ctx context.Context, programs *Programs, servers []*Serv
 		if !h.proc.running() {
 			return false, fmt.Errorf("it ended: %v", h.proc.err)
 		}
-		return h.leads(), nil
+		return h.knowsAll() && h.leads(), nil
 	})
 }
 
-// haproxyConfig wants the address and the timeout of a check. A client whose server is found
+// knowsAll says whether all servers have been checked: until it has found one unfit, HAProxy takes
+// it for fit.
+func (h *HAProxy) knowsAll() bool {
+	return !slices.ContainsFunc(h.agents, func(a *agent) bool { return a.asked.Load() <= checksToFail })
+}
+
+// checksToFail is how many checks in a row find a server unfit.
+const checksToFail = 2
+
+// haproxyConfig wants the address, the timeout of a check and checksToFail. A client whose server is found
 // unfit is cut off (on-marked-down shutdown-sessions): otherwise it would stay with the old one.
 const haproxyConfig = `global
   maxconn 2000
@@ -103,25 +120,27 @@ listen db
   bind %s
   option httpchk GET /
   timeout check %dms
-  default-server inter 100ms fastinter 50ms downinter 50ms fall 2 rise 1 on-marked-down shutdown-sessions
+  default-server inter 100ms fastinter 50ms downinter 50ms fall %d rise 1 on-marked-down shutdown-sessions
 `
 
-// serveAgent answers HAProxy's questions about one server.
-func (h *HAProxy) serveAgent(s *Server, fit func(context.Context, *Server) bool) (net.Listener, error) {
+// serveAgent starts the agent of a server, and returns its port.
+func (h *HAProxy) serveAgent(s *Server, fit func(context.Context, *Server) bool) (port int, err error) {
 	l, err := loopback.Listen()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	agent := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a := &agent{}
+	a.http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 		defer cancel()
 		if !fit(ctx, s) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-	})}
-	h.agents = append(h.agents, agent)
-	go agent.Serve(l) // until it is closed
-	return l, nil
+		a.asked.Add(1)
+	})
+	h.agents = append(h.agents, a)
+	go a.http.Serve(l) // until it is closed
+	return loopback.Port(l), nil
 }
 
 // leads says whether a client gets a server's greeting.
@@ -145,7 +164,7 @@ func (h *HAProxy) Close() error {
 		h.proc.kill()
 	}
 	for _, a := range h.agents {
-		a.Close()
+		a.http.Close()
 	}
 	err := os.RemoveAll(h.dir)
 	h.lock.Close()
