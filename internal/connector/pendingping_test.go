@@ -18,7 +18,7 @@ import (
 
 // freezable lets nothing on a fake database be answered from one time to another. One
 // channel is for all who wait: under the race detector a few hundred timers' channels in
-// a bubble of synctest crash the runtime of Go 1.26.
+// a bubble of synctest may crash the runtime of Go 1.26 (golang/go#78156).
 type freezable struct{ thawed atomic.Pointer[chan struct{}] }
 
 func (f *freezable) wait(ctx context.Context) error {
