@@ -22,6 +22,7 @@ import (
 // second of its silence, and not otherwise; each is replaced when its own time
 // is up, by one that was opened a little before; a caller then finds them.
 func TestAnHourOfSilence(t *testing.T) {
+	const late = 10 * time.Millisecond // rounds are a millisecond apart, and something may be due in each
 	synctest.Test(t, func(t *testing.T) {
 		d := &fakedb.RecordingDB{}
 		p := labtest.OpenRecording(t, d, func(c *livepool.Config) { c.Recycle, c.IdleTimeout = 20*time.Minute, 0 })
@@ -32,12 +33,12 @@ func TestAnHourOfSilence(t *testing.T) {
 			synctest.Wait()
 			early := 0 // successors, opened a quarter of a second before they are needed
 			for _, l := range d.Records() {
-				if l.ClosedAt.IsZero() && l.OpenedAt.After(start) && time.Since(l.OpenedAt) < 250*time.Millisecond {
+				if l.ClosedAt.IsZero() && l.OpenedAt.After(start) && time.Since(l.OpenedAt) <= 250*time.Millisecond+late {
 					early++
 				}
 			}
-			if open, told := d.OpenConns(), p.Stats().OpenConnections; told != 10 || open != 10+early {
-				t.Fatalf("after %s: %d open, the pool says %d, %d of the others wait to take over", time.Since(start), open, told, early)
+			if open, told := d.OpenConns(), p.Stats().OpenConnections; told != 10 || open < 10 || open > 10+early {
+				t.Fatalf("after %s: %d open, the pool says %d, %d of the others may wait to take over", time.Since(start), open, told, early)
 			}
 		}
 		dials := d.Connects.Load()
@@ -67,19 +68,24 @@ func TestAnHourOfSilence(t *testing.T) {
 				want = append(want, l.OpenedAt.Add(at))
 			}
 			got := slices.DeleteFunc(slices.Clone(l.Pings), func(at time.Time) bool { return !at.Before(start.Add(time.Hour)) })
-			// Rounds are a millisecond apart, so that each ping may be one late,
-			// and the next is counted from there.
+			// Each ping may be a round late, and the next is counted from there: the last
+			// may come no more.
+			if n := len(want) - 1; len(got) == n && l.OpenedAt.Add(until).Sub(want[n]) <= time.Duration(n+1)*time.Millisecond {
+				want = want[:n]
+			}
 			if !slices.EqualFunc(got, want, func(got, want time.Time) bool {
-				late := got.Sub(want)
-				return late >= 0 && late <= want.Sub(l.OpenedAt)/(30*time.Second)*time.Millisecond
+				after := got.Sub(want)
+				return after >= 0 && after <= want.Sub(l.OpenedAt)/(30*time.Second)*time.Millisecond
 			}) {
 				t.Errorf("connection %d was pinged %d times, want %d, at each 30s of its life of %s", i+1, len(got), len(want), until)
 			}
 		}
 		slices.Sort(deaths)
+		slices.Sort(births)
 		births = births[:min(len(births), len(deaths))] // one may wait to take over
-		if replaced < 20 || !slices.Equal(births, deaths) {
-			t.Errorf("%d were replaced; successors to the tick: %v", replaced, slices.Equal(births, deaths))
+		inTime := slices.EqualFunc(births, deaths, func(birth, death time.Duration) bool { return (death - birth).Abs() <= late })
+		if replaced < 20 || !inTime {
+			t.Errorf("%d were replaced; the successors were opened a quarter of a second before: %v\n%v\n%v", replaced, inTime, births, deaths)
 		}
 	})
 }
