@@ -89,11 +89,11 @@ func (ctr *Connector) SyncLimits() {
 	if ls.db == nil {
 		return
 	}
-	ctr.mu.Lock()
-	peak := ls.peakConns
-	ctr.mu.Unlock()
 	ls.mu.Lock()
 	st := ls.db.Stats()
+	ctr.mu.Lock()
+	peak := ls.peakConns // after Stats, which may have counted a connection that was one too many
+	ctr.mu.Unlock()
 	if open := int64(st.MaxOpenConnections); ls.Open.Swap(open) != open {
 		ls.resize(st.MaxOpenConnections)
 		ctr.maintainer.wake()
