@@ -24,7 +24,7 @@ func TestUnitsSurviveAFailoverBehindHAProxy(t *testing.T) {
 	}{
 		"primary and replica, MariaDB": {func(t *testing.T) *group { return pairOf(t, server.MariaDB) }, server.TakesWrites},
 		"primary and replica, MySQL":   {func(t *testing.T) *group { return pairOf(t, server.MySQL) }, server.TakesWrites},
-		"Group Replication":            {replicatedGroupOf, server.TakesWrites},
+		"Group Replication":            {func(t *testing.T) *group { return replicatedGroupOf(t, 0) }, server.TakesWrites},
 		"Galera":                       {clusterOf, server.IsSynced},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/livepool/livepool/internal/lab/loopback"
 )
@@ -177,15 +178,19 @@ func (g *Group) AwaitPrimary(ctx context.Context, not int) (primary int, err err
 	return primary, err
 }
 
-// Switch makes another member the primary, as an operator plans it: transactions under way on the
-// old one have a second to end, then their connections are closed.
-func (g *Group) Switch(ctx context.Context, to int) error {
-	var uuid string
+// Switch makes another member the primary, as an operator plans it. Transactions under way on the
+// old one end first. With a limit, in whole seconds, their connections are closed after that, and
+// until then the old one refuses all other statements (error 4094); 0 is no limit.
+func (g *Group) Switch(ctx context.Context, to int, limit time.Duration) error {
+	var uuid, said string
 	if err := g.members[to].queryRow(ctx, "SELECT @@server_uuid", nil, &uuid); err != nil {
 		return err
 	}
-	var said string
-	return g.members[to].queryRow(ctx, "SELECT group_replication_set_as_primary(?, 1)", []any{uuid}, &said)
+	query, args := "SELECT group_replication_set_as_primary(?)", []any{uuid}
+	if limit > 0 {
+		query, args = "SELECT group_replication_set_as_primary(?, ?)", []any{uuid, int(limit.Seconds())}
+	}
+	return g.members[to].queryRow(ctx, query, args, &said)
 }
 
 // KillMember ends a member as a crash does.

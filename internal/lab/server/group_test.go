@@ -40,7 +40,7 @@ func TestAGroupElectsAnotherPrimaryAndTakesTheOldOneBack(t *testing.T) {
 		lose func(member int) error
 		back func(member int) error
 	}{
-		{"switched", func(member int) error { return g.Switch(t.Context(), (member+1)%3) }, func(int) error { return nil }},
+		{"switched", func(member int) error { return g.Switch(t.Context(), (member+1)%3, 0) }, func(int) error { return nil }},
 		{"killed", g.KillMember, func(member int) error { return g.StartMember(t.Context(), member) }},
 		{"paused", func(member int) error { return members[member].Pause() }, func(member int) error {
 			must(t, members[member].Resume())
