@@ -33,7 +33,7 @@ type Peer struct {
 var (
 	python = server.Packages{Name: "python", Suite: "trixie", Size: "22 MB",
 		Names: "python3-sqlalchemy python3-pymysql python3-cryptography"}
-	java = server.Packages{Name: "java", Suite: "sid", Size: "144 MB",
+	java = server.Packages{Name: "openjdk", Suite: "sid", Size: "144 MB",
 		Names: "openjdk-21-jdk-headless libhikaricp-java libmariadb-java libslf4j-java"}
 )
 

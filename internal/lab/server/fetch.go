@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,7 +105,32 @@ func fetchFrom(ctx context.Context, a archive, r recipe, dir string) error {
 			}
 		}
 	}
-	return nil
+	return linkWithin(dir)
+}
+
+// linkWithin makes the absolute links of a tree lead to what the tree has there: the machine may
+// have nothing, and Java does not start without its configuration.
+func linkWithin(root string) error {
+	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Type()&fs.ModeSymlink == 0 {
+			return err
+		}
+		target, err := os.Readlink(path)
+		if err != nil || !filepath.IsAbs(target) {
+			return err
+		}
+		if _, err := os.Lstat(filepath.Join(root, target)); err != nil {
+			return nil //nolint:nilerr // the tree does not have it
+		}
+		relative, err := filepath.Rel(filepath.Dir(path), filepath.Join(root, target))
+		if err != nil {
+			return err
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		return os.Symlink(relative, path)
+	})
 }
 
 // uselessToServers is what a server has no use for: two thirds of what is fetched with it.
