@@ -120,9 +120,7 @@ var callers = []int{1, serviceSize}
 // hotInAService makes one table for each number of callers.
 func hotInAService(ctx context.Context, dsn string, rounds int) (tables map[int][]hotRow, err error) {
 	p, err := openServicePools(ctx, dsn)
-	if p != nil {
-		defer p.close()
-	}
+	defer p.close()
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +191,7 @@ func openServicePools(ctx context.Context, dsn string) (p *servicePools, err err
 		return p, err
 	}
 	if p.plain, err = sql.Open("mysql", dsn); err != nil {
-		return nil, err
+		return p, err
 	}
 	p.plain.SetMaxIdleConns(serviceSize)
 	for pool, ping := range map[**livepool.Pool]livepool.PrePing{&p.live: livepool.PrePingIdle, &p.pinging: livepool.PrePingAlways} {

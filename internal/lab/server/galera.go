@@ -16,8 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-
-	"github.com/livepool/livepool/internal/lab/loopback"
 )
 
 // A Galera is a cluster of MariaDB 10.11 nodes, each of which takes writes.
@@ -133,6 +131,7 @@ func (in *Install) tryGalera(ctx context.Context, provider, template string, nod
 			g.Close()
 		}
 	}()
+	var ports []*int
 	for i := range nodes {
 		s, err := in.furnish(template, o)
 		if err != nil {
@@ -140,13 +139,14 @@ func (in *Install) tryGalera(ctx context.Context, provider, template string, nod
 		}
 		m := &member{Server: s, founder: i == 0}
 		g.members = append(g.members, m)
+		ports = append(ports, &m.port, &m.group, &m.ist)
 		if err := m.writeTransfer(); err != nil {
 			return nil, err
 		}
 		s.partArgs = func(ctx context.Context) ([]string, error) { return g.argsOf(ctx, m) }
 		s.joined = m.joinedYet
 	}
-	if err := g.choosePorts(); err != nil {
+	if err := choosePorts(ports...); err != nil {
 		return nil, err
 	}
 	if err := g.members[0].start(ctx); err != nil {
@@ -163,21 +163,6 @@ func (in *Install) tryGalera(ctx context.Context, provider, template string, nod
 		return nil, err
 	}
 	return g, g.AwaitSynced(ctx)
-}
-
-// choosePorts finds free ports, all different.
-func (g *Galera) choosePorts() error {
-	for _, m := range g.members {
-		for _, port := range []*int{&m.port, &m.group, &m.ist} {
-			l, err := loopback.ListenForServer()
-			if err != nil {
-				return err
-			}
-			defer l.Close()
-			*port = loopback.Port(l)
-		}
-	}
-	return nil
 }
 
 // galeraArgs are what all nodes have in common. binlog-format and innodb-autoinc-lock-mode are
@@ -329,8 +314,8 @@ func (m *member) joinedYet(ctx context.Context) (bool, error) {
 	return ok, nil
 }
 
-func (m *member) synced(ctx context.Context) (bool, error) {
-	status, err := m.wsrepStatus(ctx)
+func (s *Server) synced(ctx context.Context) (bool, error) {
+	status, err := s.wsrepStatus(ctx)
 	return isSynced(status), err
 }
 
@@ -359,6 +344,6 @@ func (g *Galera) sizes(ctx context.Context) []int {
 }
 
 // wsrepStatus is the node's own view of the cluster, which it tells even without a quorum.
-func (m *member) wsrepStatus(ctx context.Context) (map[string]string, error) {
-	return m.pairs(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_%'")
+func (s *Server) wsrepStatus(ctx context.Context) (map[string]string, error) {
+	return s.pairs(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_%'")
 }

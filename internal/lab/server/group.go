@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/livepool/livepool/internal/lab/loopback"
 )
 
 // A Group is a group of MySQL servers in single-primary mode, the server's default. The others
@@ -52,6 +50,7 @@ func (in *Install) tryGroup(ctx context.Context, template string, members int, o
 			err = errors.Join(err, g.Close())
 		}
 	}()
+	var ports []*int
 	for i := range members {
 		s, err := in.furnish(template, o)
 		if err != nil {
@@ -59,9 +58,10 @@ func (in *Install) tryGroup(ctx context.Context, template string, members int, o
 		}
 		m := &groupMember{Server: s}
 		g.members = append(g.members, m)
+		ports = append(ports, &m.port, &m.group)
 		s.partArgs = func(context.Context) ([]string, error) { return g.argsOf(i), nil }
 	}
-	if err := g.choosePorts(); err != nil {
+	if err := choosePorts(ports...); err != nil {
 		return nil, err
 	}
 	errs := make([]error, members)
@@ -91,21 +91,6 @@ func newUUID() string {
 	rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
-
-// choosePorts finds free ports, all different.
-func (g *Group) choosePorts() error {
-	for _, m := range g.members {
-		for _, port := range []*int{&m.port, &m.group} {
-			l, err := loopback.ListenForServer()
-			if err != nil {
-				return err
-			}
-			defer l.Close()
-			*port = loopback.Port(l)
-		}
-	}
-	return nil
 }
 
 // joinGroup also gives the account by which a member gets what it has missed from another.
@@ -210,30 +195,26 @@ func (g *Group) StartMember(ctx context.Context, i int) error {
 	return g.join(ctx, i)
 }
 
-// join has a member take part, and waits until it has what it missed.
+// join has a member take part, and waits until it has what it missed. The others refuse one of
+// which they have not noticed yet that it was gone.
 func (g *Group) join(ctx context.Context, i int) error {
 	m := g.members[i]
+	var refusal error
 	err := poll(ctx, func() (bool, error) {
-		// The others refuse one of which they have not noticed yet that it was gone.
-		if err := m.exec(ctx, joinGroup); err != nil && ctx.Err() == nil {
-			return false, nil
-		}
-		return m.awaitOnline(ctx) == nil, nil
+		refusal = m.exec(ctx, joinGroup)
+		return refusal == nil, nil
 	})
+	if err == nil {
+		err = poll(ctx, func() (bool, error) {
+			var online int
+			err := m.queryRow(ctx, memberQuery, nil, &online)
+			return online == 1, err
+		})
+	}
 	if err != nil {
-		return fmt.Errorf("member %d does not join: %w\n%s", i, err, m.Log())
+		return fmt.Errorf("member %d does not join: %w\n%s", i, errors.Join(err, refusal), m.Log())
 	}
 	return nil
-}
-
-func (m *groupMember) awaitOnline(ctx context.Context) error {
-	return poll(ctx, func() (bool, error) {
-		var online int
-		if err := m.queryRow(ctx, memberQuery, nil, &online); err != nil {
-			return false, err
-		}
-		return online == 1, nil
-	})
 }
 
 // AwaitOnline waits until all members are online, and have applied what was committed by now.

@@ -7,7 +7,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -25,9 +24,7 @@ var haproxyPackages = Packages{Name: "haproxy", Suite: "bookworm", Names: "hapro
 
 // A HAProxy is a running HAProxy.
 type HAProxy struct {
-	dir    string
-	lock   *os.File // on dir, as of a Server
-	proc   *process
+	daemon
 	addr   string
 	agents []*agent
 }
@@ -47,13 +44,19 @@ func StartHAProxy(ctx context.Context, servers []*Server, fit func(context.Conte
 	if err != nil {
 		return nil, err
 	}
-	h := &HAProxy{}
-	if h.dir, h.lock, err = makeDir(); err != nil {
+	d, err := makeDaemon("HAProxy")
+	if err != nil {
 		return nil, err
 	}
-	if err := h.start(ctx, programs, servers, fit); err != nil {
-		err = fmt.Errorf("HAProxy does not start: %w\n%s", err, h.Log())
-		return nil, errors.Join(err, h.Close())
+	h := &HAProxy{daemon: d}
+	path, err := h.configure(servers, fit)
+	if err == nil {
+		argv := programs.Command("usr/sbin/haproxy", "-db", "-f", path).Args
+		err = h.start(ctx, argv, func() bool { return h.knowsAll() && h.leads() })
+	}
+	if err != nil {
+		h.closeAgents()
+		return nil, h.startError(err)
 	}
 	return h, nil
 }
@@ -61,40 +64,25 @@ func StartHAProxy(ctx context.Context, servers []*Server, fit func(context.Conte
 // checkTimeout is for the answer to a check, each of which is a login and a query.
 const checkTimeout = time.Second
 
-func (h *HAProxy) start(ctx context.Context, programs *Programs, servers []*Server, fit func(context.Context, *Server) bool) error {
-	l, err := loopback.Listen()
-	if err != nil {
-		return err
-	}
-	h.addr = l.Addr().String()
-	config := fmt.Sprintf(haproxyConfig, h.addr, checkTimeout.Milliseconds(), checksToFail)
+// configure starts the agents, finds a free port and writes the configuration.
+func (h *HAProxy) configure(servers []*Server, fit func(context.Context, *Server) bool) (path string, err error) {
+	var backends strings.Builder
 	for i, s := range servers {
 		port, err := h.serveAgent(s, fit)
 		if err != nil {
-			l.Close()
-			return err
+			return "", err
 		}
-		config += fmt.Sprintf("  server s%d %s check addr 127.0.0.1 port %d\n", i, s.Addr(), port)
+		fmt.Fprintf(&backends, "  server s%d %s check addr 127.0.0.1 port %d\n", i, s.Addr(), port)
 	}
-	l.Close()
-	path := filepath.Join(h.dir, "haproxy.cfg")
-	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
-		return err
-	}
-	log, err := os.Create(h.logFile())
+	l, err := loopback.Listen()
 	if err != nil {
-		return err
+		return "", err
 	}
-	defer log.Close()
-	if h.proc, err = startProcess(programs.Command("usr/sbin/haproxy", "-db", "-f", path).Args, nil, log); err != nil {
-		return err
-	}
-	return poll(ctx, func() (bool, error) {
-		if !h.proc.running() {
-			return false, fmt.Errorf("it ended: %v", h.proc.err)
-		}
-		return h.knowsAll() && h.leads(), nil
-	})
+	h.addr = l.Addr().String()
+	l.Close()
+	path = filepath.Join(h.dir, "haproxy.cfg")
+	config := fmt.Sprintf(haproxyConfig, h.addr, checkTimeout.Milliseconds(), checksToFail) + backends.String()
+	return path, os.WriteFile(path, []byte(config), 0o644)
 }
 
 // knowsAll says whether all servers have been checked: until it has found one unfit, HAProxy takes
@@ -160,21 +148,16 @@ func (h *HAProxy) Addr() string { return h.addr }
 
 // Close ends HAProxy and its agents. It may be called more than once.
 func (h *HAProxy) Close() error {
-	if h.proc != nil {
-		h.proc.kill()
-	}
-	for _, a := range h.agents {
-		a.http.Close()
-	}
-	err := os.RemoveAll(h.dir)
-	h.lock.Close()
+	err := h.daemon.Close()
+	h.closeAgents()
 	return err
 }
 
-// Log is the end of what it had to say, for the output of a test that failed.
-func (h *HAProxy) Log() string { return strings.TrimSpace(tail(h.logFile())) }
-
-func (h *HAProxy) logFile() string { return filepath.Join(h.dir, "haproxy.log") }
+func (h *HAProxy) closeAgents() {
+	for _, a := range h.agents {
+		a.http.Close()
+	}
+}
 
 // TakesWrites is for HAProxy in front of a primary and its replicas.
 func TakesWrites(ctx context.Context, s *Server) bool {
@@ -184,6 +167,6 @@ func TakesWrites(ctx context.Context, s *Server) bool {
 
 // IsSynced is for HAProxy in front of a Galera cluster.
 func IsSynced(ctx context.Context, s *Server) bool {
-	status, err := s.pairs(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_%'")
-	return err == nil && isSynced(status)
+	synced, err := s.synced(ctx)
+	return err == nil && synced
 }

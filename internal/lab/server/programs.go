@@ -1,9 +1,11 @@
 package server
 
-// This file fetches programs that are not servers, as the servers are fetched.
+// This file fetches programs that are not servers, as the servers are fetched, and runs those that
+// stay.
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -51,3 +53,57 @@ func (p *Programs) Command(program string, args ...string) *exec.Cmd {
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "LD_PRELOAD=", "LD_LIBRARY_PATH=")
 	return cmd
 }
+
+// A daemon is a fetched program that runs in a directory of its own.
+type daemon struct {
+	name string
+	dir  string
+	lock *os.File // on dir, as of a Server
+	proc *process
+}
+
+// makeDaemon makes the directory of one.
+func makeDaemon(name string) (d daemon, err error) {
+	d.name = name
+	d.dir, d.lock, err = makeDir()
+	return d, err
+}
+
+// start starts argv, and returns when it is ready. The context bounds the start only.
+func (d *daemon) start(ctx context.Context, argv []string, ready func() bool) error {
+	log, err := os.Create(d.logFile())
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	if d.proc, err = startProcess(argv, nil, log); err != nil {
+		return err
+	}
+	return poll(ctx, func() (bool, error) {
+		if !d.proc.running() {
+			return false, fmt.Errorf("it ended: %v", d.proc.err)
+		}
+		return ready(), nil
+	})
+}
+
+// startError is the error of a daemon that did not start, and is closed.
+func (d *daemon) startError(err error) error {
+	err = fmt.Errorf("%s does not start: %w\n%s", d.name, err, d.Log())
+	return errors.Join(err, d.Close())
+}
+
+// Close ends it and removes all that it wrote. It may be called more than once.
+func (d *daemon) Close() error {
+	if d.proc != nil {
+		d.proc.kill()
+	}
+	err := os.RemoveAll(d.dir)
+	d.lock.Close()
+	return err
+}
+
+// Log is the end of what it had to say, for the output of a test that failed.
+func (d *daemon) Log() string { return tail(d.logFile()) }
+
+func (d *daemon) logFile() string { return filepath.Join(d.dir, "log") }

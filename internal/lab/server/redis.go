@@ -6,10 +6,7 @@ package server
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"time"
 )
@@ -17,11 +14,7 @@ import (
 var redisPackages = Packages{Name: "redis", Suite: "bookworm", Names: "redis-server", Size: "23 MB"}
 
 // A Redis is a private Redis. What is in it is in memory only.
-type Redis struct {
-	dir  string
-	lock *os.File // on dir, as of a Server
-	proc *process
-}
+type Redis struct{ daemon }
 
 // StartRedis starts a Redis and returns when it takes commands. The context bounds the start only. End it with Close.
 func StartRedis(ctx context.Context) (*Redis, error) {
@@ -29,33 +22,16 @@ func StartRedis(ctx context.Context) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{}
-	if r.dir, r.lock, err = makeDir(); err != nil {
+	d, err := makeDaemon("Redis")
+	if err != nil {
 		return nil, err
 	}
-	if err := r.start(ctx, programs); err != nil {
-		err = fmt.Errorf("Redis does not start: %w\n%s", err, r.Log())
-		return nil, errors.Join(err, r.Close())
+	r := &Redis{d}
+	argv := programs.Command("usr/bin/redis-server", "--port", "0", "--unixsocket", r.Socket(), "--dir", r.dir, "--save", "").Args
+	if err := r.start(ctx, argv, r.answers); err != nil {
+		return nil, r.startError(err)
 	}
 	return r, nil
-}
-
-func (r *Redis) start(ctx context.Context, programs *Programs) error {
-	log, err := os.Create(r.logFile())
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	argv := programs.Command("usr/bin/redis-server", "--port", "0", "--unixsocket", r.Socket(), "--dir", r.dir, "--save", "").Args
-	if r.proc, err = startProcess(argv, nil, log); err != nil {
-		return err
-	}
-	return poll(ctx, func() (bool, error) {
-		if !r.proc.running() {
-			return false, fmt.Errorf("it ended: %v", r.proc.err)
-		}
-		return r.answers(), nil
-	})
 }
 
 // answers sends a PING.
@@ -72,23 +48,8 @@ func (r *Redis) answers() bool {
 	return err == nil && readErr == nil && string(answer[:n]) == "+PONG"
 }
 
-// Close ends the Redis and removes all that it wrote. It may be called more than once.
-func (r *Redis) Close() error {
-	if r.proc != nil {
-		r.proc.kill()
-	}
-	err := os.RemoveAll(r.dir)
-	r.lock.Close()
-	return err
-}
-
 // Socket is the path of its unix socket.
 func (r *Redis) Socket() string { return filepath.Join(r.dir, "sock") }
 
 // URI is for clients, which call it a redis-socket.
 func (r *Redis) URI() string { return "redis-socket://" + r.Socket() }
-
-// Log is the end of what it had to say, for the output of a test that failed.
-func (r *Redis) Log() string { return tail(r.logFile()) }
-
-func (r *Redis) logFile() string { return filepath.Join(r.dir, "redis.log") }

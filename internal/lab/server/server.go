@@ -118,6 +118,19 @@ func (s *Server) startAnywhere(ctx context.Context) error {
 	return errors.New("found no free port")
 }
 
+// choosePorts finds free ports, all different, for servers that must know each other's.
+func choosePorts(ports ...*int) error {
+	for _, port := range ports {
+		l, err := loopback.ListenForServer()
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		*port = loopback.Port(l)
+	}
+	return nil
+}
+
 // Start starts a server that was killed or stopped again, on the same data, port and socket,
 // and returns when it takes connections. If it runs, nothing happens.
 func (s *Server) Start() error { return s.start(context.Background()) }
