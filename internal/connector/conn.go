@@ -88,6 +88,7 @@ type conn struct {
 
 // link is one connection to the server. Whoever has it, by conn or reservation, writes it.
 type link struct {
+	host             *host // to which it leads; nil for no link
 	serial           int64 // unique in the pool
 	driverConn       driverconn.Conn
 	wire             *wire.Conn       // nil where livepool's dialer is not in use
@@ -298,7 +299,7 @@ func (ctr *Connector) recordDiscard(l *link, v Verdict) {
 func (ctr *Connector) describe(l *link) []any {
 	now := ctr.clock.Now()
 	return []any{
-		slog.String("addr", ctr.addr), slog.Uint64("thread_id", uint64(l.threadID())),
+		slog.String("addr", ctr.addrOf(l)), slog.Uint64("thread_id", uint64(l.threadID())),
 		slog.Duration("age", now-l.born), slog.Duration("last_answer", now-l.lastRoundTrip),
 	}
 }

@@ -7,6 +7,7 @@ package connector
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,7 +27,7 @@ import (
 type connectAttempt struct {
 	ctr       *Connector
 	startedAt time.Duration
-	side      bool                      // for a side connection: only the login
+	side      *host                     // for a side connection to this host: only the login; nil for one of the pool's
 	wire      atomic.Pointer[wire.Conn] // its network connection, as soon as it has one; the dialer stores it
 	// loggedIn: the handshake is over; its goroutine writes it.
 	loggedIn atomic.Bool
@@ -56,15 +57,15 @@ const maxUnansweredProbes = 2
 
 // connect opens a connection, within ConnectTimeout once it may dial.
 func (ctr *Connector) connect(caller context.Context) (link, error) {
-	return ctr.openQueued(caller, false)
+	return ctr.openQueued(caller, nil)
 }
 
 // openQueued waits until it may dial. A side connection does not wait: there are few of
 // them, and a caller may wait for the end of the thread that they kill.
-func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error) {
+func (ctr *Connector) openQueued(caller context.Context, side *host) (link, error) {
 	start := ctr.clock.Now()
-	if side {
-		if err := ctr.Outage.Cause(); err != nil {
+	if side != nil {
+		if err := ctr.Outage.Cause(); err != nil && ctr.hostSet == nil {
 			return link{}, err
 		}
 		return ctr.open(caller, side, ctr.Cfg.ConnectLimit, noTurn)
@@ -84,7 +85,7 @@ func (ctr *Connector) openQueued(caller context.Context, side bool) (link, error
 
 // open opens a connection at once. If its caller gives up, the attempt continues for the
 // pool, unless maxLeft attempts do so already.
-func (ctr *Connector) open(caller context.Context, side bool, maxLeft int, releaseDial func(time.Duration, error) bool) (link, error) {
+func (ctr *Connector) open(caller context.Context, side *host, maxLeft int, releaseDial func(time.Duration, error) bool) (link, error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(caller))
 	o := &connectAttempt{ctr: ctr, startedAt: ctr.clock.Now(), side: side, cancel: cancel, done: make(chan struct{})}
 	var once sync.Once
@@ -151,15 +152,20 @@ func (o *connectAttempt) run(ctx context.Context) {
 	defer stop()
 	o.err = errConnectPanicked // also if the code does not return (runtime.Goexit)
 	defer o.finish()
-	if o.ctr.ownDialer {
-		ctx = context.WithValue(ctx, wire.ContextKey{}, &o.wire)
+	switch {
+	case o.side != nil:
+		o.link, o.err = o.ctr.login(ctx, o.side, o.side.side, &o.wire)
+	case o.ctr.hostSet != nil:
+		o.link, o.err = o.ctr.loginToAny(ctx)
+	default:
+		h := o.ctr.hosts[0]
+		o.link, o.err = o.ctr.login(ctx, h, h.connector, &o.wire)
 	}
-	o.link, o.err = o.ctr.login(ctx, o)
 	o.loggedIn.Store(true)
-	if o.err == nil && !o.side {
+	if o.err == nil && o.side == nil {
 		o.err = o.setUpSession(ctx)
 	}
-	if o.err == nil && !o.side {
+	if o.err == nil && o.side == nil {
 		o.err = o.ctr.initLink(ctx, &o.link)
 	}
 }
@@ -185,18 +191,18 @@ func (o *connectAttempt) finish() {
 	}
 }
 
-// login makes a connection and logs in.
-func (ctr *Connector) login(ctx context.Context, o *connectAttempt) (link, error) {
-	generation := ctr.generation.Load()
-	by := ctr.driverConnector
-	if o.side {
-		by = ctr.sideConnector
+// login makes a connection to a host and logs in. Its network connection is in w as soon as
+// there is one.
+func (ctr *Connector) login(ctx context.Context, h *host, by driver.Connector, w *atomic.Pointer[wire.Conn]) (link, error) {
+	if ctr.ownDialer {
+		ctx = context.WithValue(ctx, wire.ContextKey{}, w)
 	}
+	generation := h.generation.Load()
 	dc, err := ctr.connectWithCredentials(ctx, by)
 	if err != nil {
 		return link{}, err
 	}
-	return link{driverConn: driverconn.New(dc), wire: o.wire.Load(), refusalTrustedAt: -1, generation: generation}, nil
+	return link{host: h, driverConn: driverconn.New(dc), wire: w.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 
 // initLink makes a connection that has logged in ready for the pool.
@@ -206,7 +212,7 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	if err := ctr.afterLogin(ctx, l); err != nil {
 		return err
 	}
-	if ctr.InCluster.Load() {
+	if ctr.InCluster.Load() && ctr.hostSet == nil {
 		if err := ctr.pingForWork(ctx, &l.driverConn); err != nil {
 			return err
 		}
@@ -287,9 +293,9 @@ func (o *connectAttempt) abort(err error) {
 // for it, it is closed itself, and not an older one in its place.
 func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
-	if o.side { // it allows several statements in one request, which the pool must not
+	if o.side != nil { // it allows several statements in one request, which the pool must not
 		l.close()
-		ctr.Outage.Connected()
+		ctr.reached(&l)
 		return
 	}
 	limit := int(ctr.Limits.Open.Load())
@@ -301,7 +307,7 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	} else {
 		ctr.addSpare(l)
 	}
-	ctr.Outage.Connected()
+	ctr.reached(&l)
 }
 
 // dial opens a connection for a caller. For a session it returns at once when none can be
@@ -339,7 +345,7 @@ func (ctr *Connector) dialOnce(caller context.Context) (link, error) {
 	if err != nil {
 		return link{}, err
 	}
-	ctr.Outage.Connected()
+	ctr.reached(&l)
 	return l, nil
 }
 

@@ -23,18 +23,18 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/committable"
+	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/outage"
-	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
 
 // Connector opens the connections of one pool and holds what they share.
 type Connector struct {
-	driverConnector driver.Connector
-	sideConnector   driver.Connector // for side connections, which may send several statements in one request
-	Cfg             *Settings
-	Tracer          Tracer
-	addr            string // for errors and logs, without user and password
+	hosts   []*host    // at least one; New sets it
+	hostSet *hosts.Set // nil where there is one host, whatever its role is
+	Cfg     *Settings
+	Tracer  Tracer
+	addr    string // of all hosts, for errors and logs, without user and password
 	// schema is the DSN's; "": none, or not known. New sets it.
 	schema      string
 	CommitTable committable.Table
@@ -61,7 +61,6 @@ type Connector struct {
 	connectAttempts sync.WaitGroup            // goroutines that connect
 	closed          bool
 
-	generation  atomic.Uint64 // one more with each Recycle
 	news        news
 	roundTrip   roundTrip
 	demotion    demotion
@@ -76,8 +75,6 @@ type Connector struct {
 	Limits            limits
 	minKeepAliveNanos atomic.Int64 // the shortest keep-alive of the links so far, in ns
 	servers           servers
-	reaper            proclist.Reaper
-	stalls            proclist.Stalls
 	Outage            *outage.Gate
 	readyDial         chan struct{} // has an element while Ready opens a connection
 	Draining          atomic.Bool   // no new statement may run, because the pool is being shut down
@@ -89,7 +86,7 @@ type Connector struct {
 // New makes a connector that opens connections by c; if c is nil, by the MySQL driver with
 // livepool's dialer below it. cfg belongs to the connector from now on.
 func New(c driver.Connector, cfg *Settings) (*Connector, error) {
-	ctr := &Connector{driverConnector: c, sideConnector: c, Cfg: cfg, clock: clock.New(), addr: "the database", conns: map[*conn]struct{}{},
+	ctr := &Connector{Cfg: cfg, clock: clock.New(), addr: "the database", conns: map[*conn]struct{}{},
 		rechecks: map[*pendingPing]struct{}{}, spareReady: make(chan struct{}, 1), readyDial: make(chan struct{}, 1)}
 	var err error
 	if ctr.Tracer, err = NewTracer(cfg.Tracer, cfg.Log); err != nil {
@@ -102,6 +99,7 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr.Ctx, ctr.cancel = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
+		ctr.hosts = []*host{{addr: ctr.addr, connector: c, side: c}}
 	} else if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
 		return nil, err
 	}
@@ -190,19 +188,11 @@ func (ctr *Connector) useDriver(my *mysql.Config) error {
 			slog.String("addr", address(my)))
 	}
 	my.Logger = ctr.driverLogger(my.Logger)
-	inner, err := mysql.NewConnector(my)
-	if err != nil {
+	if err := ctr.makeHosts(my); err != nil {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
-	several := my.Clone()
-	several.MultiStatements = true
-	if ctr.sideConnector, err = mysql.NewConnector(several); err != nil {
-		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
-	}
-	ctr.driverConnector = inner
 	ctr.IsMySQL = true
 	ctr.schema = my.DBName
-	ctr.addr = address(my)
 	return nil
 }
 
@@ -212,27 +202,29 @@ func (ctr *Connector) wrapDriver() error {
 	if wrap == nil {
 		return nil
 	}
-	for _, c := range []*driver.Connector{&ctr.driverConnector, &ctr.sideConnector} {
-		inner := *c
-		if !ctr.Cfg.catchPanic("Config.Wrap", func() { *c = wrap(inner) }) || *c == nil {
-			return errors.New("livepool: Config.Wrap panicked, or returned no connector")
+	for _, h := range ctr.hosts {
+		for _, c := range []*driver.Connector{&h.connector, &h.side} {
+			inner := *c
+			if !ctr.Cfg.catchPanic("Config.Wrap", func() { *c = wrap(inner) }) || *c == nil {
+				return errors.New("livepool: Config.Wrap panicked, or returned no connector")
+			}
 		}
 	}
 	return nil
 }
 
 // Driver returns the driver's own.
-func (ctr *Connector) Driver() driver.Driver { return ctr.driverConnector.Driver() }
+func (ctr *Connector) Driver() driver.Driver { return ctr.hosts[0].connector.Driver() }
 
-// Close stops what runs in the background, and closes the driver's connector if it can be
-// closed. sql.DB.Close calls it, once. The orphans of connections that were abandoned
+// Close stops what runs in the background, and closes the driver's connectors if they can
+// be closed. sql.DB.Close calls it, once. The orphans of connections that were abandoned
 // shortly before are still killed, within PingTimeout.
 func (ctr *Connector) Close() error {
 	m := ctr.maintainer
 	if m != nil {
 		m.stop()
 	}
-	ctr.reaper.Drain(ctr.Cfg.PingTimeout)
+	ctr.drainReapers()
 	ctr.cancel()
 	if m != nil {
 		<-m.done
@@ -244,10 +236,13 @@ func (ctr *Connector) Close() error {
 	ctr.awaitAttempts()
 	ctr.closeSpares()
 	ctr.clock.Close()
-	if closer, ok := ctr.driverConnector.(io.Closer); ok {
-		return closer.Close()
+	var errs []error
+	for _, h := range ctr.hosts {
+		if closer, ok := h.connector.(io.Closer); ok {
+			errs = append(errs, closer.Close())
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Connect opens a connection within ConnectTimeout, once it may dial.

@@ -248,7 +248,7 @@ func (c *conn) newBadConnError(err error, detail string) error {
 	if c.ctr.Tracer.HasEvents() {
 		c.ctr.Tracer.backgroundEvent(trace.Resend{Conn: c.ctr.traced(&c.link), Cause: err})
 	}
-	return &badConnError{c.ctr.addr, c.threadID(), now - c.born, now - c.lastRoundTrip, detail, c.ioCause(err)}
+	return &badConnError{c.addr(), c.threadID(), now - c.born, now - c.lastRoundTrip, detail, c.ioCause(err)}
 }
 
 func (e *badConnError) Error() string {

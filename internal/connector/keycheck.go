@@ -26,7 +26,7 @@ func (c *conn) checkCommitTable(ctx context.Context) error {
 	switch {
 	case driverconn.IsAnswer(err) && (mysqlerr.Number(err) == 0 || c.ctr.Classify(err)&(mysqlerr.TxGone|mysqlerr.ConnDead|mysqlerr.Retry|mysqlerr.StatementUndone) == 0):
 		c.ctr.Cfg.Log.Debug("livepool: the server does not show the commit table; whether it can keep the promise of Once and VerifyCommit is not known",
-			slog.String("addr", c.ctr.addr), slog.String("table", ct.Name), slog.Any("cause", err))
+			slog.String("addr", c.addr()), slog.String("table", ct.Name), slog.Any("cause", err))
 		c.touch()
 		return nil // if the table does not exist, the insert fails and says so
 	case err != nil:

@@ -66,7 +66,7 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 	}
 	switch number := mysqlerr.Number(err); {
 	case number == packetTooLarge:
-		return &tooLargeError{c.ctr.addr, max(int(w.Written-mark), len(query)+1), c.maxPacket(), err}
+		return &tooLargeError{c.addr(), max(int(w.Written-mark), len(query)+1), c.maxPacket(), err}
 	case number != 0, w.IOErr == nil, w.Written == mark:
 		return err
 	}
@@ -74,7 +74,7 @@ func (c *conn) explainLoss(err error, query string, mark uint64) error {
 		if errors.Is(err, driver.ErrBadConn) { // on which database/sql would send it again
 			err = mysql.ErrInvalidConn
 		}
-		return &tooLargeError{c.ctr.addr, size, c.maxPacket(), err}
+		return &tooLargeError{c.addr(), size, c.maxPacket(), err}
 	}
 	_, stalled := proclist.StalledFor(w.IOErr)
 	switch timeout := c.driverTimeout(query); {

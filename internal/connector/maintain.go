@@ -54,7 +54,9 @@ const maxTasks = 4
 // is closed when the connector is closed.
 func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-chan struct{}) {
 	ctr.Limits.db, ctr.Limits.resize = db, resize
-	ctr.reaper.KeepFor = poolReapLimit
+	for _, h := range ctr.hosts {
+		h.reaper.KeepFor = poolReapLimit
+	}
 	ctr.keepParkedAlive = ctr.ownDialer && ctr.Cfg.KeepAlive > 0 && ctr.Cfg.HoldLimit > 0
 	ctx, cancel := context.WithCancel(context.Background())
 	ctr.maintainer = &maintainer{

@@ -395,7 +395,7 @@ func TestIsolationOfATransactionThatWasRefusedReachesNobody(t *testing.T) {
 		}
 		ctr.IsMySQL = true
 		c := &conn{ctr: ctr}
-		c.attach(link{driverConn: driverconn.New(refusesBegin{}), expires: clock.Never})
+		c.attach(link{host: &host{}, driverConn: driverconn.New(refusesBegin{}), expires: clock.Never})
 		if _, err := c.BeginTx(t.Context(), driver.TxOptions{Isolation: level}); err == nil {
 			t.Fatal("the transaction was not refused")
 		}

@@ -44,14 +44,14 @@ type probedServer struct {
 // Connect dials. The connection that ends the outage becomes a spare.
 func (p *probedServer) Connect() {
 	ctr := p.ctr
-	switch l, err := ctr.open(ctr.Ctx, false, maxUnansweredProbes, noTurn); {
+	switch l, err := ctr.open(ctr.Ctx, nil, maxUnansweredProbes, noTurn); {
 	case err != nil:
 		ctr.recordConnectFailure(err)
 	case !ctr.Outage.IsDown():
 		l.close() // another attempt succeeded before
 	default:
 		ctr.addSpare(l)
-		ctr.Outage.Connected()
+		ctr.reached(&l)
 	}
 }
 
@@ -60,13 +60,29 @@ func (p *probedServer) Connect() {
 func (ctr *Connector) shortageOf(err error) outage.Shortage {
 	var held *outage.Error
 	var connect *ConnectError
-	var network net.Error
 	var own *afterConnectError
+	var all *hostsError
 	switch {
 	case errors.As(err, &held):
 		return held.Shortage
+	case errors.As(err, &all):
+		return all.shortage
 	case !errors.As(err, &connect), mysqlerr.CallerGaveUp(err), errors.Is(err, ErrPoolClosed), errors.Is(err, errConnectPanicked), errors.As(err, &own), mysqlerr.IsMisconfigured(err):
 		return outage.None
+	case mysqlerr.Number(err) != 0:
+		return ctr.shortageOfCause(err)
+	case connect.noReply:
+		return outage.NoAnswer
+	case connect.notDialed:
+		return outage.NoServer
+	}
+	return ctr.shortageOfCause(err)
+}
+
+// shortageOfCause is shortageOf for what the server or the network said.
+func (ctr *Connector) shortageOfCause(err error) outage.Shortage {
+	var network net.Error
+	switch {
 	case mysqlerr.IsTooManyConnections(err):
 		return outage.NoRoom
 	case mysqlerr.Number(err) != 0:
@@ -74,9 +90,7 @@ func (ctr *Connector) shortageOf(err error) outage.Shortage {
 			return outage.NoServer
 		}
 		return outage.None
-	case connect.noReply:
-		return outage.NoAnswer
-	case connect.notDialed, mysqlerr.IsNetworkLoss(err), errors.As(err, &network),
+	case mysqlerr.IsNetworkLoss(err), errors.As(err, &network),
 		errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsUnwritten(err), errors.Is(err, mysql.ErrInvalidConn):
 		return outage.NoServer
 	}

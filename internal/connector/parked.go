@@ -263,7 +263,7 @@ func (m *maintainer) reportHoldLimit(c *conn, idle time.Duration) {
 	m.ctr.Cfg.Log.LogAttrs(context.Background(), slog.LevelWarn,
 		"livepool: a connection is held without a statement for longer than HoldLimit (pool_hold_limit) and is not kept alive any longer: "+
 			"it is forgotten, or its holder takes long",
-		slog.String("addr", m.ctr.addr), slog.Uint64("thread_id", uint64(c.threadID())), slog.String("unit", holder),
+		slog.String("addr", c.addr()), slog.Uint64("thread_id", uint64(c.threadID())), slog.String("unit", holder),
 		slog.Bool("in_transaction", c.transaction.open), slog.Duration("idle", idle), slog.String("stack", checkoutStack))
 }
 
@@ -316,7 +316,7 @@ type idleLossError struct {
 func (ctr *Connector) newIdleLossError(l *link, idle time.Duration, pastHoldLimit bool, cause error) error {
 	if errors.Is(cause, net.ErrClosed) { // by this program
 		why := "since the end of a statement's context, or a timeout of the driver's, closed it"
-		return &idleLossError{ctr.addr, l.threadID(), idle, false, why, cause}
+		return &idleLossError{ctr.addrOf(l), l.threadID(), idle, false, why, cause}
 	}
 	timeout, bound := time.Duration(0), ctr.Cfg.KeepAlive
 	if l.facts != nil {
@@ -346,7 +346,7 @@ func (ctr *Connector) newIdleLossError(l *link, idle time.Duration, pastHoldLimi
 	case pastHoldLimit:
 		why += fmt.Sprintf("; it was kept alive for no longer than HoldLimit (pool_hold_limit), %s", ctr.Cfg.HoldLimit)
 	}
-	return &idleLossError{ctr.addr, l.threadID(), idle, idle > 2*bound, why, cause}
+	return &idleLossError{ctr.addrOf(l), l.threadID(), idle, idle > 2*bound, why, cause}
 }
 
 func (e *idleLossError) Error() string {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
@@ -23,13 +24,28 @@ const (
 	bareReapLimit = time.Minute // of a connector that may be wrapped by one that hides its Close
 )
 
-// initProclist readies the reaper and the stall checks, after the gate. ServePool changes
-// the reaper's limit.
+// initProclist readies the reapers and the stall checks, after the gate. ServePool changes
+// the reapers' limit.
 func (ctr *Connector) initProclist() {
-	env := &proclist.Env{Ctx: ctr.Ctx, Clock: ctr.clock, Log: ctr.Cfg.Log, Addr: ctr.addr, PingTimeout: ctr.Cfg.PingTimeout,
-		Counters: &ctr.Stats.Counters, OpenSide: ctr.openOrBorrowSide, Trace: ctr.Tracer.backgroundEvent, Spawn: ctr.spawn}
-	ctr.reaper = proclist.Reaper{Env: env, KeepFor: bareReapLimit, OutageEnd: ctr.Outage.End}
-	ctr.stalls = proclist.Stalls{Env: env, After: ctr.Cfg.StallAfter}
+	for _, h := range ctr.hosts {
+		env := &proclist.Env{Ctx: ctr.Ctx, Clock: ctr.clock, Log: ctr.Cfg.Log, Addr: h.addr, PingTimeout: ctr.Cfg.PingTimeout,
+			Counters: &ctr.Stats.Counters, OpenSide: func(ctx context.Context) (*proclist.Side, error) { return ctr.openOrBorrowSide(ctx, h) },
+			Trace: ctr.Tracer.backgroundEvent, Spawn: ctr.spawn}
+		h.reaper = proclist.Reaper{Env: env, KeepFor: bareReapLimit, OutageEnd: ctr.Outage.End}
+		if ctr.hostSet != nil { // that is of all hosts, and says nothing of one
+			h.reaper.OutageEnd = func() <-chan struct{} { return nil }
+		}
+		h.stalls = proclist.Stalls{Env: env, After: ctr.Cfg.StallAfter}
+	}
+}
+
+// drainReapers waits until nothing is left to kill, for PingTimeout at most.
+func (ctr *Connector) drainReapers() {
+	var all sync.WaitGroup
+	for _, h := range ctr.hosts {
+		all.Go(func() { h.reaper.Drain(ctr.Cfg.PingTimeout) })
+	}
+	all.Wait()
 }
 
 // AwaitOrphan waits until the orphan that a unit left, nil for none, is dealt with, for
@@ -52,7 +68,7 @@ func (ctr *Connector) abandon(l *link, inTx bool) *proclist.Orphan {
 	if !ctr.Cfg.KillAbandoned || !ctr.IsMySQL || l.threadID() == 0 || l.thread == nil {
 		return nil
 	}
-	return ctr.reaper.Abandon(l.thread, inTx)
+	return l.host.reaper.Abandon(l.thread, inTx)
 }
 
 // findStalls has the server asked about connections that wait for a reply for too long.
@@ -61,31 +77,35 @@ func (m *maintainer) findStalls(all []*conn) time.Duration {
 	if !m.ctr.IsMySQL || !m.ctr.ownDialer {
 		return clock.Never
 	}
-	return m.ctr.stalls.Look(func(yield func(*proclist.Thread) bool) {
-		for _, c := range all {
-			if w := c.currentThread.Load(); w != nil && !yield(w) {
-				return
+	wait := clock.Never
+	for _, h := range m.ctr.hosts {
+		wait = min(wait, h.stalls.Look(func(yield func(*proclist.Thread) bool) {
+			for _, c := range all {
+				if w := c.currentThread.Load(); w != nil && w.Host == h.index && !yield(w) {
+					return
+				}
 			}
-		}
-	})
+		}))
+	}
+	return wait
 }
 
 // openOrBorrowSide opens one, or borrows an idle one of the pool where the server refuses
 // another (max_connections, max_user_connections).
-func (ctr *Connector) openOrBorrowSide(ctx context.Context) (*proclist.Side, error) {
-	s, err := ctr.openSide(ctx)
+func (ctr *Connector) openOrBorrowSide(ctx context.Context, h *host) (*proclist.Side, error) {
+	s, err := ctr.openSide(ctx, h)
 	if err == nil || ctr.shortageOf(err) != outage.NoRoom {
 		return s, err
 	}
-	if own := ctr.borrowSide(ctx); own != nil {
+	if own := ctr.borrowSide(ctx, h); own != nil {
 		return own, nil
 	}
 	return nil, err
 }
 
-// openSide opens one within ConnectTimeout, but not during an outage.
-func (ctr *Connector) openSide(ctx context.Context) (*proclist.Side, error) {
-	l, err := ctr.dialSide(ctx)
+// openSide opens one to the host within ConnectTimeout, but not during an outage.
+func (ctr *Connector) openSide(ctx context.Context, h *host) (*proclist.Side, error) {
+	l, err := ctr.dialSide(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -99,12 +119,14 @@ func (ctr *Connector) openSide(ctx context.Context) (*proclist.Side, error) {
 	return s, nil
 }
 
-// dialSide opens a connection that is not for the pool.
-func (ctr *Connector) dialSide(ctx context.Context) (link, error) {
-	l, err := ctr.openQueued(ctx, true)
+// dialSide opens a connection to the host that is not for the pool. With several hosts it says
+// nothing of the pool's outages: the host may be one that the pool has left.
+func (ctr *Connector) dialSide(ctx context.Context, h *host) (link, error) {
+	l, err := ctr.openQueued(ctx, h)
 	switch {
+	case ctr.hostSet != nil:
 	case err == nil:
-		ctr.Outage.Connected()
+		ctr.reached(&l)
 	case errors.As(err, new(*outage.Error)):
 		ctr.Outage.RequestProbe()
 	case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
@@ -116,14 +138,14 @@ func (ctr *Connector) dialSide(ctx context.Context) (link, error) {
 	return l, err
 }
 
-// borrowSide reserves an idle connection of the pool, as a background ping does. It
+// borrowSide reserves an idle connection to the host, as a background ping does. It
 // returns nil if there is none.
-func (ctr *Connector) borrowSide(ctx context.Context) *proclist.Side {
+func (ctr *Connector) borrowSide(ctx context.Context, h *host) *proclist.Side {
 	for _, c := range ctr.snapshot() {
 		var l link
 		var v *reservation // nil: it is not idle
 		c.reserveIdle(func() {
-			if !c.unconnected {
+			if !c.unconnected && c.host == h {
 				v, l = &reservation{done: make(chan struct{})}, c.link
 				c.reservation = v
 			}

@@ -28,14 +28,14 @@ const writesReconnectEvery = time.Second
 func (p *probedServer) AskForWrites(cause error) {
 	ctr, now := p.ctr, p.ctr.clock.Now()
 	if p.link.driverConn.Conn == nil || now-p.openedAt > writesReconnectEvery {
-		l, err := ctr.open(ctr.Ctx, false, 0, noTurn)
+		l, err := ctr.open(ctr.Ctx, nil, 0, noTurn)
 		if err != nil {
 			ctr.recordConnectFailure(err)
 			return
 		}
 		p.link.close()
 		p.link, p.openedAt = l, now
-		ctr.Outage.Connected()
+		ctr.reached(&l)
 	}
 	switch taken, err := p.link.isWritable(ctr, cause); {
 	case err != nil:
@@ -54,8 +54,8 @@ func (p *probedServer) Release() {
 }
 
 // readOnlyQuery asks for the variables that make a server refuse writes. Only MySQL has,
-// and sees, the last one.
-const readOnlyQuery = "SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only /*!50708 , @@GLOBAL.super_read_only */"
+// and sees, the last one. A Galera node that does no work refuses what reads of a table.
+const readOnlyQuery = "SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only /*!50708 , @@GLOBAL.super_read_only */ FROM (SELECT 1) AS me"
 
 // isWritable asks the link's server whether it takes writes; cause is its refusal of one.
 // A server that refuses the question counts as read-only: only a unit's own try shows.
@@ -65,16 +65,24 @@ func (l *link) isWritable(ctr *Connector, cause error) (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.PingTimeout)
 	defer cancel()
+	var my *mysql.MySQLError
+	isPrivileged := errors.As(cause, &my) && strings.Contains(my.Message, "--super-read-only")
+	taken, err := l.takesWrites(ctx, isPrivileged)
+	if driverconn.IsAnswer(err) {
+		err = nil
+	}
+	return taken, err
+}
+
+// takesWrites asks the link's server whether it takes writes. super_read_only alone refuses a
+// user who is privileged.
+func (l *link) takesWrites(ctx context.Context, isPrivileged bool) (bool, error) {
 	row, err := l.driverConn.QueryRow(ctx, readOnlyQuery)
 	if err != nil {
-		if driverconn.IsAnswer(err) {
-			err = nil
-		}
 		return false, err
 	}
-	var my *mysql.MySQLError
-	if len(row) == 3 && errors.As(cause, &my) && strings.Contains(my.Message, "--super-read-only") {
-		row = row[2:] // super_read_only alone refuses this user
+	if len(row) == 3 && isPrivileged {
+		row = row[2:]
 	}
 	for _, value := range row {
 		if value != "0" && value != "" && !strings.EqualFold(value, "OFF") {

@@ -42,7 +42,7 @@ func (ctr *Connector) reach(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	l, err := ctr.dialSide(ctx)
+	l, err := ctr.dialSide(ctx, ctr.mainHost())
 	if mysqlerr.IsTooManyConnections(err) {
 		return nil // it answers, and the pool has its connections
 	}

@@ -32,7 +32,7 @@ func fraction(d time.Duration, part float64) time.Duration {
 // age; otherwise keep.
 func (l *link) retirement(ctr *Connector, now time.Duration) Verdict {
 	switch {
-	case l.generation != ctr.generation.Load():
+	case l.generation != l.host.generation.Load():
 		return ByRecycle
 	case now >= l.expires:
 		return ByAge
@@ -42,6 +42,8 @@ func (l *link) retirement(ctr *Connector, now time.Duration) Verdict {
 
 // RecycleAll retires every connection that exists now.
 func (ctr *Connector) RecycleAll() {
-	ctr.generation.Add(1)
+	for _, h := range ctr.hosts {
+		h.generation.Add(1)
+	}
 	ctr.maintainer.wake()
 }

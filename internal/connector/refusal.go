@@ -74,7 +74,7 @@ func (l *link) isFresh(now time.Duration) bool { return now-l.born < time.Second
 
 // retirePeers does what Recycle does, unless it was called, or this was done, since the
 // connection was opened.
-func (c *conn) retirePeers() { c.ctr.generation.CompareAndSwap(c.generation, c.generation+1) }
+func (c *conn) retirePeers() { c.host.generation.CompareAndSwap(c.generation, c.generation+1) }
 
 // readOnlyTransaction is ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION.
 const readOnlyTransaction = 1792

@@ -144,13 +144,13 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	if err != nil || l.wire == nil {
 		return err
 	}
-	w := &proclist.Thread{Conn: l.wire, BornAt: ctr.clock.Now()}
+	w := &proclist.Thread{Conn: l.wire, Host: l.host.index, BornAt: ctr.clock.Now()}
 	if l.facts != nil {
 		w.Identity = &l.facts.identity
 	}
 	l.thread, w.MaxPacket = w, l.facts.maxPacket()
 	if ctr.maintainer != nil && ctr.Cfg.StallAfter > 0 {
-		w.IsWorking = func() bool { return ctr.stalls.IsWorkingOn(w) }
+		w.IsWorking = func() bool { return l.host.stalls.IsWorkingOn(w) }
 	}
 	switch {
 	case taken:
@@ -172,7 +172,7 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string
 	case driverconn.IsAnswer(err):
 		ctr.Cfg.Log.Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
 			"a lock wait that is too long counts as the end of its transaction, and what is abandoned there is killed only by a beacon",
-			slog.String("addr", ctr.addr), slog.Any("cause", err))
+			slog.String("addr", ctr.addrOf(l)), slog.Any("cause", err))
 		return false, false, nil
 	case err != nil:
 		return false, false, err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/usercode"
 )
@@ -17,7 +18,9 @@ import (
 // Settings are fields of Config under the same names, and mean the same. They do not
 // change after New.
 type Settings struct {
-	MySQL *mysql.Config // the connector's own; nil with another driver
+	MySQL  *mysql.Config // the connector's own; nil with another driver
+	Addrs  []string      // of several hosts; nil: that of MySQL
+	Target hosts.Target
 
 	PoolSize, MaxOverflow, MinIdle int
 	IdleTimeout                    time.Duration

@@ -124,7 +124,7 @@ func (t *Tracer) backgroundEvent(event trace.Event) { t.Event(context.Background
 
 // traced identifies a link.
 func (ctr *Connector) traced(l *link) trace.Conn {
-	return trace.Conn{Addr: ctr.addr, ThreadID: l.threadID(), Age: ctr.clock.Now() - l.born}
+	return trace.Conn{Addr: ctr.addrOf(l), ThreadID: l.threadID(), Age: ctr.clock.Now() - l.born}
 }
 
 // connectTraced opens a connection.
@@ -140,7 +140,7 @@ func (ctr *Connector) connectTraced(ctx context.Context) (l link, err error) {
 		})
 	}
 	l, err = ctr.connectToWorkingNode(ctx)
-	end := trace.ConnectEnd{Conn: trace.Conn{Addr: ctr.addr, ThreadID: l.threadID()}, Took: ctr.clock.Now() - start, Err: err}
+	end := trace.ConnectEnd{Conn: trace.Conn{Addr: ctr.addrOf(&l), ThreadID: l.threadID()}, Took: ctr.clock.Now() - start, Err: err}
 	for _, tracer := range t.connects {
 		t.tell(func() { tracer.TraceConnectEnd(ctx, end) })
 	}

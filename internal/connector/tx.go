@@ -182,7 +182,7 @@ func (t *tx) Commit() error {
 func (t *tx) commit() error {
 	c := t.c
 	if err := c.resumeBounded(); err != nil {
-		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+		return &notCommittedError{c.addr(), c.threadID(), err}
 	}
 	if unit := c.transaction.unit; unit != nil && !unit.CommitState.CompareAndSwap(CommitAllowed, commitStarted) {
 		unit.CommitTriedByOther.Store(true)
@@ -201,7 +201,7 @@ func (t *tx) commit() error {
 		} else { // only the socket shows the loss
 			c.ctr.reportIdleLoss(&c.link, err)
 		}
-		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+		return &notCommittedError{c.addr(), c.threadID(), err}
 	}
 	c.requestStarted, _ = c.ctr.clock.Bounds()
 	start, mark := c.requestStarted, c.written()
@@ -216,12 +216,12 @@ func (t *tx) commit() error {
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
 	switch {
 	case c.wire == nil && errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark: // ErrBadConn is no proof: TLS says that nothing was written where all was
-		return &notCommittedError{c.ctr.addr, c.threadID(), err}
+		return &notCommittedError{c.addr(), c.threadID(), err}
 	case mysqlerr.Number(err) != 0 && isCommitRefusal(c.classify(err)):
 		return err
 	}
 	c.ctr.Stats.CommitsUnknown.Add(1)
-	return &commitUnknownError{c.ctr.addr, c.threadID(), c.ctr.clock.Now() - start, err, c.ioCause(nil)}
+	return &commitUnknownError{c.addr(), c.threadID(), c.ctr.clock.Now() - start, err, c.ioCause(nil)}
 }
 
 // isCommitRefusal says whether a server's error in answer to COMMIT proves that

@@ -30,7 +30,7 @@ func (ctr *Connector) fitToWaitTimeout(l *link, s *knownServer) {
 		return
 	}
 	ctr.Cfg.Log.Warn("livepool: a setting does not fit the server's wait_timeout: "+advice,
-		slog.String("addr", ctr.addr), slog.String("server", l.facts.identity.Server), slog.Duration("wait_timeout", waitTimeout),
+		slog.String("addr", ctr.addrOf(l)), slog.String("server", l.facts.identity.Server), slog.Duration("wait_timeout", waitTimeout),
 		slog.Duration("keepalive_in_effect", l.keepAlive), slog.Duration("ping_after_in_effect", l.pingAfter))
 }
 

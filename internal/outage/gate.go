@@ -159,12 +159,13 @@ func (g *Gate) Failed(err error, startedAt time.Duration, short Shortage) (log f
 	return log
 }
 
-// Connected records a connect that succeeded, which ends an outage of connections.
-func (g *Gate) Connected() {
+// Connected records a connect that succeeded, which ends an outage of connections; to is
+// logged with that.
+func (g *Gate) Connected(to ...any) {
 	g.mu.Lock()
 	g.lastErr, g.connectedAt = nil, g.cfg.Clock.Now()
 	g.signalChange()
-	log := g.end(&g.connections)
+	log := g.end(&g.connections, to...)
 	g.mu.Unlock()
 	log()
 }

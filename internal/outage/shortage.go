@@ -13,8 +13,10 @@ type Shortage int
 const (
 	None Shortage = iota
 	NoServer
-	NoRoom
 	NoAnswer
+	NoReplica
+	NoPrimary
+	NoRoom
 	NoWrites
 )
 
@@ -29,6 +31,12 @@ var shortageTexts = [...]struct{ is, begins, ends string }{
 	NoAnswer: {"the server accepts connections and says nothing",
 		"livepool: the server accepts connections and says nothing; sessions and statements wait while one prober asks for all of them",
 		"livepool: the server answers again"},
+	NoPrimary: {"none of the hosts takes writes",
+		"livepool: none of the hosts takes writes; sessions and statements wait while one prober asks all of them",
+		"livepool: a host takes writes"},
+	NoReplica: {"none of the hosts is a replica",
+		"livepool: none of the hosts is a replica, and pool_target asks for one; sessions and statements wait while one prober asks all of them",
+		"livepool: a host is a replica"},
 	NoWrites: {"the server takes no writes",
 		"livepool: the server takes no writes; the units that were refused wait while one prober asks for all of them, and reads go on",
 		"livepool: the server takes writes again"},

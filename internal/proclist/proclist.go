@@ -64,6 +64,7 @@ func (i *Identity) IsHandshakeID(w *wire.Conn) bool {
 // writes the fields up to Identity before anybody else has it; they do not change later.
 type Thread struct {
 	*wire.Conn
+	Host     int // the number of its host, of several
 	BornAt   time.Duration
 	Beacon   string    // the named lock it holds, "" for none
 	Identity *Identity // nil if its server does not say

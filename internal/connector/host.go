@@ -1,0 +1,309 @@
+// host.go is one of the servers that a pool connects to, and how a connection is opened where
+// there are several: internal/hosts says which to try, each is asked for its role.
+
+package connector
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/driverconn"
+	"github.com/livepool/livepool/internal/hosts"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/outage"
+	"github.com/livepool/livepool/internal/proclist"
+	"github.com/livepool/livepool/internal/wire"
+)
+
+// host is one address, and what belongs to it alone. The first three fields do not change.
+type host struct {
+	index      int
+	addr       string           // for errors and logs
+	connector  driver.Connector // for the pool's connections
+	side       driver.Connector // for side connections, which may send several statements in one request
+	generation atomic.Uint64    // one more each time that all its connections are retired
+	reaper     proclist.Reaper
+	stalls     proclist.Stalls
+}
+
+// addrOf is the address of a connection, that of the pool where it has none.
+func (ctr *Connector) addrOf(l *link) string {
+	if l.host == nil {
+		return ctr.addr
+	}
+	return l.host.addr
+}
+
+func (c *conn) addr() string { return c.ctr.addrOf(&c.link) }
+
+// makeHosts makes the hosts of the settings; my has all that they have in common.
+func (ctr *Connector) makeHosts(my *mysql.Config) error {
+	addrs := ctr.Cfg.Addrs
+	if len(addrs) == 0 {
+		addrs = []string{my.Addr}
+	}
+	for i, addr := range addrs {
+		own := my.Clone()
+		own.Addr = addr
+		if own.TLS != nil && len(addrs) > 1 && own.TLS.ServerName == hostName(my.Addr) {
+			own.TLS.ServerName = "" // the driver has set it to the first host's; it sets it to this one's
+		}
+		h := &host{index: i, addr: address(own)}
+		var err error
+		if h.connector, err = mysql.NewConnector(own); err != nil {
+			return err
+		}
+		several := own.Clone()
+		several.MultiStatements = true
+		if h.side, err = mysql.NewConnector(several); err != nil {
+			return err
+		}
+		ctr.hosts = append(ctr.hosts, h)
+	}
+	ctr.addr = ctr.hosts[0].addr
+	if len(addrs) > 1 {
+		all := my.Clone()
+		all.Addr = strings.Join(addrs, ",")
+		ctr.addr = address(all)
+	}
+	if len(addrs) > 1 || ctr.Cfg.Target != hosts.Primary {
+		ctr.hostSet = hosts.New(len(addrs), ctr.Cfg.Target)
+	}
+	return nil
+}
+
+// hostName is the name in an address, by which a certificate is checked.
+func hostName(addr string) string {
+	name, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return name
+}
+
+// mainHost is the primary as far as it is known, otherwise the first host.
+func (ctr *Connector) mainHost() *host {
+	if ctr.hostSet != nil {
+		if i, known := ctr.hostSet.Primary(); known {
+			return ctr.hosts[i]
+		}
+	}
+	return ctr.hosts[0]
+}
+
+// isLeft says whether the pool has left the host of a link for another primary.
+func (ctr *Connector) isLeft(h *host) bool {
+	return ctr.hostSet != nil && ctr.Cfg.Target == hosts.Primary && ctr.mainHost() != h
+}
+
+// followsPrimary says whether the pool looks for the host that takes writes.
+func (ctr *Connector) followsPrimary() bool {
+	return ctr.hostSet != nil && ctr.Cfg.Target == hosts.Primary
+}
+
+// retire has the connections to a host closed that exist now: idle ones soon, those in use
+// when they are returned.
+func (ctr *Connector) retire(h *host) {
+	h.generation.Add(1)
+	ctr.maintainer.wake()
+}
+
+// reached records that a connection was opened, which ends an outage of connections.
+func (ctr *Connector) reached(l *link) {
+	if ctr.hostSet == nil {
+		ctr.Outage.Connected()
+		return
+	}
+	ctr.Outage.Connected(slog.String("host", l.host.addr))
+}
+
+// wanted are the roles that the pool wants of a host, the better one first: true for one that
+// takes writes. nil: any.
+func (ctr *Connector) wanted() []bool {
+	switch ctr.Cfg.Target {
+	case hosts.Primary:
+		return []bool{true}
+	case hosts.Replica:
+		return []bool{false}
+	case hosts.PreferReplica:
+		return []bool{false, true}
+	}
+	return nil
+}
+
+// loginToAny makes a connection to one of several hosts, whose role is the wanted one, and
+// logs in.
+func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
+	wanted := ctr.wanted()
+	if wanted == nil {
+		return ctr.raceHosts(ctx, func(bool) bool { return true })
+	}
+	for i, role := range wanted {
+		l, err := ctr.raceHosts(ctx, func(takesWrites bool) bool { return takesWrites == role })
+		if err == nil || i == len(wanted)-1 || ctx.Err() != nil {
+			return l, err
+		}
+	}
+	return link{}, nil // not reached
+}
+
+// raceHosts tries the hosts until one is right.
+func (ctr *Connector) raceHosts(ctx context.Context, isRight func(takesWrites bool) bool) (link, error) {
+	set := ctr.hostSet
+	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
+		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
+	}
+	won, failed, losers := hosts.Race(ctx, set.Order(ctr.clock.Now()), set.HeadStart, try, func(c candidate) { c.close() })
+	if !ctr.startAttempt(losers) {
+		go losers()
+	}
+	for _, f := range failed {
+		ctr.noteHostFailure(ctr.hosts[f.Host], f.Err, f.Silent)
+	}
+	switch {
+	case won != nil:
+		ctr.noteHostWon(&won.Value)
+		return won.Value.link, nil
+	case ctx.Err() != nil:
+		return link{}, ctx.Err()
+	}
+	return link{}, ctr.newHostsError(failed)
+}
+
+// candidate is a connection to a host whose role is right.
+type candidate struct {
+	link
+	asked time.Duration // when it was asked for its role
+}
+
+// errHostSilent is the failure of a host that was not waited for any longer.
+var errHostSilent = errors.New("no answer")
+
+// roleError is the failure of a host whose role is not the wanted one.
+type roleError struct {
+	takesWrites bool
+	asked       time.Duration // when it was asked
+}
+
+func (e roleError) Error() string {
+	if e.takesWrites {
+		return "it takes writes (read_only is off), and a replica is wanted (pool_target)"
+	}
+	return "it takes no writes (read_only)"
+}
+
+// tryHost logs in to a host and asks for its role. It has a little less than ConnectTimeout,
+// so that the error of all hosts tells more than that the time is up.
+func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWrites bool) bool, answered func()) (candidate, error) {
+	bounded, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout*9/10)
+	defer cancel()
+	var w atomic.Pointer[wire.Conn]
+	l, err := ctr.login(bounded, h, h.connector, &w)
+	asked := ctr.clock.Now()
+	if err == nil {
+		var takesWrites bool
+		if takesWrites, err = l.takesWrites(bounded, false); err == nil && !isRight(takesWrites) {
+			err = roleError{takesWrites, asked}
+		}
+	}
+	if err == nil || driverconn.IsAnswer(err) || errors.As(err, new(roleError)) {
+		ctr.hostSet.Answered(h.index)
+		answered()
+	} else if bounded.Err() != nil {
+		err = errHostSilent
+	}
+	if err != nil {
+		l.close()
+		return candidate{}, err
+	}
+	return candidate{l, asked}, nil
+}
+
+// noteHostFailure notes what a failure says about a host: it is left out for a while if it
+// said nothing, and is no longer the primary if it takes no writes.
+func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
+	var role roleError
+	switch {
+	case passedOver, err == errHostSilent: //nolint:errorlint // it is never wrapped
+		ctr.hostSet.Silent(h.index, ctr.clock.Now())
+	case errors.As(err, &role) && !role.takesWrites && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
+		ctr.retire(h)
+	}
+}
+
+// noteHostWon notes that a host is the primary. If another one was until now, the pool leaves
+// that.
+func (ctr *Connector) noteHostWon(c *candidate) {
+	if ctr.Cfg.Target != hosts.Primary {
+		return
+	}
+	last, moved := ctr.hostSet.TakesWrites(c.host.index, c.asked, ctr.clock.Now())
+	if !moved {
+		return
+	}
+	ctr.retire(ctr.hosts[last])
+	if !ctr.Outage.IsDown() { // whose end tells it
+		ctr.Cfg.Log.Warn("livepool: another host takes writes, while the one that did cannot be reached; connections to that are replaced",
+			slog.String("addr", ctr.addr), slog.String("host", c.host.addr), slog.String("last", ctr.hosts[last].addr))
+	}
+}
+
+// noteDemotion notes that a host has refused a write in answer to a request that was sent at
+// asked. The pool then waits for the host that takes writes.
+func (ctr *Connector) noteDemotion(h *host, asked time.Duration, refusal error) {
+	now := ctr.clock.Now()
+	if !ctr.hostSet.Demoted(h.index, asked, now) {
+		return
+	}
+	ctr.retire(h)
+	ctr.Outage.Failed(refusal, now, outage.NoPrimary)()
+}
+
+// hostsError is the failure of all hosts.
+type hostsError struct {
+	shortage outage.Shortage
+	cause    error // of the host that decides what it is
+	text     string
+}
+
+func (e *hostsError) Error() string { return e.text }
+func (e *hostsError) Unwrap() error { return e.cause }
+
+// newHostsError says what each host said. What decides is the failure that comes nearest to a
+// connection: a host that is full, before one with another role, before one that says nothing.
+func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
+	e := &hostsError{}
+	texts := make([]string, len(failed))
+	for i, f := range failed {
+		if short := ctr.shortageOfHost(f.Err); i == 0 || short > e.shortage {
+			e.shortage, e.cause = short, f.Err
+		}
+		texts[i] = ctr.hosts[f.Host].addr + ": " + f.Err.Error()
+	}
+	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(ctr.hosts), strings.Join(texts, "; "))
+	return e
+}
+
+// shortageOfHost is why one of several hosts could not be used.
+func (ctr *Connector) shortageOfHost(err error) outage.Shortage {
+	var role roleError
+	switch {
+	case errors.As(err, &role) && role.takesWrites:
+		return outage.NoReplica
+	case errors.As(err, &role):
+		return outage.NoPrimary
+	case err == errHostSilent: //nolint:errorlint // it is never wrapped
+		return outage.NoServer
+	case mysqlerr.IsMisconfigured(err):
+		return outage.None
+	}
+	return ctr.shortageOfCause(err)
+}

@@ -1,0 +1,153 @@
+// Package hosts decides which of several hosts a pool connects to: in which order they are
+// tried and with which head start (race.go), which of them is the primary, and which is left
+// out for a while because it said nothing (this file). It sends nothing: internal/connector
+// tries a host, asks the server for its role, and tells the Set what came of it.
+package hosts
+
+import (
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Target is what a pool wants of a host.
+type Target int
+
+const (
+	Primary       Target = iota // it takes writes
+	Replica                     // it takes none
+	PreferReplica               // it takes none; one that does, where there is no such host
+	Any
+)
+
+// Silence is for how long a host is waited for, at least, where another one has answered.
+const Silence = time.Second
+
+// maxLeftOut is for how long a host that said nothing is left out, at most.
+const maxLeftOut = 8 * time.Second
+
+// Set is what is known of the hosts of a pool, which go by their number. It is safe for
+// concurrent use. Times are those of the caller's clock.
+type Set struct {
+	target Target
+
+	mu        sync.Mutex // guards what follows
+	hosts     []host
+	primary   int           // the last that was known to take writes; -1: none does
+	changedAt time.Duration // when primary was last changed; -1: never
+}
+
+type host struct {
+	silentSince  time.Duration // -1: it has answered
+	leftOutUntil time.Duration
+}
+
+// New returns a Set of n hosts, of which nothing is known.
+func New(n int, target Target) *Set {
+	s := &Set{target: target, hosts: make([]host, n), primary: -1, changedAt: -1}
+	for i := range s.hosts {
+		s.hosts[i].silentSince = -1
+	}
+	return s
+}
+
+// Order returns the hosts to try: first the primary, if that is wanted, then the others as
+// they were listed; where any of several is right they begin at a random one, so that the
+// connections are spread. Hosts that said nothing a moment ago are left out, unless that
+// leaves none.
+func (s *Set) Order(now time.Duration) (order []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := 0
+	if s.target == Primary {
+		first = max(s.primary, 0)
+	} else {
+		first = rand.IntN(len(s.hosts))
+	}
+	var left []int
+	for i := range s.hosts {
+		at := (first + i) % len(s.hosts)
+		if s.target == Primary { // the others as they were listed
+			switch {
+			case i == 0:
+				at = first
+			case i <= first:
+				at = i - 1
+			default:
+				at = i
+			}
+		}
+		if now < s.hosts[at].leftOutUntil {
+			left = append(left, at)
+		} else {
+			order = append(order, at)
+		}
+	}
+	if order == nil {
+		return left
+	}
+	return order
+}
+
+// HeadStart is how long host i is waited for before the next one is tried as well. The
+// primary is not left because it is a little slow.
+func (s *Set) HeadStart(i int) time.Duration {
+	if p, known := s.Primary(); known && p == i && s.target == Primary {
+		return Silence
+	}
+	return headStart
+}
+
+// headStart is what RFC 8305 recommends as the delay between two attempts to connect.
+const headStart = 250 * time.Millisecond
+
+// Primary returns the host that was last known to take writes; not known after Demoted.
+func (s *Set) Primary() (i int, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.primary, s.primary >= 0
+}
+
+// Silent notes that a host said nothing: it is left out, for as long as it has been silent.
+func (s *Set) Silent(i int, now time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := &s.hosts[i]
+	if h.silentSince < 0 {
+		h.silentSince = now - Silence
+	}
+	h.leftOutUntil = now + min(now-h.silentSince, maxLeftOut)
+}
+
+// Answered notes that a host has answered.
+func (s *Set) Answered(i int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hosts[i] = host{silentSince: -1}
+}
+
+// TakesWrites notes that a host has said so, in answer to a question that was sent at asked.
+// It returns the host that was the primary before, if that is another one: the pool leaves
+// it. An answer to a question from before the last change is old, and ignored.
+func (s *Set) TakesWrites(i int, asked, now time.Duration) (last int, moved bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.primary == i || asked <= s.changedAt {
+		return -1, false
+	}
+	last = s.primary
+	s.primary, s.changedAt = i, now
+	return last, last >= 0
+}
+
+// Demoted notes that a host takes no writes, as it said to what was sent at asked. It says
+// whether that host was the primary until now.
+func (s *Set) Demoted(i int, asked, now time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.primary != i || asked <= s.changedAt {
+		return false
+	}
+	s.primary, s.changedAt = -1, now
+	return true
+}
