@@ -4,16 +4,20 @@
 package livepool
 
 import (
+	"cmp"
 	"context"
 	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool/internal/connector"
+	"github.com/livepool/livepool/internal/dsntext"
+	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/setting"
 	"github.com/livepool/livepool/internal/usercode"
@@ -40,6 +44,30 @@ func (b Beacon) String() string { return setting.NameOf(beaconNames, b, "Beacon"
 // The words a DSN may use; the first that names a value is how it prints.
 var beaconNames = []setting.Word[Beacon]{{Name: "off", Value: BeaconOff}, {Name: "auto", Value: BeaconAuto}, {Name: "on", Value: BeaconOn}}
 
+// Target says which of several hosts a pool connects to. A server's role is asked at each
+// login, by read_only, super_read_only and innodb_read_only.
+type Target int
+
+const (
+	// TargetPrimary, the default, is the host that takes writes. With a single host it is
+	// that one, and not asked for its role.
+	TargetPrimary Target = iota
+	// TargetReplica is any host that takes no writes.
+	TargetReplica
+	// TargetPreferReplica is TargetReplica, or where there is none, the primary.
+	TargetPreferReplica
+	// TargetAny is any host, such as each node of a cluster that writes everywhere.
+	TargetAny
+)
+
+// String returns the DSN's word for t.
+func (t Target) String() string { return setting.NameOf(targetNames, t, "Target") }
+
+var targetNames = []setting.Word[Target]{
+	{Name: "primary", Value: TargetPrimary}, {Name: "replica", Value: TargetReplica},
+	{Name: "prefer-replica", Value: TargetPreferReplica}, {Name: "any", Value: TargetAny},
+}
+
 // Config holds the settings of a Pool. NewConfig and ParseDSN fill in the
 // defaults, so a zero in a Config means zero. A Config is copied when a pool is
 // opened; changing it afterwards changes nothing.
@@ -56,6 +84,12 @@ type Config struct {
 	// cannot be reached, which livepool logs itself. What the driver's default logger
 	// would write to standard error goes to Logger below, at debug level.
 	MySQL *mysql.Config
+	// Addrs are the addresses of several hosts, all reached by MySQL.Net, of which the pool
+	// uses those that Target asks for; in a DSN a list, as in tcp(db1:3306,db2,[::1]:3307).
+	// The default is MySQL.Addr alone.
+	Addrs []string
+	// Target (pool_target) is what the pool wants of a host, default TargetPrimary.
+	Target Target
 
 	// PoolSize (pool_size) is how many connections are kept, default 10. With 0
 	// none is kept: each is closed when it is returned.
@@ -251,6 +285,9 @@ func (c *Config) validate() error {
 			return err
 		}
 	}
+	if _, err := c.hosts(); err != nil {
+		return err
+	}
 	switch {
 	case c.PoolSize == 0 && c.MaxOverflow == 0:
 		return errors.New("livepool: PoolSize (pool_size) and MaxOverflow (pool_max_overflow) are both 0, " +
@@ -262,11 +299,24 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// hosts are Addrs with their ports, nil if there is one host.
+func (c *Config) hosts() ([]string, error) {
+	switch my := c.MySQL; {
+	case len(c.Addrs) == 0 || my == nil:
+		return nil, nil
+	case my.Addr != "" && my.Addr != c.Addrs[0] && len(c.Addrs) > 0:
+		return nil, errors.New("livepool: Config.Addrs and Config.MySQL.Addr contradict each other: set Addrs alone, or let Addr be the first of them")
+	default:
+		return dsntext.Hosts(my.Net, c.Addrs)
+	}
+}
+
 // clone copies the settings, so that the caller's Config stays the caller's.
 func (c *Config) clone() *Config {
 	copied := *c
 	if c.MySQL != nil {
 		copied.MySQL = c.MySQL.Clone()
+		copied.Addrs, _ = c.hosts() // which validate has read
 	}
 	if copied.BackOff == nil {
 		copied.BackOff = defaultBackOff
@@ -279,6 +329,8 @@ func (c *Config) clone() *Config {
 func (c *Config) settings() *connector.Settings {
 	return &connector.Settings{
 		MySQL:          c.MySQL,
+		Addrs:          c.Addrs,
+		Target:         hosts.Target(c.Target),
 		PoolSize:       c.PoolSize,
 		MaxOverflow:    c.MaxOverflow,
 		MinIdle:        c.MinIdle,
@@ -324,7 +376,8 @@ func (c *Config) classifier() func(error) (mysqlerr.Class, bool) {
 func (c Config) String() string {
 	text := params.Show(&c)
 	if my := c.MySQL; my != nil {
-		text = fmt.Sprintf("%s@%s(%s)/%s %s", my.User, my.Net, my.Addr, my.DBName, text)
+		addrs := cmp.Or(strings.Join(c.Addrs, ","), my.Addr)
+		text = fmt.Sprintf("%s@%s(%s)/%s %s", my.User, my.Net, addrs, my.DBName, text)
 	}
 	return text
 }

@@ -18,6 +18,7 @@ const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 // documented is what docs/settings.md says of each parameter: its name, and what it may be.
 var documented = map[string]func(c *Config) bool{
 	"pool_size":            func(c *Config) bool { return c.PoolSize >= 0 && c.PoolSize <= 100000 },
+	"pool_target":          func(c *Config) bool { return c.Target >= TargetPrimary && c.Target <= TargetAny },
 	"pool_max_overflow":    func(c *Config) bool { return c.MaxOverflow >= -1 && c.MaxOverflow <= 100000 },
 	"pool_min_idle":        func(c *Config) bool { return c.MinIdle >= 0 && c.MinIdle <= c.PoolSize },
 	"pool_idle_timeout":    func(c *Config) bool { return c.IdleTimeout >= 0 },

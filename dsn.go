@@ -15,17 +15,18 @@ import (
 // ParseDSN reads the driver's DSN with livepool's pool_* parameters in it:
 //
 //	user:password@tcp(host:3306)/db?parseTime=true&pool_size=20&pool_recycle=30m
+//	user:password@tcp(db1:3306,db2:3306)/db?pool_target=primary
 //
 // An unknown pool_* parameter, a value that it does not take and a
 // contradiction are errors that name the parameter, the value and what it
 // takes. No error holds the password.
 func ParseDSN(dsn string) (*Config, error) {
 	cfg := NewConfig()
-	my, ours, err := dsntext.Parse(dsn)
+	my, addrs, ours, err := dsntext.Parse(dsn)
 	if err != nil {
 		return nil, err
 	}
-	cfg.MySQL = my
+	cfg.MySQL, cfg.Addrs = my, addrs
 	if err := cfg.read(ours); err != nil {
 		return nil, dsntext.HidePassword(dsn, err)
 	}
@@ -60,6 +61,7 @@ var tableName = regexp.MustCompile(`^[A-Za-z0-9_$]{1,64}(\.[A-Za-z0-9_$]{1,64})?
 
 // params is the table of settings, the one place that knows the DSN's words.
 var params = setting.Table[Config]{
+	setting.OneOf("pool_target", "Target", targetNames, func(c *Config) *Target { return &c.Target }),
 	setting.Int("pool_size", "PoolSize", 0, maxConns, func(c *Config) *int { return &c.PoolSize }),
 	setting.Int("pool_max_overflow", "MaxOverflow", -1, maxConns, func(c *Config) *int { return &c.MaxOverflow }),
 	setting.Duration("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),

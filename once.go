@@ -135,10 +135,12 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 	defer cancel()
 	var lastErr error // of the last probe
 	waits, orphan := defaultBackOff(), unknown.attempt.Orphan.Load()
+	c.commitSentTo = unknown.attempt.Server()
 	for resolveCtx.Err() == nil && p.ctr.Ctx.Err() == nil {
 		p.ctr.AwaitOrphan(resolveCtx, orphan)
 		s := p.newSession(resolveCtx, &sessionOptions{name: c.options.name, once: c.key, hasOnce: true}, c)
 		s.resolveDeadline, s.beginCtx.MayRunAgain = deadline, false
+		s.attempt.Key = "" // a probe leaves none
 		err := s.run(c.probeKey)
 		switch {
 		case errors.Is(err, errKeyTaken):
@@ -173,11 +175,36 @@ func (c *retryState) probeKey(ctx context.Context, s *Session) error {
 	if err := s.insertKey(ctx, c.key); err != nil {
 		return err
 	}
+	if err := c.checkWitness(ctx, s); err != nil {
+		return err
+	}
 	_, err := s.ExecContext(ctx, "DELETE FROM "+c.pool.ctr.CommitTable.Name+" WHERE unit = "+committable.KeyLiteral(c.key))
 	if mysqlerr.Number(err) == 1142 && !c.pool.ctr.InCluster.Load() {
 		return errKeyFree // no DELETE privilege; on a single server the insert is proof enough
 	}
 	return err
+}
+
+// checkWitness says why the free key proves nothing: another server than the one that COMMIT
+// was sent to has taken over, and is not seen to have all that the other had acknowledged.
+func (c *retryState) checkWitness(ctx context.Context, s *Session) error {
+	name := s.attempt.Server()
+	witness, needed := c.pool.ctr.Witness(c.commitSentTo, name)
+	if !needed {
+		return nil
+	}
+	var found int
+	if witness != "" {
+		query := "SELECT COUNT(*) FROM " + c.pool.ctr.CommitTable.Name + " WHERE unit = " + committable.KeyLiteral(witness)
+		if err := s.QueryRowContext(ctx, query).Scan(&found); err != nil {
+			return err
+		}
+	}
+	if found == 0 {
+		return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: "+
+			"the server that has taken over may lack what the other had committed", name, c.commitSentTo)
+	}
+	return nil
 }
 
 // errKeyFree: the key could be inserted. Returning it rolls the insert back.

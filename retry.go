@@ -163,7 +163,8 @@ type retryState struct {
 	retriedAfterPause bool            // it was run again because its connection died while fn sent nothing
 	backOff           backoff.BackOff // made at the first retry
 	lossCounter       connector.LossCounter
-	idempotent        bool // it is a function of Retry, and no unit
+	commitSentTo      string // the server that the lost COMMIT was sent to, while that is resolved
+	idempotent        bool   // it is a function of Retry, and no unit
 }
 
 func (p *Pool) newRetryState(o *sessionOptions) *retryState {
@@ -271,7 +272,7 @@ func (c *retryState) awaitAvailable(ctx context.Context, cause error) bool {
 	if unreachable {
 		ctr.Outage.AwaitServer(ctx, deadline)
 	} else {
-		ctr.Outage.AwaitWrites(ctx, deadline, cause)
+		ctr.AwaitWrites(ctx, deadline, cause)
 	}
 	return true
 }

@@ -158,7 +158,7 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *retryState)
 	s.root = s
 	s.fnContext = sessionContext{ctx, s}
 	s.beginCtx = connector.BeginContext{Context: ctx, Attempt: &s.attempt, MayRunAgain: c.attempts-c.freeAttempts < o.maxAttempts}
-	s.attempt.Name = o.name
+	s.attempt.Name, s.attempt.Key = o.name, c.key
 	s.attempt.HasKey.Store(c.key != "")
 	return s
 }

@@ -16,13 +16,15 @@ import (
 // Attempt is one attempt at a unit of work, as the session and its connection share it.
 type Attempt struct {
 	Name               string                          // of the unit; set before the attempt begins
+	Key                string                          // of the unit, "" for none; likewise
 	Orphan             atomic.Pointer[proclist.Orphan] // what it has left on the server; the connection writes it
 	HasKey             atomic.Bool                     // its key is in the transaction; the session writes it
 	CommitState        atomic.Int32                    // CommitNotAllowed and so on; both write it
 	CommitTriedByOther atomic.Bool                     // a COMMIT through Session.Tx was refused; the connection writes it
 
-	mu       sync.Mutex // guards observed: a statement may still be under way while the session reads it
-	observed Observed   // the connection writes it
+	server   atomic.Pointer[serverFacts] // on which its transaction was begun; the connection writes it
+	mu       sync.Mutex                  // guards observed: a statement may still be under way while the session reads it
+	observed Observed                    // the connection writes it
 }
 
 // Statement is one of a unit: its text, and its place among what the unit sends.
@@ -39,6 +41,9 @@ type Observed struct {
 	ImplicitCommit string    // the first statement that commits, or may commit, implicitly; "" for none
 	LostStatement  Statement // during which the connection was lost; the zero one for none
 }
+
+// Server is the name of the server on which the transaction was begun, "" if that is not known.
+func (a *Attempt) Server() string { return a.server.Load().name() }
 
 // NoteFailure records a failure for which the unit may be run again.
 func (a *Attempt) NoteFailure(err error) {

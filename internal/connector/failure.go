@@ -38,7 +38,7 @@ func (c *conn) handleFailure(ctx context.Context, err error, query string, mark 
 	if err == driver.ErrSkip {
 		return err
 	}
-	err = c.asSessionReadOnly(c.explainLoss(c.asUnsolicited(err), query, mark))
+	err = c.asWrongTarget(c.asSessionReadOnly(c.explainLoss(c.asUnsolicited(err), query, mark)))
 	if c.transaction.open {
 		c.noteTxError(err, query, c.extentOf(query, kind, c.wire == nil || c.written() != mark))
 	}
@@ -174,7 +174,7 @@ func (c *conn) handleRefusal(err error, query string, kind requestKind, idempote
 		return err // on a sql.Conn, whose state must not be lost for a refusal
 	case class&mysqlerr.Elsewhere == 0:
 		return c.newBadConnError(err, "before it ran the statement")
-	case !notReady && c.isRefusalTrusted():
+	case !notReady && !c.noteDemotion(err) && c.isRefusalTrusted():
 		return err
 	}
 	c.dead = true

@@ -32,6 +32,7 @@ type host struct {
 	generation atomic.Uint64    // one more each time that all its connections are retired
 	reaper     proclist.Reaper
 	stalls     proclist.Stalls
+	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
 }
 
 // addrOf is the address of a connection, that of the pool where it has none.
@@ -99,9 +100,14 @@ func (ctr *Connector) mainHost() *host {
 	return ctr.hosts[0]
 }
 
-// isLeft says whether the pool has left the host of a link for another primary.
-func (ctr *Connector) isLeft(h *host) bool {
-	return ctr.hostSet != nil && ctr.Cfg.Target == hosts.Primary && ctr.mainHost() != h
+// isLeft says whether the pool has left a host for another one that takes writes; changed is
+// closed when that may be different.
+func (ctr *Connector) isLeft(index int) (left bool, changed <-chan struct{}) {
+	if !ctr.followsPrimary() {
+		return false, nil
+	}
+	primary, changed := ctr.hostSet.Watch()
+	return primary >= 0 && primary != index, changed
 }
 
 // followsPrimary says whether the pool looks for the host that takes writes.
@@ -125,57 +131,57 @@ func (ctr *Connector) reached(l *link) {
 	ctr.Outage.Connected(slog.String("host", l.host.addr))
 }
 
-// wanted are the roles that the pool wants of a host, the better one first: true for one that
-// takes writes. nil: any.
-func (ctr *Connector) wanted() []bool {
+// wanted are the roles that the pool wants of a host, the better one first.
+func (ctr *Connector) wanted() []func(takesWrites bool) bool {
+	primary, replica := func(takesWrites bool) bool { return takesWrites }, func(takesWrites bool) bool { return !takesWrites }
 	switch ctr.Cfg.Target {
 	case hosts.Primary:
-		return []bool{true}
+		return []func(bool) bool{primary}
 	case hosts.Replica:
-		return []bool{false}
+		return []func(bool) bool{replica}
 	case hosts.PreferReplica:
-		return []bool{false, true}
+		return []func(bool) bool{replica, primary}
 	}
-	return nil
+	return []func(bool) bool{func(bool) bool { return true }}
 }
 
 // loginToAny makes a connection to one of several hosts, whose role is the wanted one, and
 // logs in.
 func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
-	wanted := ctr.wanted()
-	if wanted == nil {
-		return ctr.raceHosts(ctx, func(bool) bool { return true })
-	}
-	for i, role := range wanted {
-		l, err := ctr.raceHosts(ctx, func(takesWrites bool) bool { return takesWrites == role })
-		if err == nil || i == len(wanted)-1 || ctx.Err() != nil {
-			return l, err
+	var failed []hosts.Result[candidate]
+	for _, isRight := range ctr.wanted() {
+		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isRight)
+		switch failed = failures; {
+		case won != nil:
+			ctr.noteHostWon(&won.Value)
+			return won.Value.link, nil
+		case ctx.Err() != nil:
+			return link{}, ctx.Err()
 		}
 	}
-	return link{}, nil // not reached
+	return link{}, ctr.newHostsError(failed)
 }
 
-// raceHosts tries the hosts until one is right.
-func (ctr *Connector) raceHosts(ctx context.Context, isRight func(takesWrites bool) bool) (link, error) {
-	set := ctr.hostSet
+// raceHosts tries these hosts until one is right, and notes what the failures say.
+func (ctr *Connector) raceHosts(ctx context.Context, order []int, isRight func(takesWrites bool) bool) (*hosts.Result[candidate], []hosts.Result[candidate]) {
 	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
 		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
 	}
-	won, failed, losers := hosts.Race(ctx, set.Order(ctr.clock.Now()), set.HeadStart, try, func(c candidate) { c.close() })
+	won, failed, losers := hosts.Race(ctx, order, ctr.hostSet.HeadStart, try, func(c candidate) { c.close() })
 	if !ctr.startAttempt(losers) {
 		go losers()
 	}
-	for _, f := range failed {
-		ctr.noteHostFailure(ctr.hosts[f.Host], f.Err, f.Silent)
+	if won != nil || ctx.Err() == nil { // else nobody has waited long enough to know
+		for _, f := range failed {
+			ctr.noteHostFailure(ctr.hosts[f.Host], f.Err, f.Silent)
+		}
 	}
-	switch {
-	case won != nil:
-		ctr.noteHostWon(&won.Value)
-		return won.Value.link, nil
-	case ctx.Err() != nil:
-		return link{}, ctx.Err()
-	}
-	return link{}, ctr.newHostsError(failed)
+	return won, failed
+}
+
+// isAnswerOfHost says whether a host has answered, though its failure is err.
+func isAnswerOfHost(err error) bool {
+	return driverconn.IsAnswer(err) || errors.As(err, new(roleError))
 }
 
 // candidate is a connection to a host whose role is right.
@@ -214,7 +220,7 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 			err = roleError{takesWrites, asked}
 		}
 	}
-	if err == nil || driverconn.IsAnswer(err) || errors.As(err, new(roleError)) {
+	if err == nil || isAnswerOfHost(err) {
 		ctr.hostSet.Answered(h.index)
 		answered()
 	} else if bounded.Err() != nil {
@@ -245,8 +251,11 @@ func (ctr *Connector) noteHostWon(c *candidate) {
 	if ctr.Cfg.Target != hosts.Primary {
 		return
 	}
-	last, moved := ctr.hostSet.TakesWrites(c.host.index, c.asked, ctr.clock.Now())
-	if !moved {
+	last, isNew := ctr.hostSet.TakesWrites(c.host.index, c.asked, ctr.clock.Now())
+	if isNew {
+		ctr.watchOthers(c.host)
+	}
+	if last < 0 {
 		return
 	}
 	ctr.retire(ctr.hosts[last])

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/proclist"
 )
 
 // maintainer is the goroutine behind a Pool.
@@ -28,9 +29,11 @@ type maintainer struct {
 	activity chan struct{} // a connection was taken while it slept, or there is a new spare
 
 	// Only the maintainer's goroutine reads and writes these.
-	nextDue     time.Duration // when the next round is due
-	pending     []*conn       // connections that wait for a free task
-	pingEarlyBy time.Duration // how much sooner than necessary a ping may be sent
+	nextDue time.Duration // when the next round is due
+	pending []*conn       // connections that wait for a free task
+	// waitingReads are the reads that waited for a reply at the last look for a silent host.
+	waitingReads map[*proclist.Thread]waitingRead
+	pingEarlyBy  time.Duration // how much sooner than necessary a ping may be sent
 
 	// Any goroutine may read and write the following.
 	rounds atomic.Int64 // passes over all connections; the maintainer counts them
@@ -203,7 +206,7 @@ func (m *maintainer) round() {
 	wait = min(wait, m.keepMinIdle(all))
 	if used {
 		m.ctr.maintainerAsleep.Store(false)
-		wait = min(wait, m.nextRegularRound(), m.findStalls(all), m.findLeaks(all))
+		wait = min(wait, m.nextRegularRound(), m.findStalls(all), m.findSilence(all), m.findLeaks(all))
 	}
 	m.nextDue = clock.Add(m.ctr.clock.Now(), wait, 0)
 }
@@ -246,6 +249,9 @@ func (m *maintainer) firstRoundAfterUse() time.Duration {
 		if d > 0 {
 			wait = min(wait, d)
 		}
+	}
+	if m.ctr.followsPrimary() {
+		wait = min(wait, silenceRound)
 	}
 	return wait
 }

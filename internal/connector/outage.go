@@ -86,7 +86,7 @@ func (ctr *Connector) shortageOfCause(err error) outage.Shortage {
 	case mysqlerr.IsTooManyConnections(err):
 		return outage.NoRoom
 	case mysqlerr.Number(err) != 0:
-		if ctr.Classify(err)&mysqlerr.ConnDead != 0 || mysqlerr.IsNodeNotReady(err) { // it is shutting down, or does no work
+		if ctr.Classify(err)&mysqlerr.ConnDead != 0 || mysqlerr.IsNodeNotReady(err) || mysqlerr.IsWriteRefusal(err) { // it is shutting down, or does no work
 			return outage.NoServer
 		}
 		return outage.None

@@ -48,14 +48,28 @@ func (ctr *Connector) drainReapers() {
 	all.Wait()
 }
 
-// AwaitOrphan waits until the orphan that a unit left, nil for none, is dealt with, for
-// PingTimeout at most. It counts as waiting for the server, so that the prober dials.
+// AwaitOrphan waits until the orphan that a unit left, nil for none, is dealt with, or the
+// pool has left its host, where its locks are in nobody's way; for PingTimeout at most. It
+// counts as waiting for the server, so that the prober dials.
 func (ctr *Connector) AwaitOrphan(ctx context.Context, o *proclist.Orphan) {
 	if o == nil {
 		return
 	}
 	defer ctr.Outage.Join()()
-	clock.Wait(ctx, o.Done(), ctr.Cfg.PingTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ctr.Cfg.PingTimeout)
+	defer cancel()
+	for ctx.Err() == nil {
+		left, changed := ctr.isLeft(o.Host())
+		if left {
+			return
+		}
+		select {
+		case <-o.Done():
+			return
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // abandon hands what the connection may have left on the server to the reaper.

@@ -20,6 +20,16 @@ func (ctr *Connector) RecordWritable() {
 	ctr.Outage.WritesTaken()
 }
 
+// AwaitWrites waits for a server that takes writes, until the deadline; cause is the refusal
+// of one. Where there are other hosts none is opened to one that takes none.
+func (ctr *Connector) AwaitWrites(ctx context.Context, deadline time.Time, cause error) {
+	if ctr.followsPrimary() {
+		ctr.Outage.AwaitServer(ctx, deadline)
+		return
+	}
+	ctr.Outage.AwaitWrites(ctx, deadline, cause)
+}
+
 // writesReconnectEvery is how often the prober asks on a new connection: its old one may
 // lead to a server that stays read-only, while the address leads to another one by now.
 const writesReconnectEvery = time.Second

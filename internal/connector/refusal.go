@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
@@ -59,13 +60,46 @@ func (d *demotion) clear() {
 // next attempt does not get another old one. A plain transaction does not wait for the
 // prober, which notices when the address leads elsewhere: so it leaves no connection in the
 // pool that is older than a second.
-func (c *conn) noteWriteRefusal() {
+func (c *conn) noteWriteRefusal(refusal error) {
+	if c.noteDemotion(refusal) {
+		return
+	}
 	now := c.ctr.clock.Now()
 	dead, all := c.ctr.demotion.record(c.born, now)
 	c.dead = c.dead || dead || c.transaction.unit == nil && !c.isFresh(now)
 	if all {
 		c.retirePeers()
 	}
+}
+
+// noteDemotion has the pool look for another primary, if err is the refusal of a write by a
+// server that was one, and there are other hosts. It says whether that is so.
+func (c *conn) noteDemotion(err error) bool {
+	if !c.ctr.followsPrimary() || !mysqlerr.IsWriteRefusal(err) {
+		return false
+	}
+	c.dead = true
+	c.ctr.noteDemotion(c.host, c.requestStarted, err)
+	return true
+}
+
+// wrongTargetError is the refusal of a write by a pool that was told to use replicas. Another
+// connection would meet it too.
+type wrongTargetError struct{ cause error }
+
+func (e *wrongTargetError) Error() string {
+	return fmt.Sprintf("livepool: a write was refused, since the pool uses replicas (pool_target); use a pool on the primary for it: %v", e.cause)
+}
+func (e *wrongTargetError) Unwrap() error         { return e.cause }
+func (e *wrongTargetError) Class() mysqlerr.Class { return mysqlerr.StatementUndone }
+
+// asWrongTarget marks the refusal of a write in such a pool.
+func (c *conn) asWrongTarget(err error) error {
+	isReadPool := c.ctr.Cfg.Target == hosts.Replica || c.ctr.Cfg.Target == hosts.PreferReplica
+	if isReadPool && mysqlerr.IsWriteRefusal(err) {
+		return &wrongTargetError{err}
+	}
+	return err
 }
 
 // isFresh says whether the connection was opened a moment ago: what it meets, another one

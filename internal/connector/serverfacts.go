@@ -63,6 +63,14 @@ func (f *serverFacts) rejectsPacket(size int) bool {
 	return largest > 0 && size > largest
 }
 
+// name is the server's name for itself, "" if it is not known.
+func (f *serverFacts) name() string {
+	if f == nil {
+		return ""
+	}
+	return f.identity.Server
+}
+
 // isHandshakeID says whether the server's own id for the connection is the handshake's.
 func (f *serverFacts) isHandshakeID(w *wire.Conn) bool {
 	return f != nil && f.identity.IsHandshakeID(w)
@@ -120,6 +128,9 @@ type knownServer struct {
 	warned string // the last warning about its wait_timeout; guarded by servers.mu
 	// commitTableOK: its commit table was seen to keep the promise of Once; guarded by servers.mu.
 	commitTableOK bool
+	// lastKey is the key of the last unit whose COMMIT it has acknowledged, "" for none;
+	// guarded by servers.mu.
+	lastKey string
 }
 
 // maxKnownServers bounds the memory where names of servers change forever. A server that
@@ -231,6 +242,33 @@ func (ss *servers) add(name string, s *knownServer) {
 	}
 	ss.known[name] = s
 	ss.indirect.Store(!s.direct)
+}
+
+// noteCommit notes the key of a unit whose COMMIT the server has acknowledged.
+func (ss *servers) noteCommit(name, key string) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if s := ss.known[name]; s != nil {
+		s.lastKey = key
+	}
+}
+
+// Witness says what must be on a server, by name, before it can tell what became of a COMMIT
+// that was sent to another one: the key of the last unit that the other had acknowledged.
+// Transactions are replicated in their order, asynchronously maybe: a server that lacks that
+// unit has taken over without the last of them, and knows nothing of the COMMIT. In a Galera
+// cluster a transaction of the probe's own is proof enough.
+func (ctr *Connector) Witness(sentTo, name string) (key string, needed bool) {
+	if sentTo == name || sentTo == "" || name == "" || ctr.InCluster.Load() {
+		return "", false
+	}
+	ss := &ctr.servers
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if s := ss.known[sentTo]; s != nil {
+		key = s.lastKey
+	}
+	return key, true
 }
 
 // needsBeacon says whether a connection needs a beacon to be found on the server later.

@@ -142,7 +142,7 @@ func (c *conn) noteTxError(err error, query string, ran extent) {
 		t.unit.NoteFailure(err)
 	}
 	if class&mysqlerr.Elsewhere != 0 && !mysqlerr.IsNodeNotReady(err) {
-		c.noteWriteRefusal()
+		c.noteWriteRefusal(err)
 	}
 }
 
@@ -210,6 +210,9 @@ func (t *tx) commit() error {
 	c.wire.ClearLimit()
 	if err == nil {
 		c.touch()
+		if unit := c.transaction.unit; unit != nil && unit.Key != "" {
+			c.ctr.servers.noteCommit(c.facts.name(), unit.Key)
+		}
 		return nil
 	}
 	c.dead = true // whatever is left of the transaction ends with the connection

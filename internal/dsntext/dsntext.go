@@ -6,18 +6,76 @@ package dsntext
 import (
 	"errors"
 	"fmt"
+	"net"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/go-sql-driver/mysql"
 )
 
-// Parse has the driver read its part of a DSN, and returns the rest, the name=value pairs
-// of pool_* parameters.
-func Parse(dsn string) (driver *mysql.Config, ours []string, err error) {
+// Parse has the driver read its part of a DSN, and returns the rest: the addresses, if there
+// are several, of which the driver reads the first, and the name=value pairs of pool_*
+// parameters.
+func Parse(dsn string) (driver *mysql.Config, addrs, ours []string, err error) {
 	ours, theirs := split(dsn)
+	addrs, theirs = splitHosts(theirs)
 	driver, err = parseDriver(theirs)
-	return driver, ours, err
+	if err == nil && addrs != nil {
+		addrs, err = Hosts(driver.Net, addrs)
+	}
+	return driver, addrs, ours, err
+}
+
+// address finds the network and the address of a DSN, up to the slash before the database.
+var address = regexp.MustCompile(`^(.*@|)(tcp|tcp4|tcp6|unix|)\(([^()@]*)\)$`)
+
+// splitHosts takes all addresses but the first out of a DSN, and returns all of them; nil if
+// there is one. That of a socket may have a comma in it.
+func splitHosts(dsn string) (addrs []string, theirs string) {
+	slash := strings.LastIndexByte(dsn, '/')
+	if slash < 0 {
+		return nil, dsn
+	}
+	m := address.FindStringSubmatch(dsn[:slash])
+	if m == nil {
+		return nil, dsn
+	}
+	separator, lead := ",", ""
+	if m[2] == "unix" {
+		separator, lead = ",/", "/"
+	}
+	for i, addr := range strings.Split(m[3], separator) {
+		if i > 0 {
+			addr = lead + addr
+		}
+		addrs = append(addrs, addr)
+	}
+	if len(addrs) == 1 {
+		return nil, dsn
+	}
+	return addrs, m[1] + m[2] + "(" + addrs[0] + ")" + dsn[slash:]
+}
+
+// Hosts returns the addresses with their ports, which is the driver's default where there is
+// none; or says what is wrong with them.
+func Hosts(network string, addrs []string) ([]string, error) {
+	all := make([]string, len(addrs))
+	for i, addr := range addrs {
+		if strings.HasPrefix(network, "tcp") || network == "" {
+			if name := strings.Trim(addr, "[]"); !strings.Contains(name, ":") || len(name) == len(addr)-2 {
+				addr = net.JoinHostPort(name, "3306")
+			}
+			if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+				return nil, fmt.Errorf("livepool: host %d of %d (Config.Addrs, or the list in the DSN) is no host:port", i+1, len(addrs))
+			}
+		}
+		if addr == "" || slices.Contains(all[:i], addr) {
+			return nil, fmt.Errorf("livepool: host %d of %d (Config.Addrs, or the list in the DSN) is empty, or there twice", i+1, len(addrs))
+		}
+		all[i] = addr
+	}
+	return all, nil
 }
 
 // HidePassword replaces an error about a parameter of the DSN if what looks like one may

@@ -20,7 +20,7 @@ func TestOurParametersAreTakenFromTheDrivers(t *testing.T) {
 		{"u:p@tcp(h:1)/db?time_zone=x&pool_size=3&pool_recycle=1h", []string{"pool_size=3", "pool_recycle=1h"}, "time_zone"},
 		{"u:p/q?pool_size=1@tcp(h:1)/db?pool_size=3", []string{"pool_size=3"}, ""}, // the first is of the password
 	} {
-		driver, ours, err := dsntext.Parse(test.dsn)
+		driver, _, ours, err := dsntext.Parse(test.dsn)
 		if err != nil || !slices.Equal(ours, test.ours) {
 			t.Errorf("%s: %q, %v", test.dsn, ours, err)
 			continue
@@ -37,7 +37,7 @@ func TestNoErrorHoldsThePassword(t *testing.T) {
 		"u:secret@tcp(h:1", "u:secret", "u:secret@nowhere", "u:secret@tcp(h:1)db?x=y",
 		"u:x/secret%40tcp(h:1)?strict=true", "u:secret@tcp(h:1)/db?strict=true",
 	} {
-		_, _, err := dsntext.Parse(dsn)
+		_, _, _, err := dsntext.Parse(dsn)
 		if err == nil {
 			t.Errorf("%s: no error", dsn)
 		} else if strings.Contains(err.Error(), "secret") {

@@ -35,6 +35,7 @@ type Set struct {
 	hosts     []host
 	primary   int           // the last that was known to take writes; -1: none does
 	changedAt time.Duration // when primary was last changed; -1: never
+	changed   chan struct{} // closed at the next change
 }
 
 type host struct {
@@ -44,7 +45,7 @@ type host struct {
 
 // New returns a Set of n hosts, of which nothing is known.
 func New(n int, target Target) *Set {
-	s := &Set{target: target, hosts: make([]host, n), primary: -1, changedAt: -1}
+	s := &Set{target: target, hosts: make([]host, n), primary: -1, changedAt: -1, changed: make(chan struct{})}
 	for i := range s.hosts {
 		s.hosts[i].silentSince = -1
 	}
@@ -103,9 +104,15 @@ const headStart = 250 * time.Millisecond
 
 // Primary returns the host that was last known to take writes; not known after Demoted.
 func (s *Set) Primary() (i int, known bool) {
+	i, _ = s.Watch()
+	return i, i >= 0
+}
+
+// Watch returns the primary, -1 if it is not known, and what is closed when that changes.
+func (s *Set) Watch() (primary int, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.primary, s.primary >= 0
+	return s.primary, s.changed
 }
 
 // Silent notes that a host said nothing: it is left out, for as long as it has been silent.
@@ -127,17 +134,18 @@ func (s *Set) Answered(i int) {
 }
 
 // TakesWrites notes that a host has said so, in answer to a question that was sent at asked.
-// It returns the host that was the primary before, if that is another one: the pool leaves
-// it. An answer to a question from before the last change is old, and ignored.
-func (s *Set) TakesWrites(i int, asked, now time.Duration) (last int, moved bool) {
+// It returns whether that is news, and the host that was the primary until now, which the pool
+// leaves; -1: none was. An answer to a question from before the last change is old, and
+// ignored.
+func (s *Set) TakesWrites(i int, asked, now time.Duration) (last int, isNew bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.primary == i || asked <= s.changedAt {
 		return -1, false
 	}
 	last = s.primary
-	s.primary, s.changedAt = i, now
-	return last, last >= 0
+	s.change(i, now)
+	return last, true
 }
 
 // Demoted notes that a host takes no writes, as it said to what was sent at asked. It says
@@ -148,6 +156,13 @@ func (s *Set) Demoted(i int, asked, now time.Duration) bool {
 	if s.primary != i || asked <= s.changedAt {
 		return false
 	}
-	s.primary, s.changedAt = -1, now
+	s.change(-1, now)
 	return true
+}
+
+// change notes another primary. s.mu is held.
+func (s *Set) change(primary int, now time.Duration) {
+	s.primary, s.changedAt = primary, now
+	close(s.changed)
+	s.changed = make(chan struct{})
 }

@@ -137,6 +137,8 @@ var serverErrors = []serverError{
 		"MySQL error reference; transaction_read_only is on, as on an Aurora reader"},
 	{1836, "HY000", "", "ER_READ_ONLY_MODE", "MySQL, TiDB, Aurora", serverUnavailable,
 		"MySQL error reference: running in read-only mode; seen on TiDB"},
+	{4094, "HY000", "", "queries are blocked", "MySQL Group Replication", serverUnavailable,
+		"seen on MySQL 9.7: group_replication_set_as_primary() with a time limit refuses all statements until the primary has changed"},
 	{1047, "08S01", "WSREP", "ER_UNKNOWN_COM_ERROR", "Galera", serverUnavailable | TxGone,
 		"a node without quorum answers pings and SELECT 1 and refuses all else; seen on MariaDB 10.11 with galera-4"},
 
@@ -391,7 +393,7 @@ func IsWriteRefusal(err error) bool {
 	switch Number(err) {
 	case 1290:
 		return Classify(err)&Elsewhere != 0
-	case 1836:
+	case 1836, 4094:
 		return true
 	}
 	return false

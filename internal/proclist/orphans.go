@@ -31,6 +31,9 @@ type Orphan struct {
 	batchMisses      int           // how often a KILL of several failed because one of them was gone
 }
 
+// Host is the number of its host.
+func (o *Orphan) Host() int { return o.thread.Host }
+
 // Done is closed when there is nothing more to be done about it.
 func (o *Orphan) Done() <-chan struct{} { return o.done }
 

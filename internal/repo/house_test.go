@@ -14,7 +14,7 @@ import (
 // stories are the packages of the library, from the lowest up. One imports only what is
 // in a story below its own.
 var stories = [][]string{
-	{"/trace", "boundctx", "clock", "dsntext", "fifo", "mysqlerr", "spelling", "sqltext", "unitdb", "usercode"},
+	{"/trace", "boundctx", "clock", "dsntext", "fifo", "hosts", "mysqlerr", "spelling", "sqltext", "unitdb", "usercode"},
 	{"committable", "driverconn", "outage", "setting", "wire"},
 	{"proclist"},
 	{"connector"},
@@ -24,7 +24,7 @@ var stories = [][]string{
 const (
 	module     = "github.com/livepool/livepool"
 	mostAtRoot = 45   // entries of the root, so that a stranger sees them at once
-	mostOfRoot = 2900 // lines of its code: what a user sees, and the unit of work
+	mostOfRoot = 3000 // lines of its code: what a user sees, and the unit of work
 )
 
 // importsOf are the packages of ours that the files of a directory import, tests left

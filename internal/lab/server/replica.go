@@ -13,11 +13,13 @@ import (
 	"sync/atomic"
 )
 
-// A Pair is a primary and a replica which follows it asynchronously, by GTID. The replica is
+// A Pair is a primary and a replica which follows it by GTID: asynchronously, or with
+// Options.SemiSync so that nothing is acknowledged which the replica does not have. The replica is
 // read-only. Either server may be killed and started again, and is then what it was before.
 type Pair struct {
-	servers [2]*Server
-	sql     replication
+	servers  [2]*Server
+	sql      replication
+	semiSync bool
 
 	mu      sync.Mutex   // makes each change of roles whole
 	primary atomic.Int32 // index in servers
@@ -33,6 +35,8 @@ type replication struct {
 	wait     string   // for a position to be applied, some seconds; gives 0 when it is
 	received string   // column of SHOW REPLICA STATUS: the position of what has arrived
 	thread   string   // prefix of its columns about the two threads
+	semiSync []string // arguments of both servers with which a commit may wait for the replica
+	await    string   // whether it does, on the primary
 }
 
 var replications = map[bool]replication{ // is it MySQL?
@@ -48,6 +52,8 @@ var replications = map[bool]replication{ // is it MySQL?
 		wait:     "SELECT MASTER_GTID_WAIT(?, ?)",
 		received: "Gtid_IO_Pos",
 		thread:   "Slave",
+		semiSync: []string{"--rpl-semi-sync-slave-enabled=ON", "--rpl-semi-sync-master-timeout=3600000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC"},
+		await:    "SET GLOBAL rpl_semi_sync_master_enabled = %t",
 	},
 	true: {
 		args: []string{"--log-bin=binlog", "--relay-log=relay", "--gtid-mode=ON", "--enforce-gtid-consistency=ON",
@@ -60,6 +66,8 @@ var replications = map[bool]replication{ // is it MySQL?
 		wait:     "SELECT WAIT_FOR_EXECUTED_GTID_SET(?, ?)",
 		received: "Retrieved_Gtid_Set",
 		thread:   "Replica",
+		semiSync: []string{"--plugin-load-add=semisync_source.so;semisync_replica.so", "--loose-rpl-semi-sync-replica-enabled=ON", "--loose-rpl-semi-sync-source-timeout=3600000"},
+		await:    "SET GLOBAL rpl_semi_sync_source_enabled = %t",
 	},
 }
 
@@ -70,7 +78,7 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pair{sql: replications[kind == MySQL]}
+	p := &Pair{sql: replications[kind == MySQL], semiSync: o.SemiSync}
 	err = bothOf(func(i int) error {
 		o := o
 		if i == 1 {
@@ -96,6 +104,9 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 
 func (p *Pair) argsOf(i int) []string {
 	args := append(p.sql.args[:len(p.sql.args):len(p.sql.args)], fmt.Sprintf("--server-id=%d", i+1))
+	if p.semiSync {
+		args = append(args, p.sql.semiSync...)
+	}
 	if i != int(p.primary.Load()) {
 		args = append(args, p.sql.readOnly)
 	}
@@ -203,6 +214,9 @@ func (p *Pair) attach(ctx context.Context, s, primary *Server, more string) erro
 	if err := p.mayFollow(ctx, s, primary); err != nil {
 		return err
 	}
+	if err := p.awaitReplica(ctx, s, false); err != nil {
+		return err
+	}
 	if err := s.exec(ctx, fmt.Sprintf(p.sql.follow, primary.port)+more+"; START REPLICA"); err != nil {
 		return err
 	}
@@ -214,7 +228,15 @@ func (p *Pair) attach(ctx context.Context, s, primary *Server, more string) erro
 	if err != nil {
 		return fmt.Errorf("the replica does not follow: %w; %s", err, status["Last_IO_Error"])
 	}
-	return p.catchUp(ctx)
+	return errors.Join(p.awaitReplica(ctx, primary, true), p.catchUp(ctx))
+}
+
+// awaitReplica has the commits on s wait for a replica, or not, if the pair is semi-synchronous.
+func (p *Pair) awaitReplica(ctx context.Context, s *Server, on bool) error {
+	if !p.semiSync {
+		return nil
+	}
+	return s.exec(ctx, fmt.Sprintf(p.sql.await, on))
 }
 
 // mayFollow refuses to let s follow a primary that lacks some of its transactions. MySQL would

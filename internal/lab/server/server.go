@@ -36,7 +36,9 @@ type Options struct {
 	Args []string // more options for the server program; they win over ours
 	// Second are more options for the second server of a pair.
 	Second []string
-	TLS    bool // give the server a certificate that TLSConfig trusts
+	// SemiSync: a commit on the primary of a pair is answered when the replica has it.
+	SemiSync bool
+	TLS      bool // give the server a certificate that TLSConfig trusts
 }
 
 // A Server is a private server. Its methods may be called from any goroutine.

@@ -30,7 +30,13 @@ func RunOptions(t testing.TB, kind server.Kind, o server.Options) *server.Server
 // RunPair starts a primary and its replica for a test, as Run starts one server.
 func RunPair(t testing.TB, kind server.Kind, args ...string) *server.Pair {
 	t.Helper()
-	p, err := server.StartPair(t.Context(), kind, server.Options{Args: args})
+	return RunPairOptions(t, kind, server.Options{Args: args})
+}
+
+// RunPairOptions is RunPair with all that a pair can be given.
+func RunPairOptions(t testing.TB, kind server.Kind, o server.Options) *server.Pair {
+	t.Helper()
+	p, err := server.StartPair(t.Context(), kind, o)
 	mustHave(t, err)
 	t.Cleanup(func() { closeAll(t, p.Close, p.Primary(), p.Replica()) })
 	return p

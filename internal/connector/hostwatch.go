@@ -1,0 +1,59 @@
+// hostwatch.go looks at the hosts that the pool does not use: two that both take writes are
+// two truths, of which somebody must be told.
+
+package connector
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/livepool/livepool/internal/clock"
+)
+
+// The pauses between two looks at a host that does not answer.
+const (
+	watchFirst   = time.Second
+	watchLongest = time.Minute
+)
+
+// watchOthers looks once at each host but the primary, and again as long as one of the two
+// does not answer. It is called whenever another host becomes the primary.
+func (ctr *Connector) watchOthers(primary *host) {
+	for _, h := range ctr.hosts {
+		if h != primary {
+			ctr.spawn(func() { ctr.watchHost(h, primary) })
+		}
+	}
+}
+
+func (ctr *Connector) watchHost(h, primary *host) {
+	for pause := watchFirst; ctr.Ctx.Err() == nil && ctr.mainHost() == primary && !ctr.InCluster.Load(); pause = min(2*pause, watchLongest) {
+		clock.Wait(ctr.Ctx, nil, pause) // also before the first: a demotion may be under way
+		other, answers := ctr.askHost(h)
+		if !answers {
+			continue
+		}
+		if !other {
+			return
+		}
+		if stays, _ := ctr.askHost(primary); stays && ctr.mainHost() == primary { // else this is a failover
+			ctr.Cfg.Log.Warn("livepool: two hosts take writes (read_only is off on both), and the pool stays with the first; "+
+				"is the other one to be a replica, or the pool to use all (pool_target=any)?",
+				slog.String("addr", ctr.addr), slog.String("host", primary.addr), slog.String("other", h.addr))
+			return
+		}
+	}
+}
+
+// askHost asks a host on a new connection whether it takes writes.
+func (ctr *Connector) askHost(h *host) (takesWrites, answers bool) {
+	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
+	defer cancel()
+	won, failed := ctr.raceHosts(ctx, []int{h.index}, func(takesWrites bool) bool { return takesWrites })
+	if won != nil {
+		won.Value.close()
+		return true, true
+	}
+	return false, len(failed) > 0 && isAnswerOfHost(failed[0].Err)
+}

@@ -1,0 +1,178 @@
+package behaviour_test
+
+// Pools on several hosts, of which one takes writes, and another one after a failover.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/proxy"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
+)
+
+// hostPair is a primary and a replica without which it acknowledges nothing, each behind a
+// proxy of its own, and a pool on both.
+type hostPair struct {
+	*server.Pair
+	t    *testing.T
+	via  map[*server.Server]*proxy.Proxy
+	pool *livepool.Pool
+	log  *labtest.CapturedLog
+}
+
+func hostPairOf(t *testing.T, kind server.Kind, params string) *hostPair {
+	h := &hostPair{t: t, via: map[*server.Server]*proxy.Proxy{},
+		Pair: servertest.RunPairOptions(t, kind, server.Options{SemiSync: true, Args: []string{"--innodb-lock-wait-timeout=1"}})}
+	if err := h.Primary().Exec(ledgerTable); err != nil {
+		t.Fatal(err)
+	}
+	var addrs []string
+	for _, s := range []*server.Server{h.Primary(), h.Replica()} {
+		h.via[s] = proxyTo(t, s)
+		addrs = append(addrs, h.via[s].Addr())
+	}
+	h.pool, h.log = openLogged(t, h.Primary().AppDSN(strings.Join(addrs, ",")), params)
+	if err := h.pool.CreateCommitTable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// failovers are the ways in which the two change places. Each returns when the new primary
+// takes writes.
+var failovers = []struct {
+	name   string
+	abrupt bool // the old primary answers nothing more
+	// do makes the replica the primary.
+	do func(h *hostPair) error
+}{
+	{"a switch of roles", false, func(h *hostPair) error { return h.Switch(h.t.Context()) }},
+	{"the primary killed", true, func(h *hostPair) error {
+		return errors.Join(h.Primary().Kill(), h.Promote(h.t.Context()))
+	}},
+	{"the primary frozen", true, func(h *hostPair) error {
+		old := h.Primary()
+		h.t.Cleanup(func() { _ = old.Resume() })
+		return errors.Join(old.Pause(), h.Promote(h.t.Context()))
+	}},
+	{"the primary cut off", true, func(h *hostPair) error {
+		via := h.via[h.Primary()]
+		via.Stall()
+		via.HangNew(true)
+		return h.Promote(h.t.Context())
+	}},
+}
+
+// Whatever happens to the primary, its units wait for the next one: each is applied there
+// exactly once.
+func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		for _, f := range failovers {
+			t.Run(fmt.Sprintf("%s/%s", kind, f.name), func(t *testing.T) {
+				t.Parallel()
+				h := hostPairOf(t, kind, "pool_timeout=1m&pool_max_elapsed=1m")
+				old := h.Primary()
+				w := h.startWorkers(8)
+				time.Sleep(500 * time.Millisecond)
+				begun := time.Now()
+				if err := f.do(h); err != nil {
+					t.Fatal(err)
+				}
+				promoted := time.Now()
+				labtest.Eventually(t, "units are applied by the new primary", func() bool { return w.since(promoted) > 50 })
+				units := w.stop()
+				for unit := range units {
+					if rows := count(t, h.Primary(), fmt.Sprintf("ledger WHERE unit = %d", unit)); rows != 1 {
+						t.Errorf("unit %d has %d rows", unit, rows)
+					}
+				}
+				if !f.abrupt {
+					labtest.Eventually(t, "no connection is left with the old primary", func() bool { return h.via[old].Conns() == 0 })
+				}
+				t.Logf("promotion took %v; the first unit %v after that; %d units, %d run again, %d commits unknown at first", promoted.Sub(begun).Round(time.Millisecond),
+					w.firstAfter(promoted).Round(time.Millisecond), units, h.pool.Stats().Retried, h.pool.Stats().CommitsUnknown)
+				if lines := h.log.LinesWith(""); !f.abrupt && len(lines) != 2 {
+					t.Errorf("the switch is told in %d lines:\n%s", len(lines), strings.Join(lines, "\n"))
+				}
+			})
+		}
+	}
+}
+
+// workers run verified units.
+type workers struct {
+	wg   sync.WaitGroup
+	quit chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	next    int
+	applied []time.Time
+}
+
+func (h *hostPair) startWorkers(n int) *workers {
+	w := &workers{quit: make(chan struct{})}
+	for range n {
+		w.wg.Go(func() {
+			for {
+				select {
+				case <-w.quit:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+				w.mu.Lock()
+				unit := w.next
+				w.next++
+				w.mu.Unlock()
+				err := h.pool.WithSession(h.t.Context(), func(ctx context.Context, s *livepool.Session) error {
+					_, err := s.ExecContext(ctx, fmt.Sprintf("INSERT INTO ledger (unit) VALUES (%d)", unit))
+					return err
+				}, livepool.VerifyCommit())
+				if err != nil {
+					h.t.Errorf("unit %d: %v", unit, err)
+				}
+				w.mu.Lock()
+				w.applied = append(w.applied, time.Now())
+				w.mu.Unlock()
+			}
+		})
+	}
+	return w
+}
+
+// since is how many units were applied since then.
+func (w *workers) since(then time.Time) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, at := range w.applied {
+		if at.After(then) {
+			n++
+		}
+	}
+	return n
+}
+
+// firstAfter is how long after that the first unit was applied.
+func (w *workers) firstAfter(then time.Time) time.Duration {
+	first := time.Hour
+	for _, at := range w.applied {
+		if d := at.Sub(then); d > 0 {
+			first = min(first, d)
+		}
+	}
+	return first
+}
+
+// stop ends them, and returns how many units they have run.
+func (w *workers) stop() int {
+	close(w.quit)
+	w.wg.Wait()
+	return w.next
+}
