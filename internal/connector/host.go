@@ -115,6 +115,15 @@ func (ctr *Connector) followsPrimary() bool {
 	return ctr.hostSet != nil && ctr.Cfg.Target == hosts.Primary
 }
 
+// isPrimary says whether a host is the one of several to which the pool connects.
+func (ctr *Connector) isPrimary(h *host) bool {
+	if !ctr.followsPrimary() {
+		return false
+	}
+	i, known := ctr.hostSet.Primary()
+	return known && i == h.index
+}
+
 // retire has the connections to a host closed that exist now: idle ones soon, those in use
 // when they are returned.
 func (ctr *Connector) retire(h *host) {

@@ -133,12 +133,12 @@ func (ctr *Connector) openSide(ctx context.Context, h *host) (*proclist.Side, er
 	return s, nil
 }
 
-// dialSide opens a connection to the host that is not for the pool. With several hosts it says
-// nothing of the pool's outages: the host may be one that the pool has left.
+// dialSide opens a connection to the host that is not for the pool. With several hosts only
+// its failure says something of the pool's outages, and only where the host is the primary.
 func (ctr *Connector) dialSide(ctx context.Context, h *host) (link, error) {
 	l, err := ctr.openQueued(ctx, h)
 	switch {
-	case ctr.hostSet != nil:
+	case ctr.hostSet != nil && (err == nil || !ctr.isPrimary(h)):
 	case err == nil:
 		ctr.reached(&l)
 	case errors.As(err, new(*outage.Error)):

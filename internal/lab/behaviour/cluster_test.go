@@ -18,7 +18,8 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// group is servers that have the same rows, behind a plain TCP balancer.
+// group is servers that have the same rows: behind a plain TCP balancer, or each behind a
+// proxy of its own, where the pool is to find out which one is the right one.
 type group struct {
 	title   string
 	servers []*server.Server
@@ -28,6 +29,7 @@ type group struct {
 	faults        []groupFault
 	// awaitSync waits until each server has what the others have.
 	awaitSync func() error
+	via       map[string]*proxy.Proxy // to each server, by its address; nil with a balancer
 }
 
 // groupFault is what happens to a group, and what makes it whole again.
@@ -35,6 +37,7 @@ type groupFault struct {
 	name           string
 	inject, repair func() error
 	losesLatest    bool // what is committed while it is injected
+	cutsOff        bool // the proxy to the server heals only with the repair
 }
 
 const ledgerTable = "CREATE TABLE test.ledger (id INT AUTO_INCREMENT PRIMARY KEY, unit INT NOT NULL, KEY (unit))"
@@ -154,7 +157,11 @@ func (s *groupRun) run(b groupFault, first int) []error {
 	all := groupModes()
 	s.reached, s.resume = make(chan struct{}, 2*len(all)), make(chan struct{})
 	s.pool.Recycle()
-	s.via.SetUpstreams(s.g.before()...)
+	if first := s.g.before(); s.g.via == nil {
+		s.via.SetUpstreams(first...)
+	} else {
+		s.via = s.g.via[first[0]]
+	}
 	said := make([]error, len(all))
 	cuts := make([]*proxy.Cut, len(all))
 	var units sync.WaitGroup
@@ -170,7 +177,9 @@ func (s *groupRun) run(b groupFault, first int) []error {
 	if err := b.inject(); err != nil {
 		s.t.Errorf("%s, %s: %v", s.step.name, b.name, err)
 	}
-	s.via.SetUpstreams(s.g.after()...)
+	if s.g.via == nil {
+		s.via.SetUpstreams(s.g.after()...)
+	}
 	for _, c := range cuts {
 		if c != nil {
 			c.Cancel()
@@ -179,7 +188,9 @@ func (s *groupRun) run(b groupFault, first int) []error {
 	if s.step.after {
 		s.via.FIN() // and the replies with it
 	}
-	s.via.Heal()
+	if !b.cutsOff {
+		s.via.Heal()
+	}
 	close(s.resume)
 	// On a busy machine a cluster may lose its quorum along with one node, and
 	// have it again only with that.
@@ -241,6 +252,12 @@ func TestEffectsAreWhatWasReportedByAGroup(t *testing.T) {
 			testGroup(t, pairOf(t, kind))
 		})
 	}
+	for _, kind := range []server.Kind{server.MariaDB, server.MySQL} {
+		t.Run("several hosts/"+string(kind), func(t *testing.T) {
+			t.Parallel()
+			testGroup(t, hostsOf(t, kind))
+		})
+	}
 	t.Run("Group Replication", func(t *testing.T) {
 		t.Parallel()
 		testGroup(t, replicatedGroupOf(t, time.Second)) // or it would wait for the units that are held up
@@ -253,8 +270,13 @@ func TestEffectsAreWhatWasReportedByAGroup(t *testing.T) {
 
 func testGroup(t *testing.T, g *group) {
 	via := proxyTo(t, g.servers[0])
-	p := open(t, g.servers[0].AppDSN(via.Addr()), "pool_ping_timeout=300ms&pool_stall_after=20s&pool_timeout=2m&pool_max_elapsed=2m")
-	via.SetUpstreams(g.before()...)
+	addr := via.Addr()
+	if g.via == nil {
+		via.SetUpstreams(g.before()...)
+	} else {
+		addr = g.hosts()
+	}
+	p := open(t, g.servers[0].AppDSN(addr), "pool_ping_timeout=300ms&pool_stall_after=20s&pool_timeout=2m&pool_max_elapsed=2m")
 	if err := p.CreateCommitTable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -290,6 +312,24 @@ func testGroup(t *testing.T, g *group) {
 			first += len(said)
 		}
 	}
+}
+
+// asHosts puts a proxy before each server.
+func (g *group) asHosts(t *testing.T) *group {
+	g.title, g.via = "several hosts: "+g.title, map[string]*proxy.Proxy{}
+	for _, s := range g.servers {
+		g.via[s.Addr()] = proxyTo(t, s)
+	}
+	return g
+}
+
+// hosts are the addresses of the proxies, as a DSN has them.
+func (g *group) hosts() string {
+	var addrs []string
+	for _, s := range g.servers {
+		addrs = append(addrs, g.via[s.Addr()].Addr())
+	}
+	return strings.Join(addrs, ",")
 }
 
 // rows counts a unit's, which are the same on each server: a node in sync may

@@ -46,6 +46,47 @@ func hostPairOf(t *testing.T, kind server.Kind, params string) *hostPair {
 	return h
 }
 
+// hostsOf is a primary and its replica as two hosts, and what may happen to them there.
+func hostsOf(t *testing.T, kind server.Kind) *group {
+	p := servertest.RunPair(t, kind, "--innodb-lock-wait-timeout=1")
+	if err := p.Primary().Exec(ledgerTable); err != nil {
+		t.Fatal(err)
+	}
+	g := (&group{title: p.Primary().Version(), servers: []*server.Server{p.Primary(), p.Replica()}}).asHosts(t)
+	lead := func() []string { return []string{p.Primary().Addr()} }
+	g.before, g.after = lead, lead
+	g.awaitSync = func() error { return p.CatchUp(t.Context()) }
+	promote := func(how func(old *server.Server) error) func() error {
+		return func() error {
+			return errors.Join(p.CatchUp(t.Context()), how(p.Primary()), p.Promote(t.Context()))
+		}
+	}
+	rejoin := func(how func(old *server.Server) error) func() error {
+		return func() error { return errors.Join(how(p.Replica()), p.Rejoin(t.Context())) }
+	}
+	g.faults = []groupFault{
+		{name: "role switch", inject: func() error { return p.Switch(t.Context()) }, repair: func() error { return nil }},
+		{name: "SIGKILL, promotion", inject: promote((*server.Server).Kill), repair: func() error { return p.Rejoin(t.Context()) }},
+		{name: "SIGSTOP, promotion", cutsOff: true, inject: promote((*server.Server).Pause), repair: rejoin(func(old *server.Server) error {
+			g.via[old.Addr()].FIN() // and what was held up with it
+			g.via[old.Addr()].Heal()
+			return old.Resume()
+		})},
+		{name: "cut off, promotion", cutsOff: true, inject: promote(func(old *server.Server) error {
+			g.via[old.Addr()].Stall()
+			g.via[old.Addr()].HangNew(true)
+			return nil
+		}), repair: rejoin(func(old *server.Server) error {
+			g.via[old.Addr()].FIN() // and what was held up with it
+			g.via[old.Addr()].Heal()
+			g.via[old.Addr()].HangNew(false)
+			return nil
+		})},
+		{name: "both writable", inject: func() error { return p.Replica().SetReadOnly(false) }, repair: func() error { return p.Replica().SetReadOnly(true) }},
+	}
+	return g
+}
+
 // failovers are the ways in which the two change places. Each returns when the new primary
 // takes writes.
 var failovers = []struct {
@@ -97,7 +138,7 @@ func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
 				if !f.abrupt {
 					labtest.Eventually(t, "no connection is left with the old primary", func() bool { return h.via[old].Conns() == 0 })
 				}
-				t.Logf("promotion took %v; the first unit %v after that; %d units, %d run again, %d commits unknown at first", promoted.Sub(begun).Round(time.Millisecond),
+				t.Logf("%s/%s: promotion took %v; the first unit %v after that; %d units, %d run again, %d commits unknown at first", kind, f.name, promoted.Sub(begun).Round(time.Millisecond),
 					w.firstAfter(promoted).Round(time.Millisecond), units, h.pool.Stats().Retried, h.pool.Stats().CommitsUnknown)
 				if lines := h.log.LinesWith(""); !f.abrupt && len(lines) != 2 {
 					t.Errorf("the switch is told in %d lines:\n%s", len(lines), strings.Join(lines, "\n"))
