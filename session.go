@@ -132,6 +132,11 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 		return err
 	}
 	defer p.end()
+	if o.fromReplica {
+		if served, err := p.runOnReplica(ctx, fn, &o); served {
+			return err
+		}
+	}
 	return p.runUnit(ctx, fn, &o)
 }
 

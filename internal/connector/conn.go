@@ -97,6 +97,7 @@ type link struct {
 	expires          time.Duration
 	lastRoundTrip    time.Duration // when the last round trip completed
 	generation       uint64
+	isStopgap        bool          // its host is the second choice
 	openStmts        int           // statements that are open on it
 	answeredEver     bool          // a statement was answered on it
 	lossReported     bool          // its loss was reported

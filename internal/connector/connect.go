@@ -219,6 +219,9 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	}
 	now := ctr.clock.Now()
 	l.born, l.lastRoundTrip, l.expires = now, now, ctr.Cfg.ageLimit()
+	if l.isStopgap {
+		l.expires = min(l.expires, stopgapAge)
+	}
 	if l.expires < clock.Never-now {
 		l.expires += now
 	}
@@ -229,6 +232,9 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	l.serial = ctr.Stats.Opened.Add(1)
 	return nil
 }
+
+// stopgapAge is the age limit of a connection to the primary where a replica is preferred.
+const stopgapAge = 30 * time.Second
 
 // keep lets an attempt continue without its caller, unless maxLeft do so already.
 func (o *connectAttempt) keep(maxLeft int) bool {

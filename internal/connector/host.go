@@ -158,11 +158,12 @@ func (ctr *Connector) wanted() []func(takesWrites bool) bool {
 // logs in.
 func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
 	var failed []hosts.Result[candidate]
-	for _, isRight := range ctr.wanted() {
+	for i, isRight := range ctr.wanted() {
 		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isRight)
 		switch failed = failures; {
 		case won != nil:
 			ctr.noteHostWon(&won.Value)
+			won.Value.isStopgap = i > 0
 			return won.Value.link, nil
 		case ctx.Err() != nil:
 			return link{}, ctx.Err()
@@ -202,17 +203,20 @@ type candidate struct {
 // errHostSilent is the failure of a host that was not waited for any longer.
 var errHostSilent = errors.New("no answer")
 
-// roleError is the failure of a host whose role is not the wanted one.
+// roleError is the failure of a host that is there, and not what is wanted.
 type roleError struct {
-	takesWrites bool
-	asked       time.Duration // when it was asked
+	why      string
+	readOnly bool
+	asked    time.Duration // when it was asked
 }
 
-func (e roleError) Error() string {
-	if e.takesWrites {
-		return "it takes writes (read_only is off), and a replica is wanted (pool_target)"
+func (e roleError) Error() string { return e.why }
+
+func newRoleError(takesWrites bool, asked time.Duration) roleError {
+	if takesWrites {
+		return roleError{why: "it takes writes (read_only is off), and a replica is wanted (pool_target)"}
 	}
-	return "it takes no writes (read_only)"
+	return roleError{"it takes no writes (read_only)", true, asked}
 }
 
 // tryHost logs in to a host and asks for its role. It has a little less than ConnectTimeout,
@@ -226,7 +230,10 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 	if err == nil {
 		var takesWrites bool
 		if takesWrites, err = l.takesWrites(bounded, false); err == nil && !isRight(takesWrites) {
-			err = roleError{takesWrites, asked}
+			err = newRoleError(takesWrites, asked)
+		}
+		if err == nil && !takesWrites && ctr.watchesLag() {
+			err = ctr.checkLag(bounded, &l)
 		}
 	}
 	if err == nil || isAnswerOfHost(err) {
@@ -249,7 +256,7 @@ func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 	switch {
 	case passedOver, err == errHostSilent: //nolint:errorlint // it is never wrapped
 		ctr.hostSet.Silent(h.index, ctr.clock.Now())
-	case errors.As(err, &role) && !role.takesWrites && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
+	case errors.As(err, &role) && role.readOnly && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
 		ctr.retire(h)
 	}
 }
@@ -312,12 +319,11 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 
 // shortageOfHost is why one of several hosts could not be used.
 func (ctr *Connector) shortageOfHost(err error) outage.Shortage {
-	var role roleError
 	switch {
-	case errors.As(err, &role) && role.takesWrites:
-		return outage.NoReplica
-	case errors.As(err, &role):
+	case errors.As(err, new(roleError)) && ctr.Cfg.Target == hosts.Primary:
 		return outage.NoPrimary
+	case errors.As(err, new(roleError)):
+		return outage.NoReplica
 	case err == errHostSilent: //nolint:errorlint // it is never wrapped
 		return outage.NoServer
 	case mysqlerr.IsMisconfigured(err):

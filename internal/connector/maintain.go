@@ -70,8 +70,15 @@ func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-c
 	return ctx.Done()
 }
 
-// StartMaintainer starts the maintainer.
-func (ctr *Connector) StartMaintainer() { go ctr.maintainer.run() }
+// StartMaintainer starts the maintainer, and what watches the lag of replicas.
+func (ctr *Connector) StartMaintainer() {
+	go ctr.maintainer.run()
+	if ctr.watchesLag() {
+		for _, h := range ctr.hosts {
+			ctr.spawn(func() { ctr.watchLag(h) })
+		}
+	}
+}
 
 // wake makes the maintainer start a round now. A connector without a Pool has no
 // maintainer.
