@@ -109,7 +109,7 @@ func (p *Pool) runOnReplica(ctx context.Context, fn func(context.Context, *Sessi
 		}
 	}
 	err = r.runUnit(ctx, fresh, &onReplica)
-	if err == errNotThere && r.pollToken(ctx, o.after) { //nolint:errorlint // it is never wrapped
+	if err == errNotThere && r.pollToken(ctx, o.after) {
 		err = r.runUnit(ctx, fresh, &onReplica)
 	}
 	mayPass := p.ctr.Classify(err)&mysqlerr.Retry != 0 || errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrCommitUnknown)

@@ -221,7 +221,7 @@ func (c *conn) IsValid() bool {
 		c.releaseLocks()
 		return false
 	}
-	if v := c.retirement(c.ctr, c.lastRoundTrip); v != keep {
+	if v := c.retirement(c.lastRoundTrip); v != keep {
 		c.ctr.recordDiscard(&c.link, v)
 		return false
 	}

@@ -254,7 +254,7 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 	var role roleError
 	switch {
-	case passedOver, err == errHostSilent: //nolint:errorlint // it is never wrapped
+	case passedOver, err == errHostSilent:
 		ctr.hostSet.Silent(h.index, ctr.clock.Now())
 	case errors.As(err, &role) && role.readOnly && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
 		ctr.retire(h)
@@ -324,7 +324,7 @@ func (ctr *Connector) shortageOfHost(err error) outage.Shortage {
 		return outage.NoPrimary
 	case errors.As(err, new(roleError)):
 		return outage.NoReplica
-	case err == errHostSilent: //nolint:errorlint // it is never wrapped
+	case err == errHostSilent:
 		return outage.NoServer
 	case mysqlerr.IsMisconfigured(err):
 		return outage.None

@@ -285,7 +285,7 @@ func (m *maintainer) inspect(c *conn) (due time.Duration) {
 func (m *maintainer) maintainIdle(c *conn) (due time.Duration) {
 	now := m.ctr.clock.Now()
 	if !c.unconnected {
-		if v := c.retirement(m.ctr, now); v != keep {
+		if v := c.retirement(now); v != keep {
 			m.discard(c.detach(), v, nil)
 			c.needsLink = !c.spare
 			if m.ctr.isAtLimit() {

@@ -51,7 +51,7 @@ func (c *conn) check(ctx context.Context, mode PingMode) Verdict {
 	if now >= c.expires {
 		now = c.ctr.clock.Now()
 	}
-	if v := c.retirement(c.ctr, now); v != keep {
+	if v := c.retirement(now); v != keep {
 		return v
 	}
 	if c.isSuspect(c.ctr) {

@@ -6,6 +6,7 @@ package hosts
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -59,25 +60,8 @@ func New(n int, target Target) *Set {
 func (s *Set) Order(now time.Duration) (order []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := 0
-	if s.target == Primary {
-		first = max(s.primary, 0)
-	} else {
-		first = rand.IntN(len(s.hosts))
-	}
 	var left []int
-	for i := range s.hosts {
-		at := (first + i) % len(s.hosts)
-		if s.target == Primary { // the others as they were listed
-			switch {
-			case i == 0:
-				at = first
-			case i <= first:
-				at = i - 1
-			default:
-				at = i
-			}
-		}
+	for _, at := range s.places() {
 		if now < s.hosts[at].leftOutUntil {
 			left = append(left, at)
 		} else {
@@ -88,6 +72,22 @@ func (s *Set) Order(now time.Duration) (order []int) {
 		return left
 	}
 	return order
+}
+
+// places are all hosts in the order of their preference. s.mu is held.
+func (s *Set) places() []int {
+	all := make([]int, len(s.hosts))
+	for i := range all {
+		all[i] = i
+	}
+	switch {
+	case s.target != Primary:
+		first := rand.IntN(len(all))
+		return append(all[first:], all[:first]...)
+	case s.primary > 0:
+		return append([]int{s.primary}, slices.Delete(all, s.primary, s.primary+1)...)
+	}
+	return all
 }
 
 // HeadStart is how long host i is waited for before the next one is tried as well. The
