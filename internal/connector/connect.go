@@ -110,7 +110,8 @@ func (ctr *Connector) open(caller context.Context, side *host, maxLeft int, rele
 	case <-caller.Done():
 		err = caller.Err()
 	}
-	continues := o.wire.Load() != nil && !o.loggedIn.Load() && o.keep(maxLeft)
+	isUnderWay := o.wire.Load() != nil || ctr.hostSet != nil && o.side == nil // or a silent host would hide the others from all callers in a hurry
+	continues := isUnderWay && !o.loggedIn.Load() && o.keep(maxLeft)
 	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just finished
 		o.drop()
 		<-o.done

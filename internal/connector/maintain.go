@@ -31,9 +31,9 @@ type maintainer struct {
 	// Only the maintainer's goroutine reads and writes these.
 	nextDue time.Duration // when the next round is due
 	pending []*conn       // connections that wait for a free task
-	// waitingReads are the reads that waited for a reply at the last look for a silent host.
-	waitingReads map[*proclist.Thread]waitingRead
-	pingEarlyBy  time.Duration // how much sooner than necessary a ping may be sent
+	// lastReads are those of all connections at the last look for a silent host.
+	lastReads   map[*proclist.Thread]lastRead
+	pingEarlyBy time.Duration // how much sooner than necessary a ping may be sent
 
 	// Any goroutine may read and write the following.
 	rounds atomic.Int64 // passes over all connections; the maintainer counts them

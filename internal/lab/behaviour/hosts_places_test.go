@@ -281,3 +281,47 @@ func failOverAtCommit(t *testing.T, pair *server.Pair, via *proxy.Proxy, several
 		via.Heal()
 	}()
 }
+
+// Callers in a hurry give up before a silent primary has had its head start: what they began
+// goes on for the pool.
+func TestCallersInAHurryFindTheNewPrimary(t *testing.T) {
+	t.Parallel()
+	h := hostPairOf(t, server.MariaDB, "pool_size=4")
+	if err := errors.Join(h.pool.PingContext(t.Context()), h.Primary().Pause()); err != nil {
+		t.Fatal(err)
+	}
+	defer h.Replica().Resume()
+	if err := h.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	labtest.Eventually(t, "a caller with 300ms succeeds", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := h.pool.ExecContext(ctx, "INSERT INTO ledger (unit) VALUES (1)")
+		return err == nil
+	})
+}
+
+// Each host is known by its own name in its certificate.
+func TestCertificatesOfSeveralHosts(t *testing.T) {
+	t.Parallel()
+	s := servertest.RunOptions(t, server.MariaDB, server.Options{TLS: true})
+	_, port, _ := net.SplitHostPort(s.Addr())
+	p := openWith(t, s.AppDSN(s.Addr()+",localhost:"+port+",other.example:"+port), func(c *livepool.Config) {
+		c.Target = livepool.TargetAny
+		c.MySQL.TLS = s.TLSConfig()
+		c.MySQL.TLS.ServerName = "" // the driver sets it to the name of the host
+		c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, s.Addr())
+		}
+	})
+	for range 8 { // the host that is not in the certificate is passed over
+		p.Recycle()
+		if err := p.PingContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := p.Stats().ConnectFailed; n > 0 {
+		t.Errorf("%d connections failed", n)
+	}
+}
