@@ -177,7 +177,8 @@ func (ctr *Connector) raceHosts(ctx context.Context, order []int, isRight func(t
 	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
 		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
 	}
-	won, failed, losers := hosts.Race(ctx, order, ctr.hostSet.HeadStart, try, func(c candidate) { c.close() })
+	headStart := func(i int) time.Duration { return min(ctr.hostSet.HeadStart(i), ctr.Cfg.ConnectTimeout/4) }
+	won, failed, losers := hosts.Race(ctx, order, headStart, try, func(c candidate) { c.close() })
 	if !ctr.startAttempt(losers) {
 		go losers()
 	}
