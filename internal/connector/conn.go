@@ -111,8 +111,7 @@ type link struct {
 
 // touch records a completed round trip, as a little earlier than it was.
 func (c *conn) touch() {
-	earliest, _ := c.ctr.clock.Bounds()
-	c.lastRoundTrip = max(c.lastRoundTrip, earliest)
+	c.lastRoundTrip = max(c.lastRoundTrip, c.ctr.clock.Earliest())
 }
 
 // recordAnswer records that a statement was answered.

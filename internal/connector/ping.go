@@ -47,7 +47,7 @@ func (v Verdict) String() string { return verdictNames[v] }
 
 // check decides about a connection that nobody uses. The cheapest test comes first.
 func (c *conn) check(ctx context.Context, mode PingMode) Verdict {
-	_, now := c.ctr.clock.Bounds() // cheap; near the age limit the exact time decides
+	now := c.ctr.clock.Latest() // cheap; near the age limit the exact time decides
 	if now >= c.expires {
 		now = c.ctr.clock.Now()
 	}
