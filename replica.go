@@ -108,9 +108,10 @@ func (p *Pool) runOnReplica(ctx context.Context, fn func(context.Context, *Sessi
 			return fn(ctx, s)
 		}
 	}
-	err = r.runUnit(ctx, fresh, &onReplica)
+	run := func() error { return (&retryState{pool: r, options: onReplica}).runUnit(ctx, fresh) }
+	err = run()
 	if err == errNotThere && r.pollToken(ctx, o.after) {
-		err = r.runUnit(ctx, fresh, &onReplica)
+		err = run()
 	}
 	mayPass := p.ctr.Classify(err)&mysqlerr.Retry != 0 || errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrCommitUnknown)
 	if ctx.Err() == nil && (errors.Is(err, errNotThere) || mayPass) {
