@@ -541,7 +541,7 @@ var mutants = []mutant{
 		"internal/proclist/find.go", "case w.BornAt+2*time.Second < s.serverStarted:", "case w.BornAt+2*time.Second < -1<<62:",
 		"TestThreadIsKilledWithProofOnly"},
 	{"a full server is asked by nobody",
-		"internal/connector/proclist.go", "if own := ctr.borrowSide(ctx); own != nil {", "if own := ctr.borrowSide(ctx); own != nil && err == nil {",
+		"internal/connector/proclist.go", "if own := ctr.borrowSide(ctx, h); own != nil {", "if own := ctr.borrowSide(ctx, h); own != nil && err == nil {",
 		"TestFullServerIsAskedByAnIdleConnection"},
 	{"abandoned statements are ended one by one",
 		"internal/proclist/orphans.go", "if len(orphans) > 1 && s.allowsMultiStatements()", "if len(orphans) > maxReapBatch && s.allowsMultiStatements()",
@@ -711,10 +711,10 @@ var mutants = []mutant{
 		"internal/connector/recycle.go", "c.RecycleJitter*rand.Float64()", "c.RecycleJitter*min(0, rand.Float64())",
 		"TestAgeLimitsAreSpread/idle"},
 	{"a connection past its limit is handed out",
-		"internal/connector/ping.go", "c.retirement(c.ctr, now)", "c.retirement(c.ctr, c.born)",
+		"internal/connector/ping.go", "c.retirement(now)", "c.retirement(c.born)",
 		"TestAgeLimitHoldsWithoutAPool"},
 	{"a connection past its limit goes back to the pool",
-		"internal/connector/conn.go", "if v := c.retirement(c.ctr, c.lastRoundTrip); v != keep {", "if v := c.retirement(c.ctr, c.born); v != keep {",
+		"internal/connector/conn.go", "if v := c.retirement(c.lastRoundTrip); v != keep {", "if v := c.retirement(c.born); v != keep {",
 		"TestConnectionWhoseTimeIsUpIsClosedOnReturn"},
 
 	// The maintainer, spares and the prober.
