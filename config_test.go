@@ -1,6 +1,7 @@
 package livepool_test
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -124,6 +125,9 @@ func TestDSNParameters(t *testing.T) {
 		{"pool_ping_timeout=250ms", func(c *livepool.Config) any { return c.PingTimeout }, 250 * time.Millisecond},
 		{"pool_keepalive=0", func(c *livepool.Config) any { return c.KeepAlive }, time.Duration(0)},
 		{"pool_connect_timeout=2", func(c *livepool.Config) any { return c.ConnectTimeout }, 2 * time.Second},
+		{"pool_target=replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetReplica},
+		{"pool_target=Prefer-Replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetPreferReplica},
+		{"pool_max_lag=5", func(c *livepool.Config) any { return c.MaxLag }, 5 * time.Second},
 		{"pool_connect_limit=3", func(c *livepool.Config) any { return c.ConnectLimit }, 3},
 		{"pool_outage_wait=0", func(c *livepool.Config) any { return c.OutageWait }, time.Duration(0)},
 		{"pool_commit_timeout=3s", func(c *livepool.Config) any { return c.CommitTimeout }, 3 * time.Second},
@@ -177,6 +181,8 @@ func TestBadDSNParameters(t *testing.T) {
 		{"pool_recycle_jitter=NaN", []string{"pool_recycle_jitter=NaN", "from 0 to 1"}},
 		{"pool_pre_ping=maybe", []string{"pool_pre_ping=maybe", "idle, true, 1, on, always, off, false, 0"}},
 		{"pool_ping_timeout=0", []string{"pool_ping_timeout=0", "above 0"}},
+		{"pool_target=master", []string{"pool_target=master", "primary, replica, prefer-replica, any"}},
+		{"pool_max_lag=-1s", []string{"pool_max_lag=-1s", "0 or more"}},
 		{"pool_connect_limit=0", []string{"pool_connect_limit=0", "a whole number from 1"}},
 		{"pool_connect_timeout=0s", []string{"pool_connect_timeout=0s", "above 0"}},
 		{"pool_commit_timeout=-5", []string{"pool_commit_timeout=-5", "above 0"}},
@@ -252,6 +258,10 @@ func TestBadConfigs(t *testing.T) {
 		{"unknown mode", func(c *livepool.Config) { c.PrePing = 7 }, []string{"PrePing(7)"}},
 		{"unknown beacon", func(c *livepool.Config) { c.Beacon = -1 }, []string{"Beacon(-1)"}},
 		{"jitter not a number", func(c *livepool.Config) { c.RecycleJitter = math.NaN() }, []string{"RecycleJitter", "NaN"}},
+		{"unknown target", func(c *livepool.Config) { c.Target = 4 }, []string{"Target(4)"}},
+		{"two addresses", func(c *livepool.Config) { c.Addrs = []string{"db1:3306", "db2:3306"} }, []string{"Config.Addrs", "Config.MySQL.Addr", "contradict"}},
+		{"a host twice", func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"db1", "db1:3306"} }, []string{"host 2 of 2", "twice"}},
+		{"a host without a name", func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"db1", ":3306"} }, []string{"host 2 of 2", "host:port"}},
 		{"table name", func(c *livepool.Config) { c.CommitTable = "a b" }, []string{"CommitTable", `"a b"`}},
 		{"the driver refuses", func(c *livepool.Config) { c.MySQL.Net = "carrier-pigeon"; c.MySQL.Addr = "" }, []string{"driver", "carrier-pigeon"}},
 	} {
@@ -309,6 +319,7 @@ func TestConfigIsNotChanged(t *testing.T) {
 func TestWordsPrintAsTheDSNTakesThem(t *testing.T) {
 	for got, want := range map[string]string{
 		livepool.PrePingIdle.String(): "idle", livepool.PrePingAlways.String(): "always", livepool.PrePingOff.String(): "off",
+		livepool.TargetPrimary.String(): "primary", livepool.TargetAny.String(): "any",
 		livepool.BeaconAuto.String(): "auto", livepool.BeaconOn.String(): "on", livepool.BeaconOff.String(): "off",
 		livepool.Class(0).String():                     "0",
 		(livepool.ConnDead | livepool.NotRun).String(): "ConnDead|NotRun",
@@ -368,6 +379,27 @@ func TestConfigPrintsWithoutThePassword(t *testing.T) {
 	}
 	if text := cfg.String(); !strings.Contains(text, "app@tcp(db:3306)/shop") || !strings.Contains(text, "pool_size=7") {
 		t.Errorf("%s does not say what is set", text)
+	}
+}
+
+// A list of hosts is shown as the DSN has it, and is in the errors.
+func TestSeveralHostsAreShown(t *testing.T) {
+	cfg, err := livepool.ParseDSN("app:s3cret@tcp(127.0.0.1:1,127.0.0.2:1)/shop?pool_outage_wait=0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := cfg.String(); !strings.Contains(text, "app@tcp(127.0.0.1:1,127.0.0.2:1)/shop") {
+		t.Errorf("%s does not say which hosts", text)
+	}
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	_, err = p.ExecContext(t.Context(), "DO 1")
+	if !errors.Is(err, livepool.ErrUnreachable) || !strings.Contains(err.Error(), "none of 2 hosts") ||
+		!strings.Contains(err.Error(), "tcp(127.0.0.1:1): ") || !strings.Contains(err.Error(), "tcp(127.0.0.2:1): ") {
+		t.Errorf("got %v, want what each host said", err)
 	}
 }
 
