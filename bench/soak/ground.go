@@ -63,6 +63,7 @@ type ground struct {
 	title   string
 	log     *slog.Logger
 	lanes   []*lane
+	hosts   bool // a lane has a way to each node, and the pool finds the right one
 	closed  bool
 }
 
@@ -76,7 +77,7 @@ type node struct {
 }
 
 func newGround(ctx context.Context, set settings, log *slog.Logger) (*ground, error) {
-	g := &ground{shape: sites[set.server].shape, log: log}
+	g := &ground{shape: sites[set.server].shape, hosts: set.hosts, log: log}
 	err := g.start(ctx, sites[set.server].kinds)
 	if err == nil {
 		err = g.furnish(ctx)

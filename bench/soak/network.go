@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
@@ -24,7 +25,7 @@ func end(label string, do func(*proxy.Proxy)) strikeFunc {
 			if p.Conns() > 0 && l == n.ground.lanes[0] {
 				struck = label
 			}
-			do(p)
+			p.each(do)
 		}
 		return struck, nil
 	}
@@ -68,8 +69,8 @@ func blackHole(ctx context.Context, n *nemesis, f fault) (string, error) {
 func drop(label string, do func(*proxy.Proxy, bool)) strikeFunc {
 	return func(ctx context.Context, n *nemesis, f fault) (string, error) {
 		for _, l := range n.ground.lanes {
-			do(l.near, true)
-			defer do(l.near, false)
+			l.near.each(func(p *proxy.Proxy) { do(p, true) })
+			defer l.near.each(func(p *proxy.Proxy) { do(p, false) })
 		}
 		clock.Wait(ctx, nil, f.hold)
 		return label, nil
@@ -149,18 +150,18 @@ func cut(what string, match func(fault) proxy.Match) strikeFunc {
 			if forGood && l.forGood {
 				p = l.far
 			}
-			do := p.CutBefore
-			if after {
-				do = p.CutAfter
+			for _, p := range p {
+				do := p.CutBefore
+				if after {
+					do = p.CutAfter
+				}
+				cuts = append(cuts, do(match(f), fault))
 			}
-			cuts = append(cuts, do(match(f), fault))
 		}
-		timer := time.NewTimer(cutPatience)
-		defer timer.Stop()
-		select {
-		case <-cuts[0].Done():
-		case <-timer.C:
-		case <-ctx.Done():
+		own := cuts[:len(n.ground.lanes[0].near)] // those of the first lane
+		struck := func() bool { return slices.ContainsFunc(own, (*proxy.Cut).Fired) }
+		for begun := time.Now(); !struck() && time.Since(begun) < cutPatience && ctx.Err() == nil; {
+			clock.Wait(ctx, nil, time.Millisecond)
 		}
 		for _, c := range cuts {
 			c.Cancel()
@@ -171,7 +172,7 @@ func cut(what string, match func(fault) proxy.Match) strikeFunc {
 				l.near.Heal()
 			}
 		}
-		if !cuts[0].Fired() {
+		if !struck() {
 			return "", nil
 		}
 		return fmt.Sprintf("cut %s %s, %s", place, what, name), nil

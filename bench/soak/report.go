@@ -68,7 +68,7 @@ type account struct {
 }
 
 func (r *run) account(all []*delivery, l *lane) *account {
-	a := &account{Deliveries: len(all), NotApplied: map[string]int{}, ByMode: map[string]int{}, Met: map[string]int{}, Conns: l.near.Counts().Conns}
+	a := &account{Deliveries: len(all), NotApplied: map[string]int{}, ByMode: map[string]int{}, Met: map[string]int{}, Conns: l.near.Opened()}
 	a.Units = len(byUnit(all))
 	var took []time.Duration
 	var slowest *delivery

@@ -79,8 +79,12 @@ func rest(ctx context.Context, n *nemesis, f fault) (string, error) {
 // are dropped, not.
 func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error) {
 	g := n.ground
-	label = "primary killed, replica of other settings promoted"
-	if f.of(0, 2) == 1 {
+	end := f.of(1, 3)
+	if !g.hosts {
+		end = 0
+	}
+	label = "primary " + [...]string{"killed", "frozen for good", "cut off for good"}[end] + ", replica of other settings promoted"
+	if f.of(0, 2) == 1 || end > 0 { // nobody is told that it takes no writes
 		label += ", replies dropped before"
 		for _, l := range g.lanes {
 			l.far.DropToClient(true)
@@ -97,7 +101,16 @@ func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error
 	if err != nil {
 		return "", errors.Join(err, n.heal("read_only", func(context.Context) error { return old.SetReadOnly(false) }))
 	}
-	if err := old.Kill(); err != nil {
+	heal := func() {}
+	switch end {
+	case 0:
+		err = old.Kill()
+	case 1:
+		err = old.Pause()
+	case 2:
+		heal = g.cutOff(old)
+	}
+	if err != nil {
 		return "", err
 	}
 	for _, l := range g.lanes {
@@ -108,8 +121,35 @@ func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error
 		return label, err
 	}
 	g.lead()
+	if end > 0 { // long enough to be noticed
+		clock.Wait(ctx, nil, 2*time.Second)
+	}
+	err = old.Kill() // what it has in its buffers must not be executed
+	heal()
+	if err != nil {
+		return label, err
+	}
 	rejoin := func(ctx context.Context) error { return g.pair.Rejoin(ctx) }
 	return label, errors.Join(n.heal("having the old primary follow", rejoin), n.healPair())
+}
+
+// cutOff has nothing get to a node or back, until heal.
+func (g *ground) cutOff(v *node) (heal func()) {
+	var all ways
+	for _, l := range g.lanes {
+		for i, n := range g.nodes {
+			if n == v {
+				all = append(all, l.far[i])
+			}
+		}
+	}
+	all.Stall()
+	all.HangNew(true)
+	return func() {
+		all.FIN()
+		all.HangNew(false)
+		all.Heal()
+	}
 }
 
 // healPair has both run and the replica follow. Whoever is still connected to the

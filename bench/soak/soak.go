@@ -30,6 +30,7 @@ import (
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/bench/gauge"
+	"github.com/livepool/livepool/internal/lab/proxy"
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
@@ -55,6 +56,7 @@ type settings struct {
 	server   string
 	workers  int
 	naive    bool
+	hosts    bool
 	report   string
 	only     []string
 }
@@ -101,6 +103,7 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 	flags.StringVar(&set.server, "server", "auto", "`which` server to start: "+siteNames()+";\na pair is a primary and its replica, galera a cluster of three")
 	flags.IntVar(&set.workers, "workers", 16, "how many run units at the same time")
 	flags.BoolVar(&set.naive, "naive", false, "have plain database/sql, with a retry on any error, suffer the same\nin tables of its own; it must be found wanting")
+	flags.BoolVar(&set.hosts, "hosts", false, "give the pool the address of each server of a pair or a cluster, of which it finds\nthe right one by itself; otherwise a balancer leads there")
 	flags.StringVar(&set.report, "report", filepath.Join("bench", "out", "soak.json"), "`file` for the report as JSON; the log goes beside it")
 	only := flags.String("only", "", "a comma-separated `list` of the faults that may strike:\n"+strings.Join(kindNames(), ", "))
 	flags.Usage = func() {
@@ -124,6 +127,8 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 		return set, fmt.Errorf("soak: %q: takes only flags; -h tells more", flags.Args())
 	case !known:
 		return set, fmt.Errorf("-server %s: takes one of %s", set.server, siteNames())
+	case set.hosts && (site.shape == alone || set.naive):
+		return set, errors.New("-hosts: is for a pair or a cluster, and plain database/sql, the naive one's, knows no hosts")
 	case len(kindsOn(site.shape, set.only)) == 0:
 		return set, fmt.Errorf("-only %s: does not strike a server that is started with -server %s", *only, set.server)
 	case set.workers < 1:
@@ -243,6 +248,9 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 func (r *run) config(l *lane) *livepool.Config {
 	g, cfg := r.ground, livepool.NewConfig()
 	cfg.MySQL = l.mysql()
+	if g.hosts {
+		l.near.each(func(p *proxy.Proxy) { cfg.Addrs = append(cfg.Addrs, p.Addr()) })
+	}
 	cfg.StallAfter, cfg.PingTimeout, cfg.ConnectTimeout = 500*time.Millisecond, 300*time.Millisecond, time.Second
 	cfg.CommitTimeout = commitTimeout
 	if g.shape != alone {
