@@ -36,6 +36,7 @@ type Pool struct {
 	unboundedBegins atomic.Int32 // of those, the ones that need not wait for it
 
 	replicas replicas
+	above    *Pool // of a pool on replicas, the one whose units it serves
 
 	bypassedMu sync.Mutex
 	bypassed   map[string]bool // units beside whose transaction the pool was used, see checkContext; guarded by bypassedMu

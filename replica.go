@@ -69,6 +69,7 @@ func (p *Pool) replicaPool() *Pool {
 			return
 		}
 		context.AfterFunc(p.ctr.Ctx, func() { r.Close() }) // the sql.DB may be closed by itself
+		r.above = p
 		p.replicas.pool = r
 	})
 	return p.replicas.pool
@@ -98,7 +99,6 @@ func (p *Pool) runOnReplica(ctx context.Context, fn func(context.Context, *Sessi
 	}
 	onReplica := *o
 	onReplica.maxAttempts = 1
-	ctx = context.WithValue(ctx, underWayKey{p}, true)
 	fresh := fn
 	if o.after != "" {
 		fresh = func(ctx context.Context, s *Session) error { // what the transaction sees from the first look on includes it

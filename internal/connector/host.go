@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -313,6 +314,11 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 			e.shortage, e.cause = short, f.Err
 		}
 		texts[i] = ctr.hosts[f.Host].addr + ": " + f.Err.Error()
+	}
+	for _, h := range ctr.hosts {
+		if !slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
+			texts = append(texts, h.addr+": no answer a moment ago, and not tried again yet")
+		}
 	}
 	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(ctr.hosts), strings.Join(texts, "; "))
 	return e

@@ -85,7 +85,9 @@ func (ctr *Connector) checkSilence(h *host) {
 		return
 	}
 	answers := ctr.isThere(ctx, h)
-	cancel()
+	if answers {
+		cancel()
+	}
 	won := <-found
 	if won == nil {
 		if !answers { // another may take writes at any time

@@ -126,6 +126,20 @@ func TestThePrimaryServesWhatNoReplicaCan(t *testing.T) {
 	if port := read(); !isAt(pair.Replica(), port) {
 		t.Errorf("a unit FromReplica is at port %s", port)
 	}
+	err := p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+		return p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error { // joins the unit around it
+			if outer, ok := p.FromContext(ctx); !ok || outer != s {
+				t.Error("the unit inside is not found in its context")
+			}
+			if port := portOf(t, s); !isAt(pair.Replica(), port) {
+				t.Errorf("a unit inside one FromReplica is at port %s", port)
+			}
+			return nil
+		})
+	}, livepool.ReadOnly(), livepool.FromReplica())
+	if err != nil {
+		t.Error(err)
+	}
 	if port := read(livepool.After("a token that nobody has")); !isAt(pair.Primary(), port) {
 		t.Errorf("a unit after an unknown token is at port %s", port)
 	}
