@@ -35,6 +35,7 @@ type Set struct {
 	mu        sync.Mutex // guards what follows
 	hosts     []host
 	primary   int           // the last that was known to take writes; -1: none does
+	demoted   int           // the last that was demoted, -1: none. It is the least likely to take writes
 	changedAt time.Duration // when primary was last changed; -1: never
 	changed   chan struct{} // closed at the next change
 }
@@ -46,7 +47,7 @@ type host struct {
 
 // New returns a Set of n hosts, of which nothing is known.
 func New(n int, target Target) *Set {
-	s := &Set{target: target, hosts: make([]host, n), primary: -1, changedAt: -1, changed: make(chan struct{})}
+	s := &Set{target: target, hosts: make([]host, n), primary: -1, demoted: -1, changedAt: -1, changed: make(chan struct{})}
 	for i := range s.hosts {
 		s.hosts[i].silentSince = -1
 	}
@@ -54,7 +55,7 @@ func New(n int, target Target) *Set {
 }
 
 // Order returns the hosts to try: first the primary, if that is wanted, then the others as
-// they were listed; where any of several is right they begin at a random one, so that the
+// they were listed, one that was just demoted last; where any of several is right they begin at a random one, so that the
 // connections are spread. Hosts that said nothing a moment ago are left out, unless that
 // leaves none.
 func (s *Set) Order(now time.Duration) (order []int) {
@@ -86,6 +87,8 @@ func (s *Set) places() []int {
 		return append(all[first:], all[:first]...)
 	case s.primary > 0:
 		return append([]int{s.primary}, slices.Delete(all, s.primary, s.primary+1)...)
+	case s.primary < 0 && s.demoted >= 0:
+		return append(slices.Delete(all, s.demoted, s.demoted+1), s.demoted)
 	}
 	return all
 }
@@ -156,6 +159,7 @@ func (s *Set) Demoted(i int, asked, now time.Duration) bool {
 	if s.primary != i || asked <= s.changedAt {
 		return false
 	}
+	s.demoted = i
 	s.change(-1, now)
 	return true
 }

@@ -19,8 +19,12 @@ func TestOrderBeginsWithThePrimary(t *testing.T) {
 		t.Errorf("host 2 is the primary: %v", got)
 	}
 	s.Demoted(2, 3, 3)
-	if got := s.Order(4); !slices.Equal(got, []int{0, 1, 2, 3}) {
+	if got := s.Order(4); !slices.Equal(got, []int{0, 1, 3, 2}) {
 		t.Errorf("it was demoted: %v", got)
+	}
+	s.TakesWrites(1, 5, 6)
+	if got := s.Order(7); !slices.Equal(got, []int{1, 0, 2, 3}) {
+		t.Errorf("host 1 is the primary: %v", got)
 	}
 }
 
