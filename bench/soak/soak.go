@@ -30,7 +30,6 @@ import (
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/bench/gauge"
-	"github.com/livepool/livepool/internal/lab/proxy"
 	"github.com/livepool/livepool/internal/lab/server"
 )
 
@@ -56,7 +55,6 @@ type settings struct {
 	server   string
 	workers  int
 	naive    bool
-	hosts    bool
 	report   string
 	only     []string
 }
@@ -100,10 +98,9 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 	flags.SetOutput(w)
 	flags.DurationVar(&set.duration, "duration", time.Minute, "how `long` the faults go on")
 	flags.Uint64Var(&set.seed, "seed", rand.Uint64()>>32, "from which units and faults are planned")
-	flags.StringVar(&set.server, "server", "auto", "`which` server to start: "+siteNames()+";\na pair is a primary and its replica, galera a cluster of three")
+	flags.StringVar(&set.server, "server", "auto", "`which` server to start: "+siteNames()+";\npair and galera are behind one address, as behind a balancer; of pair-mariadb, pair-mysql and galera-hosts\nthe pool has each server's own, and follows the primary")
 	flags.IntVar(&set.workers, "workers", 16, "how many run units at the same time")
 	flags.BoolVar(&set.naive, "naive", false, "have plain database/sql, with a retry on any error, suffer the same\nin tables of its own; it must be found wanting")
-	flags.BoolVar(&set.hosts, "hosts", false, "give the pool the address of each server of a pair or a cluster, of which it finds\nthe right one by itself; otherwise a balancer leads there")
 	flags.StringVar(&set.report, "report", filepath.Join("bench", "out", "soak.json"), "`file` for the report as JSON; the log goes beside it")
 	only := flags.String("only", "", "a comma-separated `list` of the faults that may strike:\n"+strings.Join(kindNames(), ", "))
 	flags.Usage = func() {
@@ -127,10 +124,10 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 		return set, fmt.Errorf("soak: %q: takes only flags; -h tells more", flags.Args())
 	case !known:
 		return set, fmt.Errorf("-server %s: takes one of %s", set.server, siteNames())
-	case set.hosts && (site.shape == alone || set.naive):
-		return set, errors.New("-hosts: is for a pair or a cluster, and plain database/sql, the naive one's, knows no hosts")
 	case len(kindsOn(site.shape, set.only)) == 0:
 		return set, fmt.Errorf("-only %s: does not strike a server that is started with -server %s", *only, set.server)
+	case set.naive && site.shape.is(hosts):
+		return set, fmt.Errorf("-naive -server %s: plain database/sql has one address", set.server)
 	case set.workers < 1:
 		return set, fmt.Errorf("-workers %d: takes 1 or more", set.workers)
 	case set.duration <= 0:
@@ -248,8 +245,8 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 func (r *run) config(l *lane) *livepool.Config {
 	g, cfg := r.ground, livepool.NewConfig()
 	cfg.MySQL = l.mysql()
-	if g.hosts {
-		l.near.each(func(p *proxy.Proxy) { cfg.Addrs = append(cfg.Addrs, p.Addr()) })
+	if g.shape.is(hosts) {
+		cfg.Addrs = l.addrs()
 	}
 	cfg.StallAfter, cfg.PingTimeout, cfg.ConnectTimeout = 500*time.Millisecond, 300*time.Millisecond, time.Second
 	cfg.CommitTimeout = commitTimeout
