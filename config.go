@@ -306,14 +306,18 @@ func (c *Config) validate() error {
 
 // hosts are Addrs with their ports, nil if there is one host.
 func (c *Config) hosts() ([]string, error) {
-	switch my := c.MySQL; {
-	case len(c.Addrs) == 0 || my == nil:
+	my := c.MySQL
+	if len(c.Addrs) == 0 || my == nil {
 		return nil, nil
-	case my.Addr != "" && my.Addr != c.Addrs[0] && len(c.Addrs) > 0:
-		return nil, errors.New("livepool: Config.Addrs and Config.MySQL.Addr contradict each other: set Addrs alone, or let Addr be the first of them")
-	default:
-		return dsntext.Hosts(my.Net, c.Addrs)
 	}
+	all, err := dsntext.Hosts(my.Net, c.Addrs)
+	if err != nil || my.Addr == "" {
+		return all, err
+	}
+	if first, err := dsntext.Hosts(my.Net, []string{my.Addr}); err != nil || first[0] != all[0] {
+		return nil, errors.New("livepool: Config.Addrs and Config.MySQL.Addr contradict each other: set Addrs alone, or let Addr be the first of them")
+	}
+	return all, nil
 }
 
 // clone copies the settings, so that the caller's Config stays the caller's.

@@ -141,16 +141,14 @@ func (ctr *Connector) reached(l *link) {
 	ctr.Outage.Connected(slog.String("host", l.host.addr))
 }
 
-// wanted are the roles that the pool wants of a host, the better one first.
+// wanted are the roles that a pool on replicas, or on any host, wants, the better one first.
 func (ctr *Connector) wanted() []func(takesWrites bool) bool {
-	primary, replica := func(takesWrites bool) bool { return takesWrites }, func(takesWrites bool) bool { return !takesWrites }
+	replica := func(taken bool) bool { return !taken }
 	switch ctr.Cfg.Target {
-	case hosts.Primary:
-		return []func(bool) bool{primary}
 	case hosts.Replica:
 		return []func(bool) bool{replica}
 	case hosts.PreferReplica:
-		return []func(bool) bool{replica, primary}
+		return []func(bool) bool{replica, isWritable}
 	}
 	return []func(bool) bool{func(bool) bool { return true }}
 }
@@ -158,12 +156,14 @@ func (ctr *Connector) wanted() []func(takesWrites bool) bool {
 // loginToAny makes a connection to one of several hosts, whose role is the wanted one, and
 // logs in.
 func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
+	if ctr.followsPrimary() {
+		return ctr.loginToPrimary(ctx)
+	}
 	var failed []hosts.Result[candidate]
 	for i, isRight := range ctr.wanted() {
 		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isRight)
 		switch failed = failures; {
 		case won != nil:
-			ctr.noteHostWon(&won.Value)
 			won.Value.isStopgap = i > 0
 			return won.Value.link, nil
 		case ctx.Err() != nil:
@@ -171,6 +171,51 @@ func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
 		}
 	}
 	return link{}, ctr.newHostsError(failed)
+}
+
+// maxRaces is how often the hosts are tried if the primary changes meanwhile.
+const maxRaces = 3
+
+// loginToPrimary is loginToAny for the host that takes writes. Where several do, as in a
+// cluster, the pool stays with the one that it has, unless that has failed in the same race:
+// one that is full, or refuses the login, is there.
+func (ctr *Connector) loginToPrimary(ctx context.Context) (link, error) {
+	var failed []hosts.Result[candidate]
+	for range maxRaces {
+		before, _ := ctr.hostSet.Watch()
+		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isWritable)
+		failed = failures
+		if won == nil {
+			break
+		}
+		primary, _ := ctr.hostSet.Watch()
+		isOther := primary >= 0 && primary != won.Host
+		isThere := slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == primary && ctr.isThereAfter(f.Err) })
+		if !isOther || primary == before && !isThere {
+			ctr.noteHostWon(&won.Value)
+			return won.Value.link, nil
+		}
+		won.Value.close()
+		if isThere {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return link{}, ctx.Err()
+	}
+	return link{}, ctr.newHostsError(failed)
+}
+
+func isWritable(taken bool) bool { return taken }
+
+// isThereAfter says whether a host that has failed with err is what it was: it is full, or
+// refuses the login.
+func (ctr *Connector) isThereAfter(err error) bool {
+	if err == nil || !driverconn.IsAnswer(err) { // nil: it was passed over
+		return false
+	}
+	short := ctr.shortageOfHost(err)
+	return short == outage.NoRoom || short == outage.None
 }
 
 // raceHosts tries these hosts until one is right, and notes what the failures say.
@@ -266,9 +311,6 @@ func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 // noteHostWon notes that a host is the primary. If another one was until now, the pool leaves
 // that.
 func (ctr *Connector) noteHostWon(c *candidate) {
-	if ctr.Cfg.Target != hosts.Primary {
-		return
-	}
 	last, isNew := ctr.hostSet.TakesWrites(c.host.index, c.asked, ctr.clock.Now())
 	if isNew {
 		ctr.watchOthers(c.host)

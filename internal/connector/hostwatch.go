@@ -5,6 +5,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -37,7 +38,7 @@ func (ctr *Connector) watchHost(h, primary *host) {
 		if !other {
 			return
 		}
-		if stays, _ := ctr.askHost(primary); stays && ctr.mainHost() == primary { // else this is a failover
+		if stays, _ := ctr.askHost(primary); stays && ctr.mainHost() == primary && !ctr.InCluster.Load() { // else this is a failover
 			ctr.Cfg.Log.Warn("livepool: two hosts take writes (read_only is off on both), and the pool stays with the first; "+
 				"is the other one to be a replica, or the pool to use all (pool_target=any)?",
 				slog.String("addr", ctr.addr), slog.String("host", primary.addr), slog.String("other", h.addr))
@@ -50,10 +51,10 @@ func (ctr *Connector) watchHost(h, primary *host) {
 func (ctr *Connector) askHost(h *host) (takesWrites, answers bool) {
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
-	won, failed := ctr.raceHosts(ctx, []int{h.index}, func(takesWrites bool) bool { return takesWrites })
+	won, failed := ctr.raceHosts(ctx, []int{h.index}, isWritable)
 	if won != nil {
 		won.Value.close()
 		return true, true
 	}
-	return false, len(failed) > 0 && isAnswerOfHost(failed[0].Err)
+	return false, len(failed) > 0 && errors.As(failed[0].Err, new(roleError)) // one that refuses the login has not said
 }

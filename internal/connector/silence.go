@@ -79,7 +79,7 @@ func (ctr *Connector) checkSilence(h *host) {
 	others := slices.DeleteFunc(ctr.hostSet.Order(ctr.clock.Now()), func(i int) bool { return i == h.index })
 	found := make(chan *hosts.Result[candidate], 1)
 	if !ctr.startAttempt(func() {
-		won, _ := ctr.raceHosts(ctx, others, func(takesWrites bool) bool { return takesWrites })
+		won, _ := ctr.raceHosts(ctx, others, isWritable)
 		found <- won
 	}) {
 		return
@@ -100,7 +100,9 @@ func (ctr *Connector) checkSilence(h *host) {
 		return
 	}
 	ctr.hostSet.Silent(h.index, ctr.clock.Now())
-	ctr.noteHostWon(&won.Value)
+	if ctr.isPrimary(h) {
+		ctr.noteHostWon(&won.Value)
+	}
 	for _, c := range ctr.snapshot() {
 		w := c.currentThread.Load()
 		if w == nil || w.Host != h.index {

@@ -19,27 +19,29 @@ import (
 // parameters.
 func Parse(dsn string) (driver *mysql.Config, addrs, ours []string, err error) {
 	ours, theirs := split(dsn)
-	addrs, theirs = splitHosts(theirs)
-	driver, err = parseDriver(theirs)
-	if err == nil && addrs != nil {
-		addrs, err = Hosts(driver.Net, addrs)
+	addrs, theirs, err = splitHosts(theirs)
+	if err == nil {
+		driver, err = parseDriver(theirs)
 	}
-	return driver, addrs, ours, err
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return driver, addrs, ours, nil
 }
 
 // address finds the network and the address of a DSN, up to the slash before the database.
-var address = regexp.MustCompile(`^(.*@|)(tcp|tcp4|tcp6|unix|)\(([^()@]*)\)$`)
+var address = regexp.MustCompile(`(?s)^(.*@|)(tcp|tcp4|tcp6|unix|)\(([^()@]*)\)$`)
 
 // splitHosts takes all addresses but the first out of a DSN, and returns all of them; nil if
 // there is one. That of a socket may have a comma in it.
-func splitHosts(dsn string) (addrs []string, theirs string) {
+func splitHosts(dsn string) (addrs []string, theirs string, err error) {
 	slash := strings.LastIndexByte(dsn, '/')
 	if slash < 0 {
-		return nil, dsn
+		return nil, dsn, nil
 	}
 	m := address.FindStringSubmatch(dsn[:slash])
 	if m == nil {
-		return nil, dsn
+		return nil, dsn, nil
 	}
 	separator, lead := ",", ""
 	if m[2] == "unix" {
@@ -52,9 +54,12 @@ func splitHosts(dsn string) (addrs []string, theirs string) {
 		addrs = append(addrs, addr)
 	}
 	if len(addrs) == 1 {
-		return nil, dsn
+		return nil, dsn, nil
 	}
-	return addrs, m[1] + m[2] + "(" + addrs[0] + ")" + dsn[slash:]
+	if addrs, err = Hosts(m[2], addrs); err != nil {
+		return nil, "", err
+	}
+	return addrs, m[1] + m[2] + "(" + addrs[0] + ")" + dsn[slash:], nil
 }
 
 // Hosts returns the addresses with their ports, which is the driver's default where there is
@@ -62,7 +67,7 @@ func splitHosts(dsn string) (addrs []string, theirs string) {
 func Hosts(network string, addrs []string) ([]string, error) {
 	all := make([]string, len(addrs))
 	for i, addr := range addrs {
-		if strings.HasPrefix(network, "tcp") || network == "" {
+		if slices.Contains([]string{"", "tcp", "tcp4", "tcp6"}, network) {
 			if name := strings.Trim(addr, "[]"); !strings.Contains(name, ":") || len(name) == len(addr)-2 {
 				addr = net.JoinHostPort(name, "3306")
 			}

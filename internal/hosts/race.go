@@ -52,6 +52,9 @@ func Race[T any](ctx context.Context, order []int, headStart func(host int) time
 				start(order[0])
 				next.Reset(headStart(order[0]))
 				order = order[1:]
+				if r.patience > 0 { // another has answered before
+					silence.Reset(0)
+				}
 			}
 		case took := <-r.answers:
 			r.patience = max(Silence, 4*took)

@@ -36,7 +36,7 @@ func newEnv(t *testing.T) *Env {
 type fakeProcesslist struct {
 	threads  []fakeThread
 	locks    map[string]string // who holds them
-	commands []string          // the commands of all threads, look by look; "" is no answer
+	commands []string          // the commands of all threads, and their states after a comma, look by look; "" is no answer
 	sent     []string          // what else was sent
 	view     []string          // what it shows of the connection itself; nil is a refusal
 	uptime   string            // in seconds
@@ -114,7 +114,8 @@ func (c *fakeSideConn) QueryContext(_ context.Context, query string, _ []driver.
 	}
 	for _, t := range c.threads {
 		if slices.Contains(strings.Split(ids[1], ", "), t.id) {
-			a.add(t.id, t.user, t.host, c.command)
+			command, state, _ := strings.Cut(c.command, ", ")
+			a.add(t.id, t.user, t.host, command, state)
 		}
 	}
 	return a, nil

@@ -82,7 +82,11 @@ const (
 	threadHidden                           // it is there; what it does is not shown
 	threadIdle                             // it waits for the client
 	threadRunning
+	threadCommitting // it runs, and must not be killed: see stateOf
 )
+
+// isAtWork says whether the thread works on what it was sent.
+func (s threadState) isAtWork() bool { return s == threadRunning || s == threadCommitting }
 
 // foundThread is what was found of a connection's thread. id is an SQL expression for
 // its id, "" where it must not be killed.
@@ -112,7 +116,7 @@ func (s *Side) findThreads(ctx context.Context, limit time.Duration, ws []*Threa
 	}
 	// An idle thread is shown as Killed where its transaction was ended, as by a Galera
 	// node in favour of another node's.
-	rows, err := s.Conn.QueryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND)"+
+	rows, err := s.Conn.QueryRows(ctx, "SELECT ID, USER, HOST, IF(COMMAND = 'Killed' AND INFO IS NULL, 'Sleep', COMMAND), STATE"+
 		" FROM information_schema.PROCESSLIST WHERE ID IN ("+strings.Join(ids, ", ")+")")
 	if err != nil {
 		return nil, err
@@ -120,7 +124,7 @@ func (s *Side) findThreads(ctx context.Context, limit time.Duration, ws []*Threa
 	for i, q := range queries {
 		for _, row := range rows {
 			if q.id != "" && q.matches(row) {
-				found[i] = foundThread{q.killExpr, q.stateOf(row[3])}
+				found[i] = foundThread{q.killExpr, q.stateOf(row[3], row[4])}
 			}
 		}
 	}
@@ -166,13 +170,18 @@ func (q *threadQuery) matches(row []string) bool {
 	return row[0] == q.id && (q.user == "" || row[1] == q.user) && (q.host == "" || row[2] == q.host)
 }
 
-// stateOf is what it says of the thread.
-func (q *threadQuery) stateOf(command string) threadState {
+// stateOf is what it says of the thread. A thread that waits for the acknowledgement of a
+// semi-synchronous replica must not be killed: MariaDB (10.11, 11.8) then ends the wait, and
+// shows, and acknowledges for the others of its group too, what no replica has. One in the
+// state Commit may be about to wait.
+func (q *threadQuery) stateOf(command, state string) threadState {
 	switch {
 	case q.killExpr == "":
 		return threadUnknown
 	case command == "Sleep":
 		return threadIdle
+	case state == "Commit", strings.HasPrefix(state, "Waiting for semi-sync ACK"):
+		return threadCommitting
 	}
 	return threadRunning
 }

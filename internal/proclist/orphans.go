@@ -95,6 +95,10 @@ func (r *Reaper) killBatch(s *Side, batch []*Orphan, tally *[outcomes]int) (left
 			o.finish(outcomeUnproven, tally)
 		case f == threadNotFound:
 			o.finish(outcomeAlreadyGone, tally)
+		case f == threadCommitting: // it ends by itself
+			o.retryAfter = min(max(2*o.retryAfter, reapRetryFirst), reapRetryLongest)
+			o.due = r.Clock.Now() + o.retryAfter
+			left = append(left, o)
 		default:
 			present, ids = append(present, o), append(ids, found[i].id)
 		}

@@ -125,7 +125,7 @@ func (s *Stalls) check(stalled []*Thread) {
 			v.wrongServerTries++
 			v.nextCheck = now // the next connection may meet another server of the same address
 		default:
-			if found == threadRunning {
+			if found.isAtWork() {
 				v.idleChecks = 0
 			}
 			v.wrongServerTries = 0
@@ -238,7 +238,7 @@ func (s *Stalls) checkSlowCommits() {
 				h.mu.Unlock()
 				continue
 			}
-			q.working <- err == nil && all[i].threadState == threadRunning
+			q.working <- err == nil && all[i].threadState.isAtWork()
 		}
 	}
 }

@@ -24,6 +24,7 @@ func TestConnectionIsGivenUpByTwoLooksInARow(t *testing.T) {
 		{"idle twice", []string{"Sleep", "Sleep"}, true},
 		{"idle once", []string{"Sleep"}, false},
 		{"at work", []string{"Query", "Query", "Query"}, false},
+		{"at a COMMIT", []string{"Query, Commit", "Query, Waiting for semi-sync ACK from slave"}, false},
 		{"idle, at work, idle", []string{"Sleep", "Query", "Sleep"}, false},
 		{"no answer", []string{"", "", ""}, false},
 		{"idle, and then no answer", []string{"Sleep", "", ""}, false},

@@ -65,6 +65,29 @@ func TestUnitsSurviveAFailoverOfAClusterAmongSeveralHosts(t *testing.T) {
 	}
 }
 
+// A group in which every member takes writes: the pool uses all of them, and loses one.
+func TestUnitsOnAGroupThatWritesEverywhere(t *testing.T) {
+	t.Parallel()
+	g := servertest.RunGroup(t, 3, "--innodb-lock-wait-timeout=1")
+	members := g.Members()
+	err := errors.Join(members[0].Exec(ledgerTable), members[0].Exec("SELECT group_replication_switch_to_multi_primary_mode()"), g.AwaitOnline(t.Context()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	many := (&group{servers: members, before: func() []string { return nil }, awaitSync: func() error { return g.AwaitOnline(t.Context()) }}).asHosts(t)
+	p := open(t, members[0].AppDSN(many.hosts()), "pool_target=any&pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
+	if err := p.CreateCommitTable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	many.workThrough(t, p, groupFault{name: "a member killed", inject: func() error { return g.KillMember(1) },
+		repair: func() error { return g.StartMember(t.Context(), 1) }}, 0)
+	for i, s := range members {
+		if many.via[s.Addr()].Counts().Conns == 0 {
+			t.Errorf("no connection led to member %d", i)
+		}
+	}
+}
+
 // workThroughAll is workThrough for each fault.
 func (g *group) workThroughAll(t *testing.T, p *livepool.Pool) {
 	first := 0

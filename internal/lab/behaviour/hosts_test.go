@@ -22,10 +22,11 @@ import (
 // proxy of its own, and a pool on both.
 type hostPair struct {
 	*server.Pair
-	t    *testing.T
-	via  map[*server.Server]*proxy.Proxy
-	pool *livepool.Pool
-	log  *labtest.CapturedLog
+	t     *testing.T
+	via   map[*server.Server]*proxy.Proxy
+	pool  *livepool.Pool
+	log   *labtest.CapturedLog
+	plain chan error // what became of a plain statement that was sent after the fault; nil: none was
 }
 
 func hostPairOf(t *testing.T, kind server.Kind, params string) *hostPair {
@@ -97,7 +98,13 @@ var failovers = []struct {
 }{
 	{"a switch of roles", false, func(h *hostPair) error { return h.Switch(h.t.Context()) }},
 	{"the primary killed", true, func(h *hostPair) error {
-		return errors.Join(h.Primary().Kill(), h.Promote(h.t.Context()))
+		err := h.Primary().Kill()
+		h.plain = make(chan error, 1)
+		go func() { // what is sent to one that is frozen may have run
+			_, err := h.pool.ExecContext(h.t.Context(), "INSERT INTO ledger (unit) VALUES (-1)")
+			h.plain <- err
+		}()
+		return errors.Join(err, h.Promote(h.t.Context()))
 	}},
 	{"the primary frozen", true, func(h *hostPair) error {
 		old := h.Primary()
@@ -128,6 +135,11 @@ func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
 					t.Fatal(err)
 				}
 				promoted := <-takesWrites
+				if h.plain != nil {
+					if err := <-h.plain; err != nil {
+						t.Errorf("a plain statement: %v", err)
+					}
+				}
 				labtest.Eventually(t, "units are applied by the new primary", func() bool { return w.since(promoted) > 50 })
 				units := w.stop()
 				for unit := range units {
