@@ -205,16 +205,18 @@ func TestOnlySilentHostsAreLeftOut(t *testing.T) {
 	}
 }
 
-// A caller that gives up has waited for nobody long enough to know anything of a host.
+// An attempt that ends with its caller has waited for nobody long enough to know anything of a
+// host.
 func TestCallerThatGivesUpSaysNothingOfHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctr, _ := openHosts(t, hosts.Primary, silentHost, silentHost)
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		if _, err := ctr.dialOnce(ctx); err == nil {
+		if _, err := ctr.open(ctx, nil, 0, noTurn); err == nil {
 			t.Fatal("no error")
 		}
 		synctest.Wait()
+		ctr.hostSet.Answered(1) // where all are silent none is left out
 		if order := ctr.hostSet.Order(ctr.clock.Now()); !slices.Equal(order, []int{0, 1}) || ctr.Outage.IsDown() {
 			t.Errorf("%v are tried next, and there is an outage: %v; want both, and none", order, ctr.Outage.IsDown())
 		}
