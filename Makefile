@@ -23,7 +23,7 @@ bench: ## plain database/sql and livepool under the same faults, 80 seconds
 hot: ## what the hot path costs, appended to bench/history.csv: on a quiet machine, with all committed
 	go run ./bench -server mariadb -history bench/history.csv hot
 
-soak: ## units of work under random faults: D=15m (how long), S=mysql, pair or galera
+soak: ## units of work under random faults: D=15m (how long), S=mysql, pair-mysql or galera-hosts
 	go run ./bench soak -duration $(or $(D),5m) $(if $(S),-server $(S))
 
 fuzz: ## each fuzz target in turn: D=1m (how long each)

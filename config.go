@@ -90,6 +90,11 @@ type Config struct {
 	Addrs []string
 	// Target (pool_target) is what the pool wants of a host, default TargetPrimary.
 	Target Target
+	// MaxLag (pool_max_lag) is how far a replica may be behind to be used, in whole seconds as
+	// servers tell it, default 0: it is not asked. One whose replication has stopped is not
+	// used then either. It needs the privilege REPLICATION CLIENT (MariaDB: REPLICA MONITOR),
+	// and applies where Target asks for replicas, and to FromReplica.
+	MaxLag time.Duration
 
 	// PoolSize (pool_size) is how many connections are kept, default 10. With 0
 	// none is kept: each is closed when it is returned.
@@ -331,6 +336,7 @@ func (c *Config) settings() *connector.Settings {
 		MySQL:          c.MySQL,
 		Addrs:          c.Addrs,
 		Target:         hosts.Target(c.Target),
+		MaxLag:         c.MaxLag,
 		PoolSize:       c.PoolSize,
 		MaxOverflow:    c.MaxOverflow,
 		MinIdle:        c.MinIdle,

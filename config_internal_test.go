@@ -18,6 +18,7 @@ const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 // documented is what docs/settings.md says of each parameter: its name, and what it may be.
 var documented = map[string]func(c *Config) bool{
 	"pool_size":            func(c *Config) bool { return c.PoolSize >= 0 && c.PoolSize <= 100000 },
+	"pool_max_lag":         func(c *Config) bool { return c.MaxLag >= 0 },
 	"pool_target":          func(c *Config) bool { return c.Target >= TargetPrimary && c.Target <= TargetAny },
 	"pool_max_overflow":    func(c *Config) bool { return c.MaxOverflow >= -1 && c.MaxOverflow <= 100000 },
 	"pool_min_idle":        func(c *Config) bool { return c.MinIdle >= 0 && c.MinIdle <= c.PoolSize },
@@ -61,7 +62,7 @@ func durations(c *Config) map[string]time.Duration {
 		"pool_idle_timeout": c.IdleTimeout, "pool_recycle": c.Recycle, "pool_ping_after": c.PingAfter,
 		"pool_ping_timeout": c.PingTimeout, "pool_keepalive": c.KeepAlive, "pool_connect_timeout": c.ConnectTimeout,
 		"pool_commit_timeout": c.CommitTimeout, "pool_timeout": c.PoolTimeout, "pool_stall_after": c.StallAfter,
-		"pool_hold_limit": c.HoldLimit, "pool_outage_wait": c.OutageWait, "pool_leak_after": c.LeakAfter, "pool_max_elapsed": c.MaxElapsed,
+		"pool_max_lag": c.MaxLag, "pool_hold_limit": c.HoldLimit, "pool_outage_wait": c.OutageWait, "pool_leak_after": c.LeakAfter, "pool_max_elapsed": c.MaxElapsed,
 	}
 }
 
@@ -140,7 +141,7 @@ var dsnSeeds = map[string]struct {
 	"escaped value":                          {"app", "", "", "tcp(db:3306)/shop?pool_size=%33&pool_recycle=1%68", false},
 	"network without address":                {"app", "", "", "tcp/shop?pool_size=0&pool_max_overflow=1", false},
 	"no host":                                {"root", "", "", "/", false},
-	"hosts":                                  {"app", "", "", "tcp(db1:3306,db2,[::1]:3307)/shop?pool_target=replica&tls=true", false},
+	"hosts":                                  {"app", "", "", "tcp(db1:3306,db2,[::1]:3307)/shop?pool_target=replica&pool_max_lag=5s&tls=true", false},
 	"hosts in the password":                  {"app", "@tcp(a,b)/", "", "tcp(db1,db2)/shop", false},
 	"hosts by sockets":                       {"app", "", "", "unix(/run/a,1.sock,/run/b.sock)/shop?pool_target=any", false},
 	"hosts of no network":                    {"app", "", "", "(db1,db2)/", false},

@@ -1,6 +1,7 @@
 package livepool_test
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -133,6 +134,7 @@ func TestDSNParameters(t *testing.T) {
 		{"pool_ping_timeout=250ms", func(c *livepool.Config) any { return c.PingTimeout }, 250 * time.Millisecond},
 		{"pool_keepalive=0", func(c *livepool.Config) any { return c.KeepAlive }, time.Duration(0)},
 		{"pool_connect_timeout=2", func(c *livepool.Config) any { return c.ConnectTimeout }, 2 * time.Second},
+		{"pool_max_lag=5", func(c *livepool.Config) any { return c.MaxLag }, 5 * time.Second},
 		{"pool_connect_limit=3", func(c *livepool.Config) any { return c.ConnectLimit }, 3},
 		{"pool_outage_wait=0", func(c *livepool.Config) any { return c.OutageWait }, time.Duration(0)},
 		{"pool_commit_timeout=3s", func(c *livepool.Config) any { return c.CommitTimeout }, 3 * time.Second},
@@ -186,11 +188,12 @@ func TestBadDSNParameters(t *testing.T) {
 		{"pool_recycle_jitter=NaN", []string{"pool_recycle_jitter=NaN", "from 0 to 1"}},
 		{"pool_pre_ping=maybe", []string{"pool_pre_ping=maybe", "idle, true, 1, on, always, off, false, 0"}},
 		{"pool_ping_timeout=0", []string{"pool_ping_timeout=0", "above 0"}},
+		{"pool_target=master", []string{"pool_target=master", "primary, replica, prefer-replica, any"}},
+		{"pool_max_lag=-1s", []string{"pool_max_lag=-1s", "0 or more"}},
 		{"pool_connect_limit=0", []string{"pool_connect_limit=0", "a whole number from 1"}},
 		{"pool_connect_timeout=0s", []string{"pool_connect_timeout=0s", "above 0"}},
 		{"pool_commit_timeout=-5", []string{"pool_commit_timeout=-5", "above 0"}},
 		{"pool_kill_abandoned=perhaps", []string{"pool_kill_abandoned=perhaps", "true, false"}},
-		{"pool_target=master", []string{"pool_target=master", "primary, replica, prefer-replica, any"}},
 		{"pool_target=", []string{"pool_target=", "primary"}},
 		{"pool_beacon=maybe", []string{"pool_beacon=maybe", "off, auto, on"}},
 		{"pool_max_attempts=0", []string{"pool_max_attempts=0", "from 1"}},
@@ -429,6 +432,27 @@ func TestHostsOfAConfig(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "tcp(127.0.0.1:1,127.0.0.1:2)") || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%q: got %v, want both addresses in it, and no password", addr, err)
 		}
+	}
+}
+
+// A list of hosts is shown as the DSN has it, and is in the errors.
+func TestSeveralHostsAreShown(t *testing.T) {
+	cfg, err := livepool.ParseDSN("app:s3cret@tcp(127.0.0.1:1,127.0.0.2:1)/shop?pool_outage_wait=0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := cfg.String(); !strings.Contains(text, "app@tcp(127.0.0.1:1,127.0.0.2:1)/shop") {
+		t.Errorf("%s does not say which hosts", text)
+	}
+	p, err := livepool.OpenConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	_, err = p.ExecContext(t.Context(), "DO 1")
+	if !errors.Is(err, livepool.ErrUnreachable) || !strings.Contains(err.Error(), "none of 2 hosts") ||
+		!strings.Contains(err.Error(), "tcp(127.0.0.1:1): ") || !strings.Contains(err.Error(), "tcp(127.0.0.2:1): ") {
+		t.Errorf("got %v, want what each host said", err)
 	}
 }
 

@@ -14,7 +14,7 @@
 //	trace                what a Config's Tracer is told
 //	internal/connector   connections below database/sql: checkout, ping, outage, kill
 //	internal/wire        the net.Conn below the driver
-//	internal/mysqlerr, sqltext, committable, fifo, clock, ...
+//	internal/mysqlerr, sqltext, committable, hosts, fifo, clock, ...
 //
 // The files of internal/connector are named below. When a connection is pinged
 // and when it is too old is set in ping.go and recycle.go of this package.
@@ -53,7 +53,8 @@
 // reply for StallAfter is looked up on the server: a slow one is waited for, a
 // dead connection is abandoned. The thread that an abandoned connection leaves on
 // the server is killed, once it is proved to be its own (internal/proclist). While
-// the server cannot be reached one prober dials for all sessions (internal/outage).
+// the server cannot be reached one prober dials for all sessions (internal/outage). Of
+// several hosts it looks for the one that takes writes (internal/hosts).
 //
 // # Transactions
 //

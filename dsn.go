@@ -62,6 +62,7 @@ var tableName = regexp.MustCompile(`^[A-Za-z0-9_$]{1,64}(\.[A-Za-z0-9_$]{1,64})?
 // params is the table of settings, the one place that knows the DSN's words.
 var params = setting.Table[Config]{
 	setting.OneOf("pool_target", "Target", targetNames, func(c *Config) *Target { return &c.Target }),
+	setting.Duration("pool_max_lag", "MaxLag", false, func(c *Config) *time.Duration { return &c.MaxLag }),
 	setting.Int("pool_size", "PoolSize", 0, maxConns, func(c *Config) *int { return &c.PoolSize }),
 	setting.Int("pool_max_overflow", "MaxOverflow", -1, maxConns, func(c *Config) *int { return &c.MaxOverflow }),
 	setting.Duration("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),

@@ -228,6 +228,26 @@ func ExampleReadOnly() {
 	// Output: <nil> 200
 }
 
+// A read may be served by a replica, where the DSN lists several hosts, and sees what the
+// unit with this token has committed. Without a replica, as here, the primary serves it.
+func ExampleFromReplica() {
+	db := exampleDB()
+	defer db.Close()
+	var token string
+	err := db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		token = s.Token()
+		_, err := s.ExecContext(ctx, "UPDATE accounts SET balance = 50 WHERE id = 1")
+		return err
+	}, livepool.VerifyCommit())
+	must(err)
+	var balance int
+	err = db.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+		return s.QueryRowContext(ctx, "SELECT balance FROM accounts WHERE id = 1").Scan(&balance)
+	}, livepool.ReadOnly(), livepool.FromReplica(), livepool.After(token))
+	fmt.Println(err, balance)
+	// Output: <nil> 50
+}
+
 // The number of attempts can be set for one unit, and its name for the logs.
 func ExampleMaxAttempts() {
 	db := exampleDB()

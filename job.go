@@ -81,6 +81,8 @@ type sessionOptions struct {
 	refused     error // for an option that is none, or that Job does not take
 
 	reportApplied bool
+	fromReplica   bool
+	after         string // a token, "" for none
 }
 
 // Name names the unit in errors, logs, statistics and leak reports.
@@ -122,6 +124,10 @@ func (o *sessionOptions) check(p *Pool) error {
 		return errors.New("livepool: Once: the key is empty")
 	case o.tx.ReadOnly && (o.hasOnce || o.verify):
 		return errors.New("livepool: ReadOnly contradicts Once and VerifyCommit, which write a key")
+	case o.fromReplica && !o.tx.ReadOnly:
+		return errors.New("livepool: FromReplica is for a unit that is ReadOnly")
+	case o.after != "" && !o.fromReplica:
+		return errors.New("livepool: After is for a unit FromReplica; on the primary all is there")
 	case len(o.once) > committable.MaxKey:
 		return fmt.Errorf("livepool: Once: the key has %d bytes, takes at most %d", len(o.once), committable.MaxKey)
 	}

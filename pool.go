@@ -35,6 +35,9 @@ type Pool struct {
 	begins          atomic.Int32 // sessions that have a place and take a connection
 	unboundedBegins atomic.Int32 // of those, the ones that need not wait for it
 
+	replicas replicas
+	above    *Pool // of a pool on replicas, the one whose units it serves
+
 	bypassedMu sync.Mutex
 	bypassed   map[string]bool // units beside whose transaction the pool was used, see checkContext; guarded by bypassedMu
 }
@@ -124,6 +127,7 @@ func (d *sqlDriver) Open(dsn string) (driver.Conn, error) {
 }
 
 func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
+	given := cfg
 	ctr, cfg, err := openConnector(c, cfg)
 	if err != nil {
 		return nil, err
@@ -133,6 +137,9 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxIdleConns(cfg.PoolSize)
 	db.SetConnMaxIdleTime(cfg.IdleTimeout)
 	p := &Pool{DB: db, cfg: cfg, ctr: ctr, bypassed: map[string]bool{}}
+	if len(cfg.Addrs) > 1 && cfg.Target == TargetPrimary {
+		p.replicas.cfg = given.clone()
+	}
 	ctr.Cfg.CheckContext = p.checkContext
 	p.queue.Init(ctr.Cfg.MaxOpenConns(), ctr.ServePool(db, p.queue.SetLimit), connector.ErrPoolClosed)
 	ctr.StartMaintainer()
@@ -268,4 +275,4 @@ func (p *Pool) GetDBConn() (*sql.DB, error) { return p.DB, nil }
 // Close closes the pool and stops what runs in the background for it; so does
 // Close of the *sql.DB alone. It is idempotent. What is in use is closed when
 // it is returned.
-func (p *Pool) Close() error { return p.DB.Close() }
+func (p *Pool) Close() error { return errors.Join(p.DB.Close(), p.closeReplicas()) }

@@ -21,13 +21,20 @@ import (
 )
 
 // runUnit runs a unit of its own, and tells the tracer of it.
-func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) error {
-	c := p.newRetryState(o)
-	end := trace.UnitEnd{UnitStart: trace.UnitStart{Unit: o.name, Key: c.key}}
-	ctx = p.ctr.Tracer.UnitStart(ctx, end.UnitStart)
+func (c *retryState) runUnit(ctx context.Context, fn func(context.Context, *Session) error) error {
+	c.started = time.Now()
+	switch o := &c.options; {
+	case o.hasOnce:
+		c.key = o.once
+	case o.verify:
+		c.key = "verify:" + rand.Text()
+	}
+	end := trace.UnitEnd{UnitStart: trace.UnitStart{Unit: c.options.name, Key: c.key}}
+	t := &c.pool.ctr.Tracer
+	ctx = t.UnitStart(ctx, end.UnitStart)
 	defer func() { // also if fn panics
-		end.Took, end.Attempts, end.Outcome = p.ctr.Tracer.Since(c.started), c.attempts, c.outcome
-		p.ctr.Tracer.UnitEnd(ctx, end)
+		end.Took, end.Attempts, end.Outcome = t.Since(c.started), c.attempts, c.outcome
+		t.UnitEnd(ctx, end)
 	}()
 	end.Err = c.run(ctx, fn)
 	return end.Err
@@ -37,7 +44,7 @@ func (p *Pool) runUnit(ctx context.Context, fn func(context.Context, *Session) e
 // one is committed or must not be repeated. A lost COMMIT of a unit with a key is resolved
 // before the next attempt.
 func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session) error) error {
-	p, o := c.pool, c.options
+	p, o := c.pool, &c.options
 	if c.key != "" {
 		fn = withKey(fn, c.key)
 	}
@@ -152,7 +159,7 @@ func (s *Session) explainFailure(err error, c *retryState) error {
 // goroutine of the unit.
 type retryState struct {
 	pool              *Pool
-	options           *sessionOptions
+	options           sessionOptions
 	key               string // of the commit table, "" for none
 	started           time.Time
 	elapsedFrom       time.Time // from when MaxElapsed counts, zero until a connection was asked for
@@ -165,17 +172,6 @@ type retryState struct {
 	lossCounter       connector.LossCounter
 	commitSentTo      string // the server that the lost COMMIT was sent to, while that is resolved
 	idempotent        bool   // it is a function of Retry, and no unit
-}
-
-func (p *Pool) newRetryState(o *sessionOptions) *retryState {
-	c := &retryState{pool: p, options: o, started: time.Now()}
-	switch {
-	case o.hasOnce:
-		c.key = o.once
-	case o.verify:
-		c.key = "verify:" + rand.Text()
-	}
-	return c
 }
 
 // waitToRetry waits until the unit that failed with err, because of cause, may be run
@@ -347,8 +343,8 @@ func (p *Pool) Retry(ctx context.Context, fn func(context.Context) error, opts .
 		return err
 	}
 	defer p.end()
-	c := p.newRetryState(&o)
-	c.elapsedFrom, c.idempotent = c.started, true
+	now := time.Now()
+	c := &retryState{pool: p, options: o, started: now, elapsedFrom: now, idempotent: true}
 	fnCtx := context.WithValue(connector.WithIdempotent(ctx, &c.lossCounter), underWayKey{p}, true)
 	for {
 		c.attempts++

@@ -111,9 +111,10 @@ func (p *Pool) FromContext(ctx context.Context) (*Session, bool) {
 // savepoint, and is not retried by itself. WithSession is safe for concurrent
 // use.
 func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Session) error, opts ...SessionOption) error {
-	var o sessionOptions
+	c := &retryState{pool: p}
+	o := &c.options
 	for _, opt := range opts {
-		opt(&o)
+		opt(o)
 	}
 	if err := o.check(p); err != nil {
 		return err
@@ -126,13 +127,18 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 			"it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
 	}
 	if outer, ok := p.FromContext(ctx); ok && !o.requiresNew {
-		return outer.runInner(ctx, fn, &o)
+		return outer.runInner(ctx, fn, o)
 	}
 	if err := p.begin(ctx, o.name); err != nil {
 		return err
 	}
 	defer p.end()
-	return p.runUnit(ctx, fn, &o)
+	if o.fromReplica {
+		if served, err := p.runOnReplica(ctx, fn, o); served {
+			return err
+		}
+	}
+	return c.runUnit(ctx, fn)
 }
 
 // Do is WithSession for a function with a result: it returns that of the attempt that was

@@ -63,6 +63,8 @@ type Stats struct {
 	CommitsUnknown  int64 // COMMITs whose answer was lost
 	CommitsResolved int64 // of those, how many were found committed by Once or VerifyCommit
 
+	ServedByReplica int64 // units FromReplica that a replica has served
+
 	// Resent counts the failures after which database/sql was told to send the
 	// statement again, because it cannot have run or may run twice.
 	Resent int64
@@ -113,6 +115,7 @@ func (p *Pool) Stats() Stats {
 		Poisoned:        s.Poisoned.Load(),
 		CommitsUnknown:  s.CommitsUnknown.Load(),
 		CommitsResolved: s.CommitsResolved.Load(),
+		ServedByReplica: s.FromReplica.Load(),
 		Resent:          s.Resent.Load(),
 		Leaks:           s.Leaks.Load(),
 	}

@@ -85,6 +85,7 @@ var families = []family{
 	{"poisoned_total", "Transactions that an error ended before their COMMIT.", "", only(func(s stats) int64 { return s.Poisoned })},
 	{"commits_unknown_total", "COMMITs whose answer was lost.", "", only(func(s stats) int64 { return s.CommitsUnknown })},
 	{"commits_resolved_total", "COMMITs whose answer was lost, and that were found committed by their key.", "", only(func(s stats) int64 { return s.CommitsResolved })},
+	{"served_by_replica_total", "Units FromReplica that a replica has served.", "", only(func(s stats) int64 { return s.ServedByReplica })},
 	{"leaks_total", "Connections held for longer than LeakAfter.", "", only(func(s stats) int64 { return s.Leaks })},
 }
 

@@ -48,6 +48,7 @@ var exportedAs = map[string]string{
 	"Poisoned":           "poisoned_total",
 	"CommitsUnknown":     "commits_unknown_total",
 	"CommitsResolved":    "commits_resolved_total",
+	"ServedByReplica":    "served_by_replica_total",
 	"Resent":             "resends_total",
 	"Leaks":              "leaks_total",
 	"UnreachableSince":   "outage/connections",

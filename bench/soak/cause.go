@@ -36,15 +36,12 @@ func (n *nemesis) lossy(from, to time.Duration) bool {
 // last wait and attempt may take.
 const patience = 20 * time.Second
 
-// serverKilled is the name of that fault.
-const serverKilled = "SIGKILL and restart"
-
 // killedServer says whether the server was killed between two moments, or soon after them.
 func (n *nemesis) killedServer(from, to time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.ContainsFunc(n.events, func(e event) bool {
-		return e.label == serverKilled && e.from < to+time.Second && e.to > from
+		return e.deadly && e.from < to+time.Second && e.to > from
 	})
 }
 

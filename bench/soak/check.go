@@ -310,7 +310,7 @@ func (r *run) look(ctx context.Context, checked map[int64]bool) (vs []violation)
 	}
 	ids := strings.Trim(strings.ReplaceAll(fmt.Sprint(slices.Sorted(maps.Keys(ended))), " ", ","), "[]")
 	all, err := readRows(ctx, witness.admin, t, "WHERE unit IN ("+ids+")")
-	if err != nil || r.ground.shape == aPair && witness != r.ground.truth() { // a replica by now
+	if err != nil || r.ground.shape.is(pairs) && witness != r.ground.truth() { // a replica by now
 		return vs
 	}
 	rows := rowsByUnit(all)

@@ -32,24 +32,36 @@ const (
 type shape int
 
 const (
-	alone shape = 1 << iota
-	aPair
-	aCluster
-	anyShape = alone | aPair | aCluster
+	alone       shape = 1 << iota
+	aPair             // behind one address, which leads to the primary
+	aCluster          // behind one address, which leads to all nodes in turn
+	hostPair          // semi-synchronous; the pool has both addresses
+	hostCluster       // the pool has the addresses of all nodes
+
+	pairs    = aPair | hostPair
+	clusters = aCluster | hostCluster
+	hosts    = hostPair | hostCluster
+	anyShape = alone | pairs | clusters
 )
+
+// is says whether it is one of several.
+func (s shape) is(these shape) bool { return s&these != 0 }
 
 // sites are what -server takes. The first kind that can be had is taken.
 var sites = map[string]struct {
 	shape shape
 	kinds []server.Kind
 }{
-	"auto":         {alone, server.Kinds()},
-	"mariadb":      {alone, []server.Kind{server.MariaDB}},
-	"mariadb-11.8": {alone, []server.Kind{server.MariaDB118}},
-	"mysql":        {alone, []server.Kind{server.MySQL}},
-	"pair":         {aPair, []server.Kind{server.MariaDB}},
-	"pair-mysql":   {aPair, []server.Kind{server.MySQL}},
-	"galera":       {aCluster, []server.Kind{server.MariaDB}},
+	"auto":                {alone, server.Kinds()},
+	"mariadb":             {alone, []server.Kind{server.MariaDB}},
+	"mariadb-11.8":        {alone, []server.Kind{server.MariaDB118}},
+	"mysql":               {alone, []server.Kind{server.MySQL}},
+	"pair":                {aPair, []server.Kind{server.MariaDB}},
+	"pair-balanced-mysql": {aPair, []server.Kind{server.MySQL}},
+	"galera":              {aCluster, []server.Kind{server.MariaDB}},
+	"pair-mariadb":        {hostPair, []server.Kind{server.MariaDB}},
+	"pair-mysql":          {hostPair, []server.Kind{server.MySQL}},
+	"galera-hosts":        {hostCluster, []server.Kind{server.MariaDB}},
 }
 
 func siteNames() string { return strings.Join(slices.Sorted(maps.Keys(sites)), ", ") }
@@ -115,14 +127,15 @@ func (g *ground) start(ctx context.Context, kinds []server.Kind) error {
 // what a pool may know of its server.
 func (g *ground) startServers(ctx context.Context, kind server.Kind) (servers []*server.Server, err error) {
 	o := server.Options{Args: []string{"--innodb-lock-wait-timeout=1", fmt.Sprint("--max-allowed-packet=", largestPacket)}}
-	switch g.shape {
-	case aPair:
+	switch {
+	case g.shape.is(pairs):
+		o.SemiSync = g.shape == hostPair
 		o.Args = append(o.Args, map[bool]string{false: "--slave", true: "--replica"}[kind == server.MySQL]+"-transaction-retries=1000000")
 		o.Second = []string{"--innodb-rollback-on-timeout=ON", fmt.Sprint("--wait-timeout=", shortWaitTimeout)}
 		if g.pair, err = server.StartPair(ctx, kind, o); err == nil {
 			servers = []*server.Server{g.pair.Primary(), g.pair.Replica()}
 		}
-	case aCluster:
+	case g.shape.is(clusters):
 		o.Args = append(o.Args, "--log-bin=binlog", "--log-slave-updates=ON")
 		if g.cluster, err = server.StartGalera(ctx, 3, o); err == nil {
 			servers = g.cluster.Nodes()
@@ -139,10 +152,11 @@ func (g *ground) startServers(ctx context.Context, kind server.Kind) (servers []
 // adopt makes nodes of the servers. Root's reads wait until the node has what the
 // others have committed; the units have to do with what a node does by itself.
 func (g *ground) adopt(servers []*server.Server) error {
-	g.title = map[shape]string{aPair: "primary and replica, ", aCluster: "Galera cluster, "}[g.shape] +
+	g.title = map[shape]string{aPair: "primary and replica, ", aCluster: "Galera cluster, ",
+		hostPair: "semi-synchronous primary and replica as two hosts, ", hostCluster: "Galera cluster as three hosts, "}[g.shape] +
 		fmt.Sprintf("%s %s", servers[0].Kind(), servers[0].Version())
 	params := map[string]string{"wait_timeout": fmt.Sprint(waitTimeout)}
-	if g.shape == aCluster {
+	if g.shape.is(clusters) {
 		params["wsrep_sync_wait"] = "1"
 	}
 	var errs []error
@@ -150,7 +164,7 @@ func (g *ground) adopt(servers []*server.Server) error {
 		admin, err := openAdmin(s, params)
 		errs = append(errs, err)
 		n := &node{Server: s, name: fmt.Sprint("node ", i), admin: admin, waitTimeout: waitTimeout}
-		if g.shape == aPair && i == 1 {
+		if g.shape.is(pairs) && i == 1 {
 			n.waitTimeout = shortWaitTimeout
 		}
 		g.nodes = append(g.nodes, n)
@@ -161,7 +175,7 @@ func (g *ground) adopt(servers []*server.Server) error {
 // truth is the node whose rows are right when all is well: the primary, or any.
 func (g *ground) truth() *node {
 	for _, n := range g.nodes {
-		if g.shape == aPair && n.Server == g.pair.Primary() {
+		if g.shape.is(pairs) && n.Server == g.pair.Primary() {
 			return n
 		}
 	}
@@ -170,7 +184,7 @@ func (g *ground) truth() *node {
 
 // witness is a node that may be asked at any time.
 func (g *ground) witness() *node {
-	if g.shape == aCluster {
+	if g.shape.is(clusters) {
 		return g.nodes[rand.IntN(len(g.nodes))] // they must agree
 	}
 	return g.truth()
@@ -213,10 +227,10 @@ func (g *ground) furnish(ctx context.Context) error {
 
 // settle waits until each node has what the others have.
 func (g *ground) settle(ctx context.Context) error {
-	switch g.shape {
-	case aPair:
+	switch {
+	case g.shape.is(pairs):
 		return g.pair.CatchUp(ctx)
-	case aCluster:
+	case g.shape.is(clusters):
 		if err := g.cluster.AwaitSynced(ctx); err != nil {
 			return err
 		}
@@ -271,8 +285,7 @@ func (g *ground) close() error {
 	}
 	g.closed = true
 	for _, l := range g.lanes {
-		l.near.Close()
-		l.far.Close()
+		l.close()
 	}
 	var errs []error
 	for _, n := range g.nodes {

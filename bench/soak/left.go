@@ -38,7 +38,7 @@ func (g *ground) lookForLeftovers() (vs []violation, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	for _, l := range g.lanes {
-		if n := l.near.Conns(); n > 0 {
+		if n := l.conns(); n > 0 {
 			vs = append(vs, violation{Rule: "no connection is left", Text: fmt.Sprintf("%d of the %s pool are open on its own side", n, l.name)})
 		}
 	}

@@ -120,7 +120,7 @@ func (w *listWork) begin(ctx context.Context) {
 			for ctx.Err() == nil {
 				w.run.work.rest(ctx)
 				u := planList(w.run.set.seed, w.next.Add(1))
-				u.spelled = u.spelled || w.run.ground.shape == aCluster // see roster.plan
+				u.spelled = u.spelled || w.run.ground.shape.is(clusters) // see roster.plan
 				w.mu.Lock()
 				w.all = append(w.all, u)
 				w.mu.Unlock()
@@ -277,7 +277,7 @@ func (w *listWork) shared(list int, elems []int64) []int64 {
 func (w *listWork) history(b *books) (*history, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	onCluster := w.run.ground.shape == aCluster
+	onCluster := w.run.ground.shape.is(clusters)
 	h := &history{lists: map[int][]int64{}, oneServer: !onCluster}
 	for list, text := range b.lists {
 		elems, err := parseList(text)

@@ -47,6 +47,8 @@ const (
 	honest trait = 1 << iota
 	// exclusive: nothing else strikes meanwhile.
 	exclusive
+	// deadly: the server goes down with what it has shown and not made durable.
+	deadly
 )
 
 // span is from the one to the other, in milliseconds.
@@ -138,6 +140,7 @@ type event struct {
 	label    string
 	from, to time.Duration
 	lossy    bool // it is of a kind that is not honest
+	deadly   bool
 }
 
 // nemesis is all hands.
@@ -196,7 +199,7 @@ func (n *nemesis) strike(ctx context.Context, f fault) {
 	n.ground.log.Info("nemesis: "+label, "from", from, "to", n.run.now())
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.events = append(n.events, event{label, from, n.run.now(), f.kind.traits&honest == 0})
+	n.events = append(n.events, event{label, from, n.run.now(), f.kind.traits&honest == 0, f.kind.traits&deadly != 0})
 }
 
 func (n *nemesis) enter(h hand, what string) {

@@ -16,12 +16,12 @@ import (
 func end(label string, do func(*proxy.Proxy)) strikeFunc {
 	return func(_ context.Context, n *nemesis, f fault) (string, error) {
 		struck := ""
-		for _, l := range n.ground.lanes {
-			p := l.near
+		for _, w := range n.ground.struck(f) {
+			p := w.near
 			if f.of(0, 2) == 1 {
-				p = l.far
+				p = w.far
 			}
-			if p.Conns() > 0 && l == n.ground.lanes[0] {
+			if p.Conns() > 0 {
 				struck = label
 			}
 			do(p)
@@ -32,34 +32,45 @@ func end(label string, do func(*proxy.Proxy)) strikeFunc {
 
 // maybeEnd ends the connections there are, or leaves them as they are, so that a
 // fault of new ones is met.
-func (f fault) maybeEnd(l *lane) string {
+func (f fault) maybeEnd(w *way) string {
 	switch f.of(1, 3) {
 	case 0:
-		l.near.FIN()
+		w.near.FIN()
 		return ", FIN for the others"
 	case 1:
-		l.near.RST()
+		w.near.RST()
 		return ", RST for the others"
 	}
 	return ""
 }
 
 func stall(ctx context.Context, n *nemesis, f fault) (string, error) {
-	for _, l := range n.ground.lanes {
-		l.near.Stall()
-		defer l.near.Heal()
+	for _, w := range n.ground.struck(f) {
+		w.near.Stall()
+		defer w.near.Heal()
 	}
 	clock.Wait(ctx, nil, f.hold)
 	return "stall", nil
 }
 
+// cutOff is a host that cannot be reached, by those who were connected or by others.
+func cutOff(ctx context.Context, n *nemesis, f fault) (string, error) {
+	for _, w := range n.ground.struck(f) {
+		w.near.Stall()
+		w.near.HangNew(true)
+		defer w.near.Heal()
+	}
+	clock.Wait(ctx, nil, f.hold)
+	return f.labelIf(true, "host cut off", time.Second), nil
+}
+
 // blackHole is a stall that does not end before the run does.
 func blackHole(ctx context.Context, n *nemesis, f fault) (string, error) {
-	for _, l := range n.ground.lanes {
-		if !l.forGood {
-			l.far.Heal() // of the last one
+	for _, w := range n.ground.struck(f) {
+		if !w.forGood {
+			w.far.Heal() // of the last one
 		}
-		l.far.Stall()
+		w.far.Stall()
 	}
 	clock.Wait(ctx, nil, f.hold)
 	return "stall for good", nil
@@ -67,9 +78,9 @@ func blackHole(ctx context.Context, n *nemesis, f fault) (string, error) {
 
 func drop(label string, do func(*proxy.Proxy, bool)) strikeFunc {
 	return func(ctx context.Context, n *nemesis, f fault) (string, error) {
-		for _, l := range n.ground.lanes {
-			do(l.near, true)
-			defer do(l.near, false)
+		for _, w := range n.ground.struck(f) {
+			do(w.near, true)
+			defer do(w.near, false)
 		}
 		clock.Wait(ctx, nil, f.hold)
 		return label, nil
@@ -77,31 +88,27 @@ func drop(label string, do func(*proxy.Proxy, bool)) strikeFunc {
 }
 
 func hangNew(ctx context.Context, n *nemesis, f fault) (string, error) {
-	label := "hang new"
-	for i, l := range n.ground.lanes {
-		l.near.HangNew(true)
-		defer l.near.Heal()
-		if others := f.maybeEnd(l); i == 0 {
-			label += others
-		}
+	others := ""
+	for _, w := range n.ground.struck(f) {
+		w.near.HangNew(true)
+		defer w.near.Heal()
+		others = f.maybeEnd(w)
 	}
 	clock.Wait(ctx, nil, f.hold)
-	return label, nil
+	return "hang new" + others, nil
 }
 
 func refuse(ctx context.Context, n *nemesis, f fault) (string, error) {
-	label := "refuse"
-	for i, l := range n.ground.lanes {
-		l.near.Refuse()
-		if others := f.maybeEnd(l); i == 0 {
-			label += others
-		}
+	struck, others := n.ground.struck(f), ""
+	for _, w := range struck {
+		w.near.Refuse()
+		others = f.maybeEnd(w)
 	}
 	clock.Wait(ctx, nil, f.hold)
-	return label, n.heal("reopening", func(context.Context) error {
+	return "refuse" + others, n.heal("reopening", func(context.Context) error {
 		var errs []error
-		for _, l := range n.ground.lanes {
-			errs = append(errs, l.near.Reopen())
+		for _, w := range struck {
+			errs = append(errs, w.near.Reopen())
 		}
 		return errors.Join(errs...)
 	})
@@ -144,10 +151,13 @@ func cut(what string, match func(fault) proxy.Match) strikeFunc {
 			place = "after"
 		}
 		var cuts []*proxy.Cut
+		var ways []*way
 		for _, l := range n.ground.lanes {
-			p := l.near
-			if forGood && l.forGood {
-				p = l.far
+			w := l.ways[l.used()]
+			ways = append(ways, w)
+			p := w.near
+			if forGood && w.forGood {
+				p = w.far
 			}
 			do := p.CutBefore
 			if after {
@@ -167,8 +177,8 @@ func cut(what string, match func(fault) proxy.Match) strikeFunc {
 		}
 		if fault == proxy.Stall {
 			clock.Wait(ctx, nil, f.hold)
-			for _, l := range n.ground.lanes {
-				l.near.Heal()
+			for _, w := range ways {
+				w.near.Heal()
 			}
 		}
 		if !cuts[0].Fired() {

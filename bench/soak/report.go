@@ -54,6 +54,8 @@ type account struct {
 	Applied    int            `json:"nil"`
 	Again      int            `json:"nil_without_a_run"` // of those: applied by another delivery before
 	Unknown    int            `json:"unknown"`
+	Keyed      int            `json:"unknown_with_a_key"`        // of those, without an end of its context
+	NoWitness  int            `json:"unknown_without_a_witness"` // of those: a key is not there, on a server that may lack it
 	NotApplied map[string]int `json:"not_applied"`
 	Examples   []string       `json:"examples,omitempty"` // of the rarer reasons
 	ByMode     map[string]int `json:"deliveries_by_option"`
@@ -68,7 +70,7 @@ type account struct {
 }
 
 func (r *run) account(all []*delivery, l *lane) *account {
-	a := &account{Deliveries: len(all), NotApplied: map[string]int{}, ByMode: map[string]int{}, Met: map[string]int{}, Conns: l.near.Counts().Conns}
+	a := &account{Deliveries: len(all), NotApplied: map[string]int{}, ByMode: map[string]int{}, Met: map[string]int{}, Conns: l.opened()}
 	a.Units = len(byUnit(all))
 	var took []time.Duration
 	var slowest *delivery
@@ -96,6 +98,12 @@ func (r *run) account(all []*delivery, l *lane) *account {
 			}
 		case errors.Is(d.err, livepool.ErrCommitUnknown):
 			a.Unknown++
+			if d.mode.keyed() && d.ends == 0 {
+				a.Keyed++
+			}
+			if strings.Contains(d.err.Error(), noWitness) {
+				a.NoWitness++
+			}
 		default:
 			why, ordinary := reason(d.err)
 			if a.NotApplied[why]++; !ordinary && a.NotApplied[why] <= 3 {
@@ -110,6 +118,9 @@ func (r *run) account(all []*delivery, l *lane) *account {
 	a.P50, a.P99, a.Max = millis(gauge.Quantile(took, 0.5)), millis(gauge.Quantile(took, 0.99)), millis(gauge.Quantile(took, 1))
 	return a
 }
+
+// noWitness is how a unit says that the server that has taken over proves nothing.
+const noWitness = "may lack what the other had committed"
 
 func millis(d time.Duration) float64 { return math.Round(float64(d)/1e4) / 100 }
 
@@ -300,6 +311,12 @@ func writeAccount(w io.Writer, title string, a *account) {
 		lines["not applied: "+name] = n
 	}
 	lines["nil"], lines["unknown"] = a.Applied, a.Unknown
+	if a.Keyed > 0 {
+		lines["of the unknown ones: with a key, and no end of its context"] = a.Keyed
+	}
+	if a.NoWitness > 0 {
+		lines["of the unknown ones: for the new primary has no witness"] = a.NoWitness
+	}
 	if a.Again > 0 {
 		lines["nil, applied by an earlier delivery"] = a.Again
 		lines["nil"] -= a.Again

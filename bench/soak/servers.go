@@ -6,17 +6,22 @@ package soak
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// victim is the node that a fault strikes: of a pair mostly the primary.
+// victim is the node that a fault strikes: of a pair mostly the primary, of hosts the
+// one in use.
 func (n *nemesis) victim(f fault) *node {
 	g := n.ground
 	v := g.nodes[f.of(3, len(g.nodes))]
-	if g.shape == aPair && f.rolls[3] > 0.2 {
+	switch {
+	case g.shape.is(pairs) && f.rolls[3] > 0.2:
 		v = g.truth()
+	case g.shape == hostCluster && f.rolls[2] > 0.4:
+		v = g.nodes[g.lanes[0].used()]
 	}
 	if g.shape != alone {
 		g.log.Info("nemesis: strikes "+v.name, "fault", f.kind.name)
@@ -27,7 +32,7 @@ func (n *nemesis) victim(f fault) *node {
 // lockable is the node on which a fault holds locks: locks of a replica's rows
 // concern no unit.
 func (n *nemesis) lockable(f fault, side int) *node {
-	if g := n.ground; g.shape == aCluster {
+	if g := n.ground; g.shape.is(clusters) {
 		return g.nodes[f.of(2+side, len(g.nodes))]
 	}
 	return n.ground.truth()
@@ -36,10 +41,10 @@ func (n *nemesis) lockable(f fault, side int) *node {
 // healServers has every server run, and all of them be one again.
 func (n *nemesis) healServers() error {
 	g := n.ground
-	switch g.shape {
-	case aPair:
+	switch {
+	case g.shape.is(pairs):
 		return n.healPair()
-	case aCluster:
+	case g.shape.is(clusters):
 		return n.healCluster()
 	}
 	return n.heal("starting the server", func(context.Context) error { return g.nodes[0].Start() })
@@ -83,8 +88,8 @@ func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error
 	if f.of(0, 2) == 1 {
 		label += ", replies dropped before"
 		for _, l := range g.lanes {
-			l.far.DropToClient(true)
-			defer l.far.DropToClient(false)
+			l.ways[0].far.DropToClient(true)
+			defer l.ways[0].far.DropToClient(false)
 		}
 	}
 	failing, cancel := context.WithTimeout(context.Background(), rolePatience)
@@ -101,7 +106,7 @@ func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error
 		return "", err
 	}
 	for _, l := range g.lanes {
-		l.far.DropToClient(false)
+		l.ways[0].far.DropToClient(false)
 	}
 	clock.Wait(ctx, nil, f.hold)
 	if err := n.heal("promoting the replica", func(ctx context.Context) error { return g.pair.Promote(ctx) }); err != nil {
@@ -115,36 +120,42 @@ func failOver(ctx context.Context, n *nemesis, f fault) (label string, err error
 // healPair has both run and the replica follow. Whoever is still connected to the
 // replica is sent away, as by an operator: a transaction whose client has vanished
 // would hold its locks against the replication, and from its pool there is no way
-// to this server any more.
+// to this server any more. A pool that has each server's address must leave it by itself.
 func (n *nemesis) healPair() error {
 	g := n.ground
-	for _, v := range g.nodes {
-		if v == g.truth() {
-			if err := n.heal("starting the primary", func(context.Context) error { return v.Start() }); err != nil {
-				return err
-			}
-		}
+	if err := n.heal("starting the primary", func(context.Context) error { return g.truth().Start() }); err != nil {
+		return err
 	}
 	return n.heal("having the replica follow", func(ctx context.Context) error {
 		if err := g.pair.Replica().Start(); err != nil {
 			return err
 		}
-		for _, v := range g.nodes {
-			if v == g.truth() {
-				continue
-			}
-			if err := n.sendAway(ctx, v); err != nil {
+		if g.shape == aPair {
+			if err := n.sendAway(ctx, n.follower()); err != nil {
 				return err
 			}
 		}
 		catching, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		err := g.pair.CatchUp(catching)
+		if err != nil && g.shape == hostPair {
+			g.log.Info("nemesis: the replica does not catch up: the pool's connections are sent away", "error", err)
+			err = errors.Join(err, n.sendAway(ctx, n.follower()))
+		}
 		if err != nil {
 			err = errors.Join(err, g.pair.Rejoin(ctx)) // refused, and no matter, if it follows already
 		}
 		return err
 	})
+}
+
+// follower is the node that is the replica.
+func (n *nemesis) follower() *node {
+	nodes := n.ground.nodes
+	if nodes[0] == n.ground.truth() {
+		return nodes[1]
+	}
+	return nodes[0]
 }
 
 // sendAway ends all connections of the lanes to a node.
@@ -165,8 +176,7 @@ func (n *nemesis) sendAway(ctx context.Context, v *node) error {
 
 // hitNode strikes a node, waits, and has it come back to the others.
 func (n *nemesis) hitNode(ctx context.Context, f fault, label string, hit, mend func(i int) error) (string, error) {
-	i := f.of(3, len(n.ground.nodes))
-	n.ground.log.Info("nemesis: strikes "+n.ground.nodes[i].name, "fault", f.kind.name)
+	i := slices.Index(n.ground.nodes, n.victim(f))
 	err := hit(i)
 	if err == nil {
 		clock.Wait(ctx, nil, f.hold)

@@ -98,7 +98,7 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 	flags.SetOutput(w)
 	flags.DurationVar(&set.duration, "duration", time.Minute, "how `long` the faults go on")
 	flags.Uint64Var(&set.seed, "seed", rand.Uint64()>>32, "from which units and faults are planned")
-	flags.StringVar(&set.server, "server", "auto", "`which` server to start: "+siteNames()+";\na pair is a primary and its replica, galera a cluster of three")
+	flags.StringVar(&set.server, "server", "auto", "`which` server to start: "+siteNames()+";\npair and galera are behind one address, as behind a balancer; of pair-mariadb, pair-mysql and galera-hosts\nthe pool has each server's own, and follows the primary")
 	flags.IntVar(&set.workers, "workers", 16, "how many run units at the same time")
 	flags.BoolVar(&set.naive, "naive", false, "have plain database/sql, with a retry on any error, suffer the same\nin tables of its own; it must be found wanting")
 	flags.StringVar(&set.report, "report", filepath.Join("bench", "out", "soak.json"), "`file` for the report as JSON; the log goes beside it")
@@ -126,6 +126,8 @@ func parse(args []string, w io.Writer) (set settings, err error) {
 		return set, fmt.Errorf("-server %s: takes one of %s", set.server, siteNames())
 	case len(kindsOn(site.shape, set.only)) == 0:
 		return set, fmt.Errorf("-only %s: does not strike a server that is started with -server %s", *only, set.server)
+	case set.naive && site.shape.is(hosts):
+		return set, fmt.Errorf("-naive -server %s: plain database/sql has one address", set.server)
 	case set.workers < 1:
 		return set, fmt.Errorf("-workers %d: takes 1 or more", set.workers)
 	case set.duration <= 0:
@@ -243,6 +245,9 @@ func newRun(ctx context.Context, set settings, g *ground) (*run, error) {
 func (r *run) config(l *lane) *livepool.Config {
 	g, cfg := r.ground, livepool.NewConfig()
 	cfg.MySQL = l.mysql()
+	if g.shape.is(hosts) {
+		cfg.Addrs = l.addrs()
+	}
 	cfg.StallAfter, cfg.PingTimeout, cfg.ConnectTimeout = 500*time.Millisecond, 300*time.Millisecond, time.Second
 	cfg.CommitTimeout = commitTimeout
 	if g.shape != alone {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,7 +77,7 @@ func TestEverythingIsDrawnSoonerOrLater(t *testing.T) {
 		}
 	}
 	drawn := map[string]bool{}
-	for _, on := range []shape{alone, aPair, aCluster} {
+	for _, on := range []shape{alone, aPair, aCluster, hostPair, hostCluster} {
 		for h := range hands {
 			for s, n := newSchedule(1, h, on, nil), 0; n < 500; n++ {
 				k := s.draw().kind
@@ -132,10 +133,42 @@ func TestOnly(t *testing.T) {
 	if newSchedule(1, network, alone, []string{"kill"}) != nil {
 		t.Error("a hand without faults has a schedule")
 	}
-	for _, bad := range [][]string{{"-only", "earthquake"}, {"-only", "failover"}, {"-only", "crash", "-server", "galera"}, {"-server", "abacus"}, {"-workers", "0"}, {"-duration", "0s"}, {"more"}, {"-nonsense"}} {
+	for _, bad := range [][]string{{"-only", "earthquake"}, {"-only", "failover"}, {"-only", "crash", "-server", "galera"}, {"-only", "takeover-killed", "-server", "pair"}, {"-naive", "-server", "pair-mysql"}, {"-server", "abacus"}, {"-workers", "0"}, {"-duration", "0s"}, {"more"}, {"-nonsense"}} {
 		if _, err := parse(bad, io.Discard); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
+	}
+}
+
+// Of several ways a fault of the network strikes the one in use, the others, or all.
+func TestWaysThatAreStruck(t *testing.T) {
+	l := &lane{}
+	defer l.close()
+	for range 3 {
+		if err := l.addWay("127.0.0.1:1", true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.ways[1].far.HangNew(true)
+	c, err := net.Dial("tcp", l.addrs()[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for start := time.Now(); l.used() != 1 || l.conns() != 1 || l.opened() != 1; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("way %d of %d connections is the one in use", l.used(), l.conns())
+		}
+	}
+	all := l.ways
+	for roll, want := range map[float64][]*way{0: all[1:2], 0.5: all[1:2], 0.7: {all[0], all[2]}, 0.9: all} {
+		if got := l.struck(fault{rolls: [4]float64{3: roll}}); !slices.Equal(got, want) {
+			t.Errorf("%v struck %d ways, want %d", roll, len(got), len(want))
+		}
+	}
+	single := &lane{ways: all[:1]}
+	if got := single.struck(fault{}); !slices.Equal(got, all[:1]) {
+		t.Errorf("of one way %d were struck", len(got))
 	}
 }
 
@@ -390,7 +423,8 @@ func TestSoak(t *testing.T) {
 		t.Skip("takes seconds")
 	}
 	for _, tt := range []struct{ server, duration string }{
-		{"mariadb", "10s"}, {"mariadb-11.8", "5s"}, {"pair", "10s"}, {"pair-mysql", "10s"}, {"galera", "15s"},
+		{"mariadb", "10s"}, {"mariadb-11.8", "5s"}, {"pair", "10s"}, {"pair-balanced-mysql", "10s"}, {"galera", "15s"},
+		{"pair-mariadb", "15s"}, {"pair-mysql", "20s"}, {"galera-hosts", "15s"},
 	} {
 		t.Run(tt.server, func(t *testing.T) { testSoak(t, tt.server, tt.duration) })
 	}

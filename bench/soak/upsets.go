@@ -81,7 +81,7 @@ func crash(ctx context.Context, n *nemesis, f fault) (string, error) {
 		return "", err
 	}
 	clock.Wait(ctx, nil, f.hold)
-	return serverKilled, n.heal("starting the server", func(context.Context) error { return victim.Start() })
+	return "SIGKILL and restart", n.heal("starting the server", func(context.Context) error { return victim.Start() })
 }
 
 func freeze(ctx context.Context, n *nemesis, f fault) (string, error) {

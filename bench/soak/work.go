@@ -94,7 +94,7 @@ type roster struct {
 }
 
 func newRoster(r *run) roster {
-	return roster{seed: r.set.seed, onCluster: r.ground.shape == aCluster}
+	return roster{seed: r.set.seed, onCluster: r.ground.shape.is(clusters)}
 }
 
 // plan has the units of a cluster spell their statements out: a node of MariaDB

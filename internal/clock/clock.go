@@ -1,5 +1,5 @@
 // Package clock tells the time: exactly where something depends on it, and cheaply, as a
-// pair of bounds, where that is enough, as on every checkout. It counts from its own
+// bound, where that is enough, as on every checkout. It counts from its own
 // start, so a change of the wall clock does not matter. Each connector has one Clock.
 package clock
 
@@ -14,7 +14,7 @@ import (
 type Clock struct {
 	epoch time.Time
 	// reading is a time that is at most Lease old; -1: none. Reading the clock would
-	// otherwise be the most expensive step of a checkout. Bounds sets it, and expiry
+	// otherwise be the most expensive step of a checkout. read sets it, and expiry
 	// resets it.
 	reading atomic.Int64
 	expiry  *time.Timer
@@ -35,18 +35,31 @@ func New() *Clock {
 // Now is the exact time.
 func (k *Clock) Now() time.Duration { return time.Since(k.epoch) }
 
-// Bounds returns two times between which the present lies, at most Lease apart. Rely on
-// the earlier one only: if the runtime's timers are late, as after the process was
-// suspended, the later one may have passed.
-func (k *Clock) Bounds() (earliest, latest time.Duration) {
+// Earliest is a time that is not after the present, and at most Lease before it. Rely on
+// it for all but a guess.
+func (k *Clock) Earliest() time.Duration {
 	if r := time.Duration(k.reading.Load()); r >= 0 {
-		return r, r + Lease
+		return r
 	}
+	return k.read()
+}
+
+// Latest is a time that is not before the present, and at most Lease after it; unless the
+// runtime's timers are late, as after the process was suspended: then it may have passed.
+func (k *Clock) Latest() time.Duration {
+	if r := time.Duration(k.reading.Load()); r >= 0 {
+		return r + Lease
+	}
+	return k.read()
+}
+
+// read is not part of them, so that they are small enough to be inlined.
+func (k *Clock) read() time.Duration {
 	now := k.Now()
 	if k.reading.CompareAndSwap(-1, int64(now)) {
 		k.expiry.Reset(Lease)
 	}
-	return now, now
+	return now
 }
 
 // Wait waits for done, for d at most, or until ctx ends. A nil done never comes.

@@ -120,4 +120,8 @@ const MaxKey = 255
 
 // KeyLiteral is the key as a literal of SQL: a statement with arguments costs the driver
 // another round trip.
-func KeyLiteral(key string) string { return "x'" + hex.EncodeToString([]byte(key)) + "'" }
+func KeyLiteral(key string) string {
+	literal := append(make([]byte, 0, len("x''")+2*MaxKey), "x'"...)
+	literal = hex.AppendEncode(literal, []byte(key))
+	return string(append(literal, '\''))
+}

@@ -68,8 +68,7 @@ func (c *conn) mayBeginByItself(ctx context.Context, opts driver.TxOptions) bool
 	if c.wire == nil || c.wire.Wrapped || c.facts == nil || !c.facts.autocommit || !c.facts.isHandshakeID(c.wire) {
 		return false
 	}
-	_, latest := c.ctr.clock.Bounds()
-	return latest-c.lastRoundTrip <= c.pingAfter
+	return c.ctr.clock.Latest()-c.lastRoundTrip <= c.pingAfter
 }
 
 // turnAutocommitOn is called before a request that is not in a transaction. A link on which

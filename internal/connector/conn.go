@@ -97,6 +97,7 @@ type link struct {
 	expires          time.Duration
 	lastRoundTrip    time.Duration // when the last round trip completed
 	generation       uint64
+	isStopgap        bool          // its host is the second choice
 	openStmts        int           // statements that are open on it
 	answeredEver     bool          // a statement was answered on it
 	lossReported     bool          // its loss was reported
@@ -110,8 +111,7 @@ type link struct {
 
 // touch records a completed round trip, as a little earlier than it was.
 func (c *conn) touch() {
-	earliest, _ := c.ctr.clock.Bounds()
-	c.lastRoundTrip = max(c.lastRoundTrip, earliest)
+	c.lastRoundTrip = max(c.lastRoundTrip, c.ctr.clock.Earliest())
 }
 
 // recordAnswer records that a statement was answered.
@@ -220,7 +220,7 @@ func (c *conn) IsValid() bool {
 		c.releaseLocks()
 		return false
 	}
-	if v := c.retirement(c.ctr, c.lastRoundTrip); v != keep {
+	if v := c.retirement(c.lastRoundTrip); v != keep {
 		c.ctr.recordDiscard(&c.link, v)
 		return false
 	}

@@ -110,7 +110,8 @@ func (ctr *Connector) open(caller context.Context, side *host, maxLeft int, rele
 	case <-caller.Done():
 		err = caller.Err()
 	}
-	continues := o.wire.Load() != nil && !o.loggedIn.Load() && o.keep(maxLeft)
+	isUnderWay := o.wire.Load() != nil || ctr.hostSet != nil && o.side == nil // or a silent host would hide the others from all callers in a hurry
+	continues := isUnderWay && !o.loggedIn.Load() && o.keep(maxLeft)
 	if !o.state.CompareAndSwap(attemptRunning, attemptLeft) { // it has just finished
 		o.drop()
 		<-o.done
@@ -219,6 +220,9 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	}
 	now := ctr.clock.Now()
 	l.born, l.lastRoundTrip, l.expires = now, now, ctr.Cfg.ageLimit()
+	if l.isStopgap {
+		l.expires = min(l.expires, stopgapAge)
+	}
 	if l.expires < clock.Never-now {
 		l.expires += now
 	}
@@ -229,6 +233,9 @@ func (ctr *Connector) initLink(ctx context.Context, l *link) error {
 	l.serial = ctr.Stats.Opened.Add(1)
 	return nil
 }
+
+// stopgapAge is the age limit of a connection to the primary where a replica is preferred.
+const stopgapAge = 30 * time.Second
 
 // keep lets an attempt continue without its caller, unless maxLeft do so already.
 func (o *connectAttempt) keep(maxLeft int) bool {

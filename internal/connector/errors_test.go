@@ -88,7 +88,7 @@ func TestWhatErrorsMean(t *testing.T) {
 
 func TestRefusedCommitIsADefiniteFailure(t *testing.T) {
 	for number, refused := range map[uint16]bool{
-		1213: true, 1205: true, 1290: true, 1836: true, 3101: true, 4031: true, 9007: true,
+		1213: true, 1205: true, 1290: true, 1836: true, 4094: true, 3101: true, 4031: true, 9007: true,
 		1180: false, 1053: false, 1317: false, 1927: false, 3169: false, 3100: false, 8501: false, 60002: false,
 	} {
 		err := &mysql.MySQLError{Number: number, Message: "read-only, inactivity"}

@@ -45,6 +45,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 		{"1290 in an executable comment", fakedb.ServerError(1290, readOnlyText), "/*! CALL p() */", false, false},
 		{"1792", fakedb.ServerError(1792, "Cannot execute statement in a READ ONLY transaction"), "DELETE FROM t", false, true},
 		{"1836", fakedb.ServerError(1836, "Running in read-only mode"), "DELETE FROM t", false, true},
+		{"4094 of a group that changes its primary", fakedb.ServerError(4094, "All queries have been blocked while function 'group_replication_set_as_primary()' is executing."), "DELETE FROM t", false, true},
 		{"1047 of a Galera node", fakedb.ServerError(1047, "WSREP has not yet prepared node for application use"), "SELECT a FROM t", false, true},
 		{"1047 for another reason", fakedb.ServerError(1047, "Unknown command"), "SELECT a FROM t", false, false},
 		{"a duplicate key", fakedb.ServerError(1062, "Duplicate entry"), "INSERT INTO t VALUES (1)", false, false},

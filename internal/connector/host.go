@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -158,11 +159,12 @@ func (ctr *Connector) wanted() []func(takesWrites bool) bool {
 // logs in.
 func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
 	var failed []hosts.Result[candidate]
-	for _, isRight := range ctr.wanted() {
+	for i, isRight := range ctr.wanted() {
 		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isRight)
 		switch failed = failures; {
 		case won != nil:
 			ctr.noteHostWon(&won.Value)
+			won.Value.isStopgap = i > 0
 			return won.Value.link, nil
 		case ctx.Err() != nil:
 			return link{}, ctx.Err()
@@ -176,7 +178,8 @@ func (ctr *Connector) raceHosts(ctx context.Context, order []int, isRight func(t
 	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
 		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
 	}
-	won, failed, losers := hosts.Race(ctx, order, ctr.hostSet.HeadStart, try, func(c candidate) { c.close() })
+	headStart := func(i int) time.Duration { return min(ctr.hostSet.HeadStart(i), ctr.Cfg.ConnectTimeout/4) }
+	won, failed, losers := hosts.Race(ctx, order, headStart, try, func(c candidate) { c.close() })
 	if !ctr.startAttempt(losers) {
 		go losers()
 	}
@@ -202,17 +205,20 @@ type candidate struct {
 // errHostSilent is the failure of a host that was not waited for any longer.
 var errHostSilent = errors.New("no answer")
 
-// roleError is the failure of a host whose role is not the wanted one.
+// roleError is the failure of a host that is there, and not what is wanted.
 type roleError struct {
-	takesWrites bool
-	asked       time.Duration // when it was asked
+	why      string
+	readOnly bool
+	asked    time.Duration // when it was asked
 }
 
-func (e roleError) Error() string {
-	if e.takesWrites {
-		return "it takes writes (read_only is off), and a replica is wanted (pool_target)"
+func (e roleError) Error() string { return e.why }
+
+func newRoleError(takesWrites bool, asked time.Duration) roleError {
+	if takesWrites {
+		return roleError{why: "it takes writes (read_only is off), and a replica is wanted (pool_target)"}
 	}
-	return "it takes no writes (read_only)"
+	return roleError{"it takes no writes (read_only)", true, asked}
 }
 
 // tryHost logs in to a host and asks for its role. It has a little less than ConnectTimeout,
@@ -226,7 +232,10 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 	if err == nil {
 		var takesWrites bool
 		if takesWrites, err = l.takesWrites(bounded, false); err == nil && !isRight(takesWrites) {
-			err = roleError{takesWrites, asked}
+			err = newRoleError(takesWrites, asked)
+		}
+		if err == nil && !takesWrites && ctr.watchesLag() {
+			err = ctr.checkLag(bounded, &l)
 		}
 	}
 	if err == nil || isAnswerOfHost(err) {
@@ -247,9 +256,9 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 	var role roleError
 	switch {
-	case passedOver, err == errHostSilent: //nolint:errorlint // it is never wrapped
+	case passedOver, err == errHostSilent:
 		ctr.hostSet.Silent(h.index, ctr.clock.Now())
-	case errors.As(err, &role) && !role.takesWrites && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
+	case errors.As(err, &role) && role.readOnly && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
 		ctr.retire(h)
 	}
 }
@@ -306,19 +315,23 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 		}
 		texts[i] = ctr.hosts[f.Host].addr + ": " + f.Err.Error()
 	}
+	for _, h := range ctr.hosts {
+		if !slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
+			texts = append(texts, h.addr+": no answer a moment ago, and not tried again yet")
+		}
+	}
 	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(ctr.hosts), strings.Join(texts, "; "))
 	return e
 }
 
 // shortageOfHost is why one of several hosts could not be used.
 func (ctr *Connector) shortageOfHost(err error) outage.Shortage {
-	var role roleError
 	switch {
-	case errors.As(err, &role) && role.takesWrites:
-		return outage.NoReplica
-	case errors.As(err, &role):
+	case errors.As(err, new(roleError)) && ctr.Cfg.Target == hosts.Primary:
 		return outage.NoPrimary
-	case err == errHostSilent: //nolint:errorlint // it is never wrapped
+	case errors.As(err, new(roleError)):
+		return outage.NoReplica
+	case err == errHostSilent:
 		return outage.NoServer
 	case mysqlerr.IsMisconfigured(err):
 		return outage.None

@@ -31,9 +31,9 @@ type maintainer struct {
 	// Only the maintainer's goroutine reads and writes these.
 	nextDue time.Duration // when the next round is due
 	pending []*conn       // connections that wait for a free task
-	// waitingReads are the reads that waited for a reply at the last look for a silent host.
-	waitingReads map[*proclist.Thread]waitingRead
-	pingEarlyBy  time.Duration // how much sooner than necessary a ping may be sent
+	// lastReads are those of all connections at the last look for a silent host.
+	lastReads   map[*proclist.Thread]lastRead
+	pingEarlyBy time.Duration // how much sooner than necessary a ping may be sent
 
 	// Any goroutine may read and write the following.
 	rounds atomic.Int64 // passes over all connections; the maintainer counts them
@@ -70,8 +70,15 @@ func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-c
 	return ctx.Done()
 }
 
-// StartMaintainer starts the maintainer.
-func (ctr *Connector) StartMaintainer() { go ctr.maintainer.run() }
+// StartMaintainer starts the maintainer, and what watches the lag of replicas.
+func (ctr *Connector) StartMaintainer() {
+	go ctr.maintainer.run()
+	if ctr.watchesLag() {
+		for _, h := range ctr.hosts {
+			ctr.spawn(func() { ctr.watchLag(h) })
+		}
+	}
+}
 
 // wake makes the maintainer start a round now. A connector without a Pool has no
 // maintainer.
@@ -278,7 +285,7 @@ func (m *maintainer) inspect(c *conn) (due time.Duration) {
 func (m *maintainer) maintainIdle(c *conn) (due time.Duration) {
 	now := m.ctr.clock.Now()
 	if !c.unconnected {
-		if v := c.retirement(m.ctr, now); v != keep {
+		if v := c.retirement(now); v != keep {
 			m.discard(c.detach(), v, nil)
 			c.needsLink = !c.spare
 			if m.ctr.isAtLimit() {

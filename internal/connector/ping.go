@@ -47,11 +47,11 @@ func (v Verdict) String() string { return verdictNames[v] }
 
 // check decides about a connection that nobody uses. The cheapest test comes first.
 func (c *conn) check(ctx context.Context, mode PingMode) Verdict {
-	_, now := c.ctr.clock.Bounds() // cheap; near the age limit the exact time decides
+	now := c.ctr.clock.Latest() // cheap; near the age limit the exact time decides
 	if now >= c.expires {
 		now = c.ctr.clock.Now()
 	}
-	if v := c.retirement(c.ctr, now); v != keep {
+	if v := c.retirement(now); v != keep {
 		return v
 	}
 	if c.isSuspect(c.ctr) {

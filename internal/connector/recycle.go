@@ -30,7 +30,7 @@ func fraction(d time.Duration, part float64) time.Duration {
 
 // retirement says whether the link must be discarded as of now, by Recycle or for its
 // age; otherwise keep.
-func (l *link) retirement(ctr *Connector, now time.Duration) Verdict {
+func (l *link) retirement(now time.Duration) Verdict {
 	switch {
 	case l.generation != l.host.generation.Load():
 		return ByRecycle

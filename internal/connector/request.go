@@ -26,7 +26,7 @@ func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.E
 		c.noteTxError(unsent.reason, query, ranNothing)
 		return 0, c.parkWith(unsent.reason)
 	}
-	c.requestStarted, _ = c.ctr.clock.Bounds()
+	c.requestStarted = c.ctr.clock.Earliest()
 	if c.requestStarted-c.lastRoundTrip > peekAfter && c.wire != nil {
 		if err := c.peekAfterPause(ctx, query); err != nil {
 			return 0, c.parkWith(err)

@@ -21,6 +21,7 @@ type Settings struct {
 	MySQL  *mysql.Config // the connector's own; nil with another driver
 	Addrs  []string      // of several hosts; nil: that of MySQL
 	Target hosts.Target
+	MaxLag time.Duration
 
 	PoolSize, MaxOverflow, MinIdle int
 	IdleTimeout                    time.Duration

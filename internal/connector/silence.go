@@ -21,7 +21,7 @@ import (
 const (
 	// silentAfter is how long a statement has no reply before its host is asked whether it is
 	// there, on another connection, for silentLimit.
-	silentAfter = 700 * time.Millisecond
+	silentAfter = 600 * time.Millisecond
 	silentLimit = 300 * time.Millisecond
 	// silenceRound is the time between two looks at what waits for a reply, silencePause that
 	// between two questions to a host.
@@ -29,38 +29,45 @@ const (
 	silencePause = time.Second
 )
 
-// waitingRead is a read that waits for a reply, and since when, at the latest.
-type waitingRead struct {
-	number uint64
-	since  time.Duration
+// lastRead is the number of a connection's last read, odd while that waits for a reply, since
+// when it is the last, at the latest, and when one was last answered.
+type lastRead struct {
+	number          uint64
+	since, answered time.Duration
 }
 
-// findSilence has a host asked on which a statement has had no reply for silentAfter. It
-// returns how long until it must run again.
+// findSilence has a host asked on which a statement has had no reply for silentAfter, and no
+// other one either. It returns how long until it must run again.
 func (m *maintainer) findSilence(all []*conn) time.Duration {
 	ctr := m.ctr
 	if !ctr.followsPrimary() || !ctr.ownDialer {
 		return clock.Never
 	}
-	now, reads := ctr.clock.Now(), map[*proclist.Thread]waitingRead{}
+	now, reads := ctr.clock.Now(), map[*proclist.Thread]lastRead{}
+	heard, waits := make([]time.Duration, len(ctr.hosts)), make([]bool, len(ctr.hosts))
 	for _, c := range all {
 		w := c.currentThread.Load()
-		if w == nil || w.Reads.Load()%2 == 0 {
+		if w == nil {
 			continue
 		}
-		read := waitingRead{w.Reads.Load(), now}
-		if last := m.waitingReads[w]; last.number == read.number {
-			read = last
+		read := lastRead{w.Reads.Load(), now, now}
+		if last, known := m.lastReads[w]; known && last.number/2 == read.number/2 {
+			read.answered = last.answered
+			if last.number == read.number {
+				read.since = last.since
+			}
 		}
 		reads[w] = read
-		h := ctr.hosts[w.Host]
-		if now-read.since < silentAfter || now < time.Duration(h.askAgainAt.Load()) {
-			continue
-		}
-		h.askAgainAt.Store(int64(now + silencePause))
-		ctr.spawn(func() { ctr.checkSilence(h) })
+		heard[w.Host] = max(heard[w.Host], read.answered)
+		waits[w.Host] = waits[w.Host] || read.number%2 == 1 && now-read.since >= silentAfter
 	}
-	m.waitingReads = reads
+	m.lastReads = reads
+	for i, h := range ctr.hosts {
+		if waits[i] && now-heard[i] >= silentAfter && now >= time.Duration(h.askAgainAt.Load()) {
+			h.askAgainAt.Store(int64(now + silencePause))
+			ctr.spawn(func() { ctr.checkSilence(h) })
+		}
+	}
 	return silenceRound
 }
 
@@ -78,7 +85,9 @@ func (ctr *Connector) checkSilence(h *host) {
 		return
 	}
 	answers := ctr.isThere(ctx, h)
-	cancel()
+	if answers {
+		cancel()
+	}
 	won := <-found
 	if won == nil {
 		if !answers { // another may take writes at any time

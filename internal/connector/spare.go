@@ -171,7 +171,7 @@ func (ctr *Connector) keepForMinIdle(l link, idleSince time.Duration) bool {
 	if ctr.maintainer == nil || ctr.Cfg.MinIdle == 0 || timeout == 0 || now-idleSince < timeout-clock.Lease {
 		return false
 	}
-	if l.driverConn.Conn == nil || l.retirement(ctr, now) != keep {
+	if l.driverConn.Conn == nil || l.retirement(now) != keep {
 		return false
 	}
 	if ready, _ := ctr.countConns(); ready >= ctr.Cfg.MinIdle || ctr.isAtLimit() {

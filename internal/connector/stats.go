@@ -17,6 +17,7 @@ type counters struct {
 	Opened, Reused, ConnectFailed                      atomic.Int64
 	Pings, KeptAlive, Swept, Deaths, Resent, Leaks     atomic.Int64
 	Retried, Poisoned, CommitsUnknown, CommitsResolved atomic.Int64
+	FromReplica                                        atomic.Int64
 	Discards                                           [verdicts]atomic.Int64
 }
 

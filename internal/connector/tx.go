@@ -203,7 +203,7 @@ func (t *tx) commit() error {
 		}
 		return &notCommittedError{c.addr(), c.threadID(), err}
 	}
-	c.requestStarted, _ = c.ctr.clock.Bounds()
+	c.requestStarted = c.ctr.clock.Earliest()
 	start, mark := c.requestStarted, c.written()
 	c.wire.SetLimit(c.ctr.Cfg.CommitTimeout)
 	err := c.asUnsolicited(t.driverTx.Commit())
@@ -242,7 +242,7 @@ func (c *conn) checkBeforeCommit() error {
 		return mysql.ErrInvalidConn
 	case c.wire != nil && c.ctr.peekSockets:
 		if err := c.wire.Peek(); err != nil {
-			c.requestStarted, _ = c.ctr.clock.Bounds()
+			c.requestStarted = c.ctr.clock.Earliest()
 			return c.recordParkedLoss(err)
 		}
 	case c.ctr.IsMySQL: // its ResetSession only checks the socket

@@ -194,12 +194,17 @@ func (c *Conn) QueryRow(ctx context.Context, query string) ([]string, error) {
 
 // QueryRows is QueryRow for any number of rows.
 func (c *Conn) QueryRows(ctx context.Context, query string) (all [][]string, err error) {
+	return c.queryRows(ctx, query, new([]string))
+}
+
+func (c *Conn) queryRows(ctx context.Context, query string, names *[]string) (all [][]string, err error) {
 	rows, err := c.QueryContext(ctx, query, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	values := make([]driver.Value, len(rows.Columns()))
+	*names = rows.Columns()
+	values := make([]driver.Value, len(*names))
 	for {
 		err := rows.Next(values)
 		if err == io.EOF {
@@ -220,6 +225,20 @@ func (c *Conn) QueryRows(ctx context.Context, query string) (all [][]string, err
 		}
 		all = append(all, row)
 	}
+}
+
+// QueryNamed is QueryRows with the columns by their names.
+func (c *Conn) QueryNamed(ctx context.Context, query string) (all []map[string]string, err error) {
+	var names []string
+	rows, err := c.queryRows(ctx, query, &names)
+	for _, row := range rows {
+		named := map[string]string{}
+		for i, value := range row {
+			named[names[i]] = value
+		}
+		all = append(all, named)
+	}
+	return all, err
 }
 
 // IsAnswer says whether an error is the server's answer: a refusal, or no row.

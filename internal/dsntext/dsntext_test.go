@@ -80,6 +80,8 @@ func TestListOfHosts(t *testing.T) {
 		{"u:p@unix(/a/x.sock,/b/y.sock)/db", "unix", "/a/x.sock", []string{"/a/x.sock", "/b/y.sock"}, "p"},
 		{"u:p@unix(/a,1/x.sock)/db", "unix", "/a,1/x.sock", nil, "p"},
 		{"u:p@unix(/a,1,/b,2)/db", "unix", "/a,1", []string{"/a,1", "/b,2"}, "p"},
+		{"u:p,(q@tcp(a)/db", "tcp", "a:3306", nil, "p,(q"},
+		{"u:p,(q@tcp(a,b)/db", "tcp", "a:3306", []string{"a:3306", "b:3306"}, "p,(q"},
 		{"u:a,b@tcp(h:1)/db", "tcp", "h:1", nil, "a,b"},
 		{"u:tcp(x,y)@tcp(h:1)/db", "tcp", "h:1", nil, "tcp(x,y)"},
 		{"u:tcp(x,y)@z/@tcp(h:1,i:2)/db", "tcp", "h:1", []string{"h:1", "i:2"}, "tcp(x,y)@z/"},

@@ -6,6 +6,7 @@ package hosts
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -34,6 +35,7 @@ type Set struct {
 	mu        sync.Mutex // guards what follows
 	hosts     []host
 	primary   int           // the last that was known to take writes; -1: none does
+	demoted   int           // the last that was demoted, -1: none. It is the least likely to take writes
 	changedAt time.Duration // when primary was last changed; -1: never
 	changed   chan struct{} // closed at the next change
 }
@@ -45,7 +47,7 @@ type host struct {
 
 // New returns a Set of n hosts, of which nothing is known.
 func New(n int, target Target) *Set {
-	s := &Set{target: target, hosts: make([]host, n), primary: -1, changedAt: -1, changed: make(chan struct{})}
+	s := &Set{target: target, hosts: make([]host, n), primary: -1, demoted: -1, changedAt: -1, changed: make(chan struct{})}
 	for i := range s.hosts {
 		s.hosts[i].silentSince = -1
 	}
@@ -53,31 +55,14 @@ func New(n int, target Target) *Set {
 }
 
 // Order returns the hosts to try: first the primary, if that is wanted, then the others as
-// they were listed; where any of several is right they begin at a random one, so that the
+// they were listed, one that was just demoted last; where any of several is right they begin at a random one, so that the
 // connections are spread. Hosts that said nothing a moment ago are left out, unless that
 // leaves none.
 func (s *Set) Order(now time.Duration) (order []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := 0
-	if s.target == Primary {
-		first = max(s.primary, 0)
-	} else {
-		first = rand.IntN(len(s.hosts))
-	}
 	var left []int
-	for i := range s.hosts {
-		at := (first + i) % len(s.hosts)
-		if s.target == Primary { // the others as they were listed
-			switch {
-			case i == 0:
-				at = first
-			case i <= first:
-				at = i - 1
-			default:
-				at = i
-			}
-		}
+	for _, at := range s.places() {
 		if now < s.hosts[at].leftOutUntil {
 			left = append(left, at)
 		} else {
@@ -88,6 +73,24 @@ func (s *Set) Order(now time.Duration) (order []int) {
 		return left
 	}
 	return order
+}
+
+// places are all hosts in the order of their preference. s.mu is held.
+func (s *Set) places() []int {
+	all := make([]int, len(s.hosts))
+	for i := range all {
+		all[i] = i
+	}
+	switch {
+	case s.target != Primary:
+		first := rand.IntN(len(all))
+		return append(all[first:], all[:first]...)
+	case s.primary > 0:
+		return append([]int{s.primary}, slices.Delete(all, s.primary, s.primary+1)...)
+	case s.primary < 0 && s.demoted >= 0:
+		return append(slices.Delete(all, s.demoted, s.demoted+1), s.demoted)
+	}
+	return all
 }
 
 // HeadStart is how long host i is waited for before the next one is tried as well. The
@@ -156,6 +159,7 @@ func (s *Set) Demoted(i int, asked, now time.Duration) bool {
 	if s.primary != i || asked <= s.changedAt {
 		return false
 	}
+	s.demoted = i
 	s.change(-1, now)
 	return true
 }

@@ -39,7 +39,9 @@ func TestPrimaryIsTriedFirstAndTheSilentAreLeftOut(t *testing.T) {
 		{"the second is", []step{writes(1, 1, 2)}, 10, []int{1, 0, 2}},
 		{"the last is", []step{writes(2, 1, 2)}, 10, []int{2, 0, 1}},
 		{"another one has become it", []step{writes(2, 1, 2), writes(1, 3, 4)}, 10, []int{1, 0, 2}},
-		{"it was demoted", []step{writes(2, 1, 2), demoted(2, 3, 4)}, 10, []int{0, 1, 2}},
+		{"it was demoted, and is the last now", []step{writes(1, 1, 2), demoted(1, 3, 4)}, 10, []int{0, 2, 1}},
+		{"so is the first", []step{writes(0, 1, 2), demoted(0, 3, 4)}, 10, []int{1, 2, 0}},
+		{"it was demoted before another one", []step{writes(0, 1, 2), demoted(0, 3, 4), writes(2, 5, 6)}, 10, []int{2, 0, 1}},
 
 		{"one was silent, for the second that it is waited for", []step{silent(1, 10)}, 10.99, []int{0, 2}},
 		{"that is over", []step{silent(1, 10)}, 11, []int{0, 1, 2}},

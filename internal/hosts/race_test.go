@@ -130,6 +130,7 @@ func TestFirstHostThatSucceedsWins(t *testing.T) {
 		{"the second, at once after the first has failed", []fate{refuses, {after: 10 * ms}}, 1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
 		{"the second has a head start of its own then", []fate{refuses, {after: 200 * ms}, {after: 1}}, 1, 210 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
 		{"the third, at once after the second, while the first is slow", []fate{{}, refuses, {after: 10 * ms}}, 2, 270 * ms, "0 at 0s, 1 at 250ms, 2 at 260ms", "0 <nil>!, 1 refused"},
+		{"the first, after long, where the other cannot be reached", []fate{{after: 3 * time.Second}, refuses}, 0, 3 * time.Second, "0 at 0s, 1 at 250ms", "1 refused"},
 		{"none", []fate{refuses, refuses}, -1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused, 1 refused"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

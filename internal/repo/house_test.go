@@ -23,8 +23,8 @@ var stories = [][]string{
 
 const (
 	module     = "github.com/livepool/livepool"
-	mostAtRoot = 45   // entries of the root, so that a stranger sees them at once
-	mostOfRoot = 3000 // lines of its code: what a user sees, and the unit of work
+	mostAtRoot = 46   // entries of the root, so that a stranger sees them at once
+	mostOfRoot = 3150 // lines of its code: what a user sees, and the unit of work
 )
 
 // importsOf are the packages of ours that the files of a directory import, tests left

@@ -30,6 +30,7 @@ type group struct {
 	// awaitSync waits until each server has what the others have.
 	awaitSync func() error
 	via       map[string]*proxy.Proxy // to each server, by its address; nil with a balancer
+	hit       *int                    // the server that the next fault hits; nil where that is the primary
 }
 
 // groupFault is what happens to a group, and what makes it whole again.
@@ -74,7 +75,7 @@ func clusterOf(t *testing.T) *group {
 	}
 	hit := 0
 	return &group{
-		title: "Galera, " + nodes[0].Version(), servers: nodes,
+		title: "Galera, " + nodes[0].Version(), servers: nodes, hit: &hit,
 		before: func() []string {
 			hit = (hit + 1) % len(nodes)
 			return []string{nodes[hit].Addr()}

@@ -24,7 +24,7 @@ func TestUnitsSurviveAFailoverBehindHAProxy(t *testing.T) {
 	}{
 		"primary and replica, MariaDB": {func(t *testing.T) *group { return pairOf(t, server.MariaDB) }, server.TakesWrites},
 		"primary and replica, MySQL":   {func(t *testing.T) *group { return pairOf(t, server.MySQL) }, server.TakesWrites},
-		"Group Replication":            {func(t *testing.T) *group { return replicatedGroupOf(t, 0) }, server.TakesWrites},
+		"Group Replication":            {func(t *testing.T) *group { return replicatedGroupOf(t, time.Second) }, server.TakesWrites},
 		"Galera":                       {clusterOf, server.IsSynced},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -35,13 +35,43 @@ func TestUnitsSurviveAFailoverBehindHAProxy(t *testing.T) {
 			if err := p.CreateCommitTable(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			first := 0
-			for _, f := range g.faults {
-				if !f.losesLatest {
-					first = g.workThrough(t, p, f, first)
+			g.workThroughAll(t, p)
+		})
+	}
+}
+
+// The pool knows all members itself, and no balancer leads it.
+func TestUnitsSurviveAFailoverOfAClusterAmongSeveralHosts(t *testing.T) {
+	for name, start := range map[string]func(t *testing.T) *group{
+		"Group Replication": func(t *testing.T) *group { return replicatedGroupOf(t, time.Second) },
+		"Galera":            clusterOf,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := start(t).asHosts(t)
+			p := open(t, g.servers[0].AppDSN(g.hosts()), "pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
+			if err := p.CreateCommitTable(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if g.hit != nil { // any node would do; the one that the pool is at is to be hit
+				g.before = func() []string {
+					port := portOf(t, p)
+					*g.hit = slices.IndexFunc(g.servers, func(s *server.Server) bool { return isAt(s, port) })
+					return nil
 				}
 			}
+			g.workThroughAll(t, p)
 		})
+	}
+}
+
+// workThroughAll is workThrough for each fault.
+func (g *group) workThroughAll(t *testing.T, p *livepool.Pool) {
+	first := 0
+	for _, f := range g.faults {
+		if !f.losesLatest {
+			first = g.workThrough(t, p, f, first)
+		}
 	}
 }
 

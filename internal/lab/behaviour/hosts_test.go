@@ -123,11 +123,11 @@ func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
 				old := h.Primary()
 				w := h.startWorkers(8)
 				time.Sleep(500 * time.Millisecond)
-				begun := time.Now()
+				begun, takesWrites := time.Now(), h.whenWritable(h.Replica())
 				if err := f.do(h); err != nil {
 					t.Fatal(err)
 				}
-				promoted := time.Now()
+				promoted := <-takesWrites
 				labtest.Eventually(t, "units are applied by the new primary", func() bool { return w.since(promoted) > 50 })
 				units := w.stop()
 				for unit := range units {
@@ -146,6 +146,22 @@ func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
 			})
 		}
 	}
+}
+
+// whenWritable gives the time at which a server takes writes.
+func (h *hostPair) whenWritable(s *server.Server) <-chan time.Time {
+	at := make(chan time.Time, 1)
+	db := openPlain(h.t, s.DSN())
+	go func() {
+		for readOnly := true; readOnly && h.t.Context().Err() == nil; time.Sleep(time.Millisecond) {
+			if err := db.QueryRowContext(h.t.Context(), "SELECT @@GLOBAL.read_only").Scan(&readOnly); err != nil {
+				h.t.Errorf("asking the replica: %v", err)
+				break
+			}
+		}
+		at <- time.Now()
+	}()
+	return at
 }
 
 // workers run verified units.

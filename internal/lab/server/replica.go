@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,11 +19,14 @@ import (
 // read-only. Either server may be killed and started again, and is then what it was before.
 type Pair struct {
 	servers  [2]*Server
+	template string // the data directory that both began with
 	sql      replication
 	semiSync bool
 
-	mu      sync.Mutex   // makes each change of roles whole
-	primary atomic.Int32 // index in servers
+	mu      sync.Mutex     // makes each change of roles whole
+	primary atomic.Int32   // index in servers
+	awaits  [2]atomic.Bool // whether the commits on each wait for a replica
+	rebuilt [2]atomic.Int32
 }
 
 // replication is what the kinds call the same thing.
@@ -37,6 +41,7 @@ type replication struct {
 	thread   string   // prefix of its columns about the two threads
 	semiSync []string // arguments of both servers with which a commit may wait for the replica
 	await    string   // whether it does, on the primary
+	awaiting string   // the same as an argument
 }
 
 var replications = map[bool]replication{ // is it MySQL?
@@ -54,6 +59,7 @@ var replications = map[bool]replication{ // is it MySQL?
 		thread:   "Slave",
 		semiSync: []string{"--rpl-semi-sync-slave-enabled=ON", "--rpl-semi-sync-master-timeout=3600000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC"},
 		await:    "SET GLOBAL rpl_semi_sync_master_enabled = %t",
+		awaiting: "--rpl-semi-sync-master-enabled=ON",
 	},
 	true: {
 		args: []string{"--log-bin=binlog", "--relay-log=relay", "--gtid-mode=ON", "--enforce-gtid-consistency=ON",
@@ -68,6 +74,7 @@ var replications = map[bool]replication{ // is it MySQL?
 		thread:   "Replica",
 		semiSync: []string{"--plugin-load-add=semisync_source.so;semisync_replica.so", "--loose-rpl-semi-sync-replica-enabled=ON", "--loose-rpl-semi-sync-source-timeout=3600000"},
 		await:    "SET GLOBAL rpl_semi_sync_source_enabled = %t",
+		awaiting: "--loose-rpl-semi-sync-source-enabled=ON",
 	},
 }
 
@@ -78,7 +85,7 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pair{sql: replications[kind == MySQL], semiSync: o.SemiSync}
+	p := &Pair{template: template, sql: replications[kind == MySQL], semiSync: o.SemiSync}
 	err = bothOf(func(i int) error {
 		o := o
 		if i == 1 {
@@ -103,9 +110,12 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 }
 
 func (p *Pair) argsOf(i int) []string {
-	args := append(p.sql.args[:len(p.sql.args):len(p.sql.args)], fmt.Sprintf("--server-id=%d", i+1))
+	args := append(p.sql.args[:len(p.sql.args):len(p.sql.args)], fmt.Sprintf("--server-id=%d", i+1+2*int(p.rebuilt[i].Load())))
 	if p.semiSync {
 		args = append(args, p.sql.semiSync...)
+	}
+	if p.awaits[i].Load() {
+		args = append(args, p.sql.awaiting)
 	}
 	if i != int(p.primary.Load()) {
 		args = append(args, p.sql.readOnly)
@@ -174,9 +184,12 @@ func (p *Pair) Promote(ctx context.Context) error {
 	return p.promote(ctx, next)
 }
 
+// ErrDiverged is what Rejoin says of transactions that only the old primary has.
+var ErrDiverged = errors.New("the old primary committed what the new one never received")
+
 // Rejoin brings the old primary back after Promote: it is started if it does not run, made
 // read-only, and follows the new one. If it has transactions that the new one never got, they
-// cannot both be right: then it stays as it is, and the error says so.
+// cannot both be right: then it stays as it is, and the error is ErrDiverged.
 func (p *Pair) Rejoin(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,10 +197,38 @@ func (p *Pair) Rejoin(ctx context.Context) error {
 	if err := old.start(ctx); err != nil {
 		return err
 	}
+	// A commit that waits for a replica, of which there is none any more, would hold up the rest.
+	if err := p.awaitReplica(ctx, old, false); err != nil {
+		return err
+	}
 	if err := old.setReadOnly(ctx, true); err != nil {
 		return err
 	}
 	return p.attach(ctx, old, p.Primary(), p.sql.resume)
+}
+
+// Rebuild brings the old primary back where Rejoin refuses. Its data is thrown away, and it
+// begins anew with what both began with: the binary logs of the other one, which are never
+// purged, have all that came after that. The more that is, the longer it takes. Its server_id is
+// another one, for a replica skips what has its own.
+func (p *Pair) Rebuild(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.Replica()
+	if err := old.Kill(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(old.data()); err != nil {
+		return err
+	}
+	if err := copyTree(p.template, old.data()); err != nil {
+		return err
+	}
+	p.rebuilt[slices.Index(p.servers[:], old)].Add(1)
+	if err := old.start(ctx); err != nil {
+		return err
+	}
+	return p.attach(ctx, old, p.Primary(), "")
 }
 
 // Close kills both servers and removes all that they wrote.
@@ -236,7 +277,11 @@ func (p *Pair) awaitReplica(ctx context.Context, s *Server, on bool) error {
 	if !p.semiSync {
 		return nil
 	}
-	return s.exec(ctx, fmt.Sprintf(p.sql.await, on))
+	err := s.exec(ctx, fmt.Sprintf(p.sql.await, on))
+	if err == nil {
+		p.awaits[slices.Index(p.servers[:], s)].Store(on)
+	}
+	return err
 }
 
 // mayFollow refuses to let s follow a primary that lacks some of its transactions. MySQL would
@@ -253,7 +298,7 @@ func (p *Pair) mayFollow(ctx context.Context, s, primary *Server) error {
 		err = primary.queryRow(ctx, "SELECT ? = '' OR MASTER_GTID_WAIT(?, 0) = 0", []any{has, has}, &known)
 	}
 	if err == nil && !known {
-		err = fmt.Errorf("the old primary committed what the new one never received: it is at %s", has)
+		err = fmt.Errorf("%w: it is at %s", ErrDiverged, has)
 	}
 	return err
 }

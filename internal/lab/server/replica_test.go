@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -204,4 +205,52 @@ func TestAPrimaryThatWentOnByItselfIsNotBroughtBack(t *testing.T) {
 			t.Errorf("the new primary has the rows %s, the old one %s", a, b)
 		}
 	})
+}
+
+// What only the old primary has is thrown away with its data, and the two are a pair again.
+func TestAnOldPrimaryIsMadeAnew(t *testing.T) {
+	eachPair(t, func(t *testing.T, p *server.Pair) {
+		insert(t, p, 1)
+		must(t, p.CatchUp(t.Context()))
+		old := p.Primary()
+		must(t, old.Pause())
+		must(t, p.Promote(t.Context()))
+		must(t, old.Resume())
+		must(t, old.Exec("INSERT INTO t VALUES (2)"))
+		insert(t, p, 3)
+		if err := p.Rejoin(t.Context()); !errors.Is(err, server.ErrDiverged) {
+			t.Fatalf("the old primary was brought back: %v", err)
+		}
+		begun := time.Now()
+		must(t, p.Rebuild(t.Context()))
+		t.Logf("made anew in %v", time.Since(begun))
+		wantOnBoth(t, p, "1,3")
+		must(t, p.Switch(t.Context()))
+		insert(t, p, 4)
+		wantOnBoth(t, p, "1,3,4")
+	})
+}
+
+// A semi-synchronous primary acknowledges nothing without its replica, also after a restart.
+func TestASemiSynchronousPrimaryStaysThat(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			p := servertest.RunPairOptions(t, kind, server.Options{SemiSync: true})
+			must(t, p.Primary().Exec("CREATE TABLE t (id INT PRIMARY KEY)"))
+			must(t, p.Primary().Kill())
+			must(t, p.Primary().Start())
+			must(t, p.CatchUp(t.Context()))
+			must(t, p.Replica().Kill())
+			done := make(chan error, 1)
+			go func() { done <- p.Primary().Exec("INSERT INTO t VALUES (1)") }()
+			select {
+			case err := <-done:
+				t.Errorf("acknowledged without a replica: %v", err)
+			case <-time.After(500 * time.Millisecond):
+			}
+			must(t, p.Replica().Start())
+			must(t, <-done)
+			wantOnBoth(t, p, "1")
+		})
+	}
 }

@@ -1,0 +1,102 @@
+// lag.go asks a replica how far it is behind its source, and leaves one that is too far, or
+// whose replication has stopped.
+
+package connector
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/livepool/livepool/internal/clock"
+	"github.com/livepool/livepool/internal/hosts"
+	"github.com/livepool/livepool/internal/mysqlerr"
+	"github.com/livepool/livepool/internal/wire"
+)
+
+// watchesLag says whether the pool leaves replicas that lag.
+func (ctr *Connector) watchesLag() bool {
+	return ctr.Cfg.MaxLag > 0 && (ctr.Cfg.Target == hosts.Replica || ctr.Cfg.Target == hosts.PreferReplica)
+}
+
+// checkLag says why a replica is not fit, nil if it is. A server without a source has nothing
+// to lag behind: one of a group, of a Galera cluster, or of Aurora.
+func (ctr *Connector) checkLag(ctx context.Context, l *link) error {
+	rows, err := l.driverConn.QueryNamed(ctx, "SHOW REPLICA STATUS")
+	if mysqlerr.Number(err) == syntaxError { // MariaDB before 10.5, MySQL before 8.0.22
+		rows, err = l.driverConn.QueryNamed(ctx, "SHOW SLAVE STATUS")
+	}
+	if err != nil {
+		return fmt.Errorf("its lag is not known, for which pool_max_lag needs a privilege (REPLICATION CLIENT, on MariaDB REPLICA MONITOR): %w", err)
+	}
+	for _, row := range rows {
+		if strings.HasPrefix(row["Channel_Name"], "group_replication_") {
+			continue
+		}
+		behind := row["Seconds_Behind_Source"] + row["Seconds_Behind_Master"] // it has one of them
+		seconds, err := strconv.Atoi(behind)
+		switch lag := time.Duration(seconds) * time.Second; {
+		case err != nil: // NULL
+			return roleError{why: "its replication has stopped"}
+		case lag > ctr.Cfg.MaxLag:
+			return roleError{why: fmt.Sprintf("it is %s behind its source, and pool_max_lag is %s", lag, ctr.Cfg.MaxLag)}
+		}
+	}
+	return nil
+}
+
+// syntaxError is ER_PARSE_ERROR.
+const syntaxError = 1064
+
+// lagRound is the time between two looks at the lag of a replica that is in use. Servers tell
+// it in whole seconds.
+const lagRound = time.Second
+
+// watchLag looks after a replica until the pool is closed.
+func (ctr *Connector) watchLag(h *host) {
+	var l link // on which it asks
+	defer func() { l.close() }()
+	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil; clock.Wait(ctr.Ctx, nil, lagRound) {
+		if !ctr.isInUse(h) {
+			continue
+		}
+		err := ctr.askLag(h, &l)
+		if err == nil || ctr.Ctx.Err() != nil {
+			continue
+		}
+		l.close()
+		l = link{}
+		if role, ok := err.(roleError); ok { //nolint:errorlint // it is never wrapped
+			ctr.retire(h)
+			ctr.Cfg.Log.Warn("livepool: a replica is left, and its connections are replaced by others",
+				slog.String("addr", ctr.addr), slog.String("host", h.addr), slog.String("why", role.why))
+		}
+	}
+}
+
+// askLag asks on l, which it opens if it is not.
+func (ctr *Connector) askLag(h *host, l *link) (err error) {
+	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
+	defer cancel()
+	if l.driverConn.Conn == nil {
+		var w atomic.Pointer[wire.Conn]
+		if *l, err = ctr.login(ctx, h, h.connector, &w); err != nil {
+			return err
+		}
+	}
+	return ctr.checkLag(ctx, l)
+}
+
+// isInUse says whether the pool has a connection to a host.
+func (ctr *Connector) isInUse(h *host) bool {
+	for _, c := range ctr.snapshot() {
+		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
+			return true
+		}
+	}
+	return false
+}

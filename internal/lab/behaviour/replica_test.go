@@ -1,0 +1,204 @@
+package behaviour_test
+
+// Reads that a replica serves, which is behind now and then.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/livepool/livepool"
+	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
+)
+
+// readsAfterWrites is how many reads follow a write, LIVEPOOL_READS if that is set.
+func readsAfterWrites() int {
+	if n, err := strconv.Atoi(os.Getenv("LIVEPOOL_READS")); err == nil {
+		return n
+	}
+	return 1000
+}
+
+// A read with the token of a write sees that write, however far behind the replica is.
+func TestReadsFromAReplicaSeeWhatTheyAreAfter(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			pair := servertest.RunPair(t, kind)
+			p := open(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "pool_size=32&pool_max_overflow=0")
+			err := errors.Join(pair.Primary().Exec("CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)"), p.CreateCommitTable(t.Context()), pair.CatchUp(t.Context()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			stop, lagging := make(chan struct{}), make(chan error, 1)
+			go func() { lagging <- lagNowAndThen(pair.Replica(), stop) }()
+			var left, stale, byReplica atomic.Int64
+			left.Store(int64(readsAfterWrites()))
+			var wg sync.WaitGroup
+			for id := range 32 {
+				wg.Go(func() {
+					for balance := 1; left.Add(-1) >= 0; balance++ {
+						var token string
+						err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+							token = s.Token()
+							_, err := s.ExecContext(ctx, fmt.Sprintf("REPLACE INTO account VALUES (%d, %d)", id, balance))
+							return err
+						}, livepool.VerifyCommit())
+						if err != nil {
+							t.Errorf("write: %v", err)
+							return
+						}
+						var seen int
+						var port string
+						err = p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+							return s.QueryRowContext(ctx, fmt.Sprintf("SELECT balance, @@port FROM account WHERE id = %d", id)).Scan(&seen, &port)
+						}, livepool.ReadOnly(), livepool.FromReplica(), livepool.After(token))
+						switch {
+						case err != nil:
+							t.Errorf("read: %v", err)
+							return
+						case seen != balance:
+							stale.Add(1)
+						}
+						if isAt(pair.Replica(), port) {
+							byReplica.Add(1)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			close(stop)
+			if err := <-lagging; err != nil {
+				t.Error(err)
+			}
+			if stale.Load() > 0 || byReplica.Load() == 0 || byReplica.Load() != p.Stats().ServedByReplica {
+				t.Errorf("%d stale reads; %d served by the replica, of which %d were counted", stale.Load(), byReplica.Load(), p.Stats().ServedByReplica)
+			}
+			t.Logf("%d of %d reads were served by the replica, %d were stale", byReplica.Load(), readsAfterWrites(), stale.Load())
+		})
+	}
+}
+
+// lagNowAndThen has a replica stop applying for up to half a second, again and again.
+func lagNowAndThen(s *server.Server, stop <-chan struct{}) error {
+	for {
+		err := s.Exec("STOP REPLICA SQL_THREAD")
+		time.Sleep(rand.N(500 * time.Millisecond))
+		if err = errors.Join(err, s.Exec("START REPLICA SQL_THREAD")); err != nil {
+			return err
+		}
+		select {
+		case <-stop:
+			return nil
+		case <-time.After(rand.N(500 * time.Millisecond)):
+		}
+	}
+}
+
+// A unit FromReplica is served by the primary where no replica can serve it.
+func TestThePrimaryServesWhatNoReplicaCan(t *testing.T) {
+	t.Parallel()
+	pair := servertest.RunPair(t, server.MariaDB)
+	p := open(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "")
+	if err := errors.Join(p.CreateCommitTable(t.Context()), pair.CatchUp(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	read := func(opts ...livepool.SessionOption) (port string) {
+		t.Helper()
+		err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			return s.QueryRowContext(ctx, "SELECT @@port").Scan(&port)
+		}, append(opts, livepool.ReadOnly(), livepool.FromReplica())...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return port
+	}
+	if port := read(); !isAt(pair.Replica(), port) {
+		t.Errorf("a unit FromReplica is at port %s", port)
+	}
+	err := p.WithSession(t.Context(), func(ctx context.Context, _ *livepool.Session) error {
+		return p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error { // joins the unit around it
+			if outer, ok := p.FromContext(ctx); !ok || outer != s {
+				t.Error("the unit inside is not found in its context")
+			}
+			if port := portOf(t, s); !isAt(pair.Replica(), port) {
+				t.Errorf("a unit inside one FromReplica is at port %s", port)
+			}
+			return nil
+		})
+	}, livepool.ReadOnly(), livepool.FromReplica())
+	if err != nil {
+		t.Error(err)
+	}
+	if port := read(livepool.After("a token that nobody has")); !isAt(pair.Primary(), port) {
+		t.Errorf("a unit after an unknown token is at port %s", port)
+	}
+	if err := pair.Replica().Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if port := read(); !isAt(pair.Primary(), port) {
+			t.Errorf("without a replica the unit is at port %s", port)
+		}
+	}
+	if err := pair.Replica().Start(); err != nil {
+		t.Fatal(err)
+	}
+	labtest.Eventually(t, "the replica serves again", func() bool { return isAt(pair.Replica(), read()) })
+	for _, opts := range [][]livepool.SessionOption{
+		{livepool.FromReplica()}, {livepool.ReadOnly(), livepool.After("x")},
+	} {
+		if err := p.WithSession(t.Context(), labtest.Work, opts...); err == nil {
+			t.Error("options that contradict each other are accepted")
+		}
+	}
+}
+
+// A replica that is too far behind, or whose replication has stopped, is left, and taken back.
+func TestAReplicaThatLagsIsLeft(t *testing.T) {
+	for _, kind := range []server.Kind{server.MariaDB, server.MySQL} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			pair := servertest.RunPair(t, kind)
+			if err := pair.Primary().Exec("GRANT REPLICATION CLIENT ON *.* TO " + server.AppUser); err != nil {
+				t.Fatal(err)
+			}
+			if kind == server.MariaDB {
+				if err := pair.Primary().Exec("GRANT REPLICA MONITOR ON *.* TO " + server.AppUser); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := pair.CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			p, log := openLogged(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "pool_target=prefer-replica&pool_max_lag=5s")
+			if port := portOf(t, p); !isAt(pair.Replica(), port) {
+				t.Fatalf("the pool is at port %s", port)
+			}
+			if err := pair.Replica().Exec("STOP REPLICA SQL_THREAD"); err != nil {
+				t.Fatal(err)
+			}
+			labtest.Eventually(t, "the replica is left", func() bool { return isAt(pair.Primary(), portOf(t, p)) })
+			if lines := log.LinesWith("a replica is left"); len(lines) != 1 || !strings.Contains(lines[0], "has stopped") {
+				t.Errorf("the log has %q", lines)
+			}
+			if err := pair.Replica().Exec("START REPLICA SQL_THREAD"); err != nil {
+				t.Fatal(err)
+			}
+			labtest.Eventually(t, "the replica is taken back", func() bool {
+				p.Recycle() // before the half minute that a connection to the primary lasts
+				return isAt(pair.Replica(), portOf(t, p))
+			})
+		})
+	}
+}
