@@ -205,6 +205,24 @@ func TestOnlySilentHostsAreLeftOut(t *testing.T) {
 	}
 }
 
+// A host that is left out is named all the same: nobody is to look for it in vain.
+func TestHostThatIsLeftOutIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctr, _ := openHosts(t, hosts.Primary, silentHost, readOnly)
+		for range 2 { // at once, as the prober does
+			_, err := ctr.open(t.Context(), nil, 0, noTurn)
+			for _, part := range []string{"none of 2 hosts", "a:3306): no answer", "b:3306): it takes no writes"} {
+				if err == nil || !strings.Contains(err.Error(), part) {
+					t.Errorf("%v, want %s in it", err, part)
+				}
+			}
+			if is := ctr.shortageOf(err); is != outage.NoPrimary {
+				t.Errorf("shortage %d, want that of the host that answers", is)
+			}
+		}
+	})
+}
+
 // An attempt that ends with its caller has waited for nobody long enough to know anything of a
 // host.
 func TestCallerThatGivesUpSaysNothingOfHosts(t *testing.T) {
