@@ -521,3 +521,38 @@ func TestWordsAreReadInAnyCase(t *testing.T) {
 		}
 	}
 }
+
+// The first host of a list is the driver's too, however the driver writes it down: what it does
+// to an address, or does not, is no contradiction.
+func TestFirstHostAsTheDriverWritesItIsNoContradiction(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"app@tcp([::1],db2)/shop":      "[::1]:3306,db2:3306",
+		"app@tcp4(db1,db2)/shop":       "db1:3306,db2:3306",
+		"app@tcp6([::1],db2:3307)/":    "[::1]:3306,db2:3307",
+		"app@tcp4(db1:3306,db2)/shop":  "db1:3306,db2:3306",
+		"app@tcp6([::1]:1,[::2]:1)/db": "[::1]:1,[::2]:1",
+	} {
+		cfg, err := livepool.ParseDSN(dsn)
+		if err != nil {
+			t.Errorf("%s: %v", dsn, err)
+		} else if got := strings.Join(cfg.Addrs, ","); got != want {
+			t.Errorf("%s: %s, want %s", dsn, got, want)
+		}
+	}
+	for _, tt := range []struct {
+		addr  string
+		addrs []string
+	}{
+		{"db1:3306", []string{"db1", "db2"}}, // as mysql.ParseDSN leaves it
+		{"db1", []string{"db1:3306", "db2:3306"}},
+	} {
+		cfg := livepool.NewConfig()
+		cfg.MySQL, cfg.Addrs = &mysql.Config{Addr: tt.addr}, tt.addrs
+		p, err := livepool.OpenConfig(cfg)
+		if err != nil {
+			t.Errorf("%s beside %q: %v", tt.addr, tt.addrs, err)
+			continue
+		}
+		p.Close()
+	}
+}

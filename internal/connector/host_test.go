@@ -291,3 +291,30 @@ func TestFreeKeyNeedsAWitnessOnAnotherServer(t *testing.T) {
 		})
 	}
 }
+
+// A host that refuses the login has not said whether it takes writes: it is looked at again.
+func TestHostThatRefusesLoginsIsLookedAtAgain(t *testing.T) {
+	for _, refusal := range []error{
+		fakedb.ServerError(1040, "Too many connections"),
+		fakedb.ServerError(1053, "Server shutdown in progress"),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := newHost("a", false), newHost("b", false)
+			begun := time.Now()
+			b.OnConnect = func(context.Context, int64) error {
+				if time.Since(begun) < 10*time.Minute {
+					return refusal
+				}
+				return nil
+			}
+			p, log := openHosts(t, nil, a, b)
+			if _, err := p.Exec(insert); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			if n := len(log.LinesWith("two hosts take writes")); n != 1 {
+				t.Errorf("%v: that both take writes is told in %d lines, want 1", refusal, n)
+			}
+		})
+	}
+}

@@ -159,3 +159,20 @@ func TestHostsOfANetwork(t *testing.T) {
 		}
 	}
 }
+
+// A password may hold any byte, a line break too; the list behind it is one all the same.
+func TestLineBreakInThePasswordBeforeAList(t *testing.T) {
+	_, addrs, _, err := dsntext.Parse("u:two\nlines@tcp(a:1,b:2)/db")
+	if want := []string{"a:1", "b:2"}; err != nil || !slices.Equal(addrs, want) {
+		t.Errorf("%q, %v, want %q", addrs, err, want)
+	}
+}
+
+// A network that was registered is not TCP because its name begins so: what its addresses are
+// is its own.
+func TestHostsOfANetworkThatIsCalledLikeTCP(t *testing.T) {
+	given := []string{"prod-1", "prod-2"}
+	if got, err := dsntext.Hosts("tcp-over-ssh", given); err != nil || !slices.Equal(got, given) {
+		t.Errorf("%q, %v, want %q", got, err, given)
+	}
+}

@@ -282,3 +282,18 @@ func TestEndOfTheContextEndsARace(t *testing.T) {
 		}
 	})
 }
+
+// A host that is tried after another one has answered is given up like those before: a replica
+// that says its role at once must not have its caller wait for a dead one until the time is up.
+func TestHostTriedAfterAnAnswerIsGivenUpToo(t *testing.T) {
+	for range 20 { // it was a matter of chance
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, failed, took := newGround(fate{after: 10 * time.Millisecond, fails: true, answers: true}, fate{}).race(ctx, 0, 1)
+			if want := 1010 * time.Millisecond; took != want || text(failed) != "0 refused, 1 silent!" {
+				t.Errorf("it took %s, failed: %s; want %s, and 1 given up as silent", took, text(failed), want)
+			}
+		})
+	}
+}
