@@ -86,6 +86,39 @@ func driverReads(dsn string) (cfg *mysql.Config, ours map[string]string, err err
 	return cfg, ours, nil
 }
 
+// forDriver is a DSN as the driver can read it, which knows no lists: with the first host
+// alone. It looks whether the driver would dial each of the others, were it alone, and
+// whether all are there.
+func forDriver(t *testing.T, dsn string, cfg *Config) string {
+	if cfg.Addrs == nil {
+		return dsn
+	}
+	slash := strings.LastIndexByte(dsn, '/')
+	before, list, _ := cutLast(strings.TrimSuffix(dsn[:slash], ")"), "(")
+	separator := ","
+	if cfg.MySQL.Net == "unix" {
+		separator = ",/"
+	}
+	if n := strings.Count(list, separator) + 1; n != len(cfg.Addrs) || n < 2 {
+		t.Errorf("%q: %d hosts are read as %q", dsn, n, cfg.Addrs)
+	}
+	alone := func(addr string) string { return before + "(" + addr + ")" + dsn[slash:] }
+	for _, addr := range cfg.Addrs {
+		if theirs, err := dsntext.SafeParse(alone(addr)); err != nil || theirs.Addr != addr {
+			t.Errorf("%q: the driver does not dial %q: %v", dsn, addr, err)
+		}
+	}
+	return alone(cfg.Addrs[0])
+}
+
+// cutLast is strings.Cut at the last separator.
+func cutLast(s, separator string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, separator); i >= 0 {
+		return s[:i], s[i+len(separator):], true
+	}
+	return s, "", false
+}
+
 func sameDriverSettings(a, b *mysql.Config) bool {
 	a, b = a.Clone(), b.Clone()
 	if a.Loc.String() != b.Loc.String() { // each load makes a new one
@@ -100,21 +133,25 @@ var dsnSeeds = map[string]struct {
 	user, before, after, rest string
 	escaped                   bool
 }{
-	"all of ours":             {"app", "", "", "tcp(db:3306)/shop?pool_size=5&pool_max_overflow=-1&pool_min_idle=2&pool_idle_timeout=0&pool_recycle=3600&pool_recycle_jitter=0.5&pool_pre_ping=always&pool_ping_after=2m&pool_ping_timeout=250ms&pool_keepalive=0&pool_connect_timeout=2&pool_commit_timeout=3s&pool_timeout=1.5&pool_stall_after=10s&pool_kill_abandoned=false&pool_beacon=on&pool_leak_after=1h30m&pool_max_attempts=1&pool_max_elapsed=1m&pool_commit_table=ops.commits", false},
-	"all of the drivers":      {"app", "", "", "tcp([fe80::1]:3307)/a%2Fb?allowNativePasswords=false&charset=utf8mb4,latin1&collation=utf8mb4_bin&loc=Local&multiStatements=true&interpolateParams=true&readTimeout=30s&writeTimeout=30s&timeout=5s&tls=skip-verify&maxAllowedPacket=0&connectionAttributes=a%3Ab&compress=true&time_zone=%27%2B00%3A00%27&pool_size=3", false},
-	"at in the password":      {"app", "p@tcp(", "@", "tcp(db:3306)/shop", false},
-	"bracket in the password": {"app", "p(", ")", "tcp(db:3306)/shop?pool_size=x", false},
-	"escaped at":              {"app@tcp(db", "p)/x?parseTime=", "", "tcp", true},
-	"escaped value":           {"app", "", "", "tcp(db:3306)/shop?pool_size=%33&pool_recycle=1%68", false},
-	"network without address": {"app", "", "", "tcp/shop?pool_size=0&pool_max_overflow=1", false},
-	"no host":                 {"root", "", "", "/", false},
-	"no name":                 {"0", "", "", "/?=2", false},
-	"no value":                {"app", "", "", "tcp(db:3306)/shop?pool_size&parseTime", false},
-	"overflowing duration":    {"app", "", "", "tcp(db:3306)/shop?pool_recycle=9223372036.854775807&pool_keepalive=9223372037", false},
-	"readme":                  {"app", "", "", "tcp(db:3306)/shop?parseTime=true&pool_size=20&pool_recycle=30m", false},
-	"slash in the password":   {"app", "a/b", "c/d?e", "tcp(db:3306)/shop?pool_size=3", false},
+	"all of ours":                            {"app", "", "", "tcp(db:3306)/shop?pool_size=5&pool_max_overflow=-1&pool_min_idle=2&pool_idle_timeout=0&pool_recycle=3600&pool_recycle_jitter=0.5&pool_pre_ping=always&pool_ping_after=2m&pool_ping_timeout=250ms&pool_keepalive=0&pool_connect_timeout=2&pool_commit_timeout=3s&pool_timeout=1.5&pool_stall_after=10s&pool_kill_abandoned=false&pool_beacon=on&pool_leak_after=1h30m&pool_max_attempts=1&pool_max_elapsed=1m&pool_commit_table=ops.commits", false},
+	"all of the drivers":                     {"app", "", "", "tcp([fe80::1]:3307)/a%2Fb?allowNativePasswords=false&charset=utf8mb4,latin1&collation=utf8mb4_bin&loc=Local&multiStatements=true&interpolateParams=true&readTimeout=30s&writeTimeout=30s&timeout=5s&tls=skip-verify&maxAllowedPacket=0&connectionAttributes=a%3Ab&compress=true&time_zone=%27%2B00%3A00%27&pool_size=3", false},
+	"at in the password":                     {"app", "p@tcp(", "@", "tcp(db:3306)/shop", false},
+	"bracket in the password":                {"app", "p(", ")", "tcp(db:3306)/shop?pool_size=x", false},
+	"escaped at":                             {"app@tcp(db", "p)/x?parseTime=", "", "tcp", true},
+	"escaped value":                          {"app", "", "", "tcp(db:3306)/shop?pool_size=%33&pool_recycle=1%68", false},
+	"network without address":                {"app", "", "", "tcp/shop?pool_size=0&pool_max_overflow=1", false},
+	"no host":                                {"root", "", "", "/", false},
+	"hosts":                                  {"app", "", "", "tcp(db1:3306,db2,[::1]:3307)/shop?pool_target=replica&pool_max_lag=5s&tls=true", false},
+	"hosts in the password":                  {"app", "@tcp(a,b)/", "", "tcp(db1,db2)/shop", false},
+	"hosts by sockets":                       {"app", "", "", "unix(/run/a,1.sock,/run/b.sock)/shop?pool_target=any", false},
+	"hosts of no network":                    {"app", "", "", "(db1,db2)/", false},
+	"hosts of a network that was registered": {"app", "", "", "ssh(db1,db2)/shop", false},
+	"no name":                                {"0", "", "", "/?=2", false},
+	"no value":                               {"app", "", "", "tcp(db:3306)/shop?pool_size&parseTime", false},
+	"overflowing duration":                   {"app", "", "", "tcp(db:3306)/shop?pool_recycle=9223372036.854775807&pool_keepalive=9223372037", false},
+	"readme":                                 {"app", "", "", "tcp(db:3306)/shop?parseTime=true&pool_size=20&pool_recycle=30m", false},
+	"slash in the password":                  {"app", "a/b", "c/d?e", "tcp(db:3306)/shop?pool_size=3", false},
 	"slash in the password and none before the database": {"app", "p/x?parseTime=", "", "tcp(db:3306)", false},
-	"several hosts":     {"app", "", "", "tcp(db1:3306,db2)/shop?pool_target=primary&pool_max_lag=5s", false},
 	"socket":            {"root", "", "", "unix(/run/mysqld/mysqld.sock)/?pool_size=3", false},
 	"twice":             {"app", "", "", "tcp(db:3306)/shop?pool_size=3&pool_size=4", false},
 	"unknown parameter": {"app", "", "", "tcp(db:3306)/shop?pool_sise=3", false},
@@ -132,8 +169,9 @@ func FuzzParseDSN(f *testing.F) {
 		"?pool_sise=3", "?pool_size", "?pool_size=1&pool_size=2", "?pool_min_idle=11", "?strict=true", "?tls=preferred&loc=Local",
 	} {
 		f.Add("app", "", "", "tcp(db.example:3306)/shop"+params, false)
+		f.Add("app", "", "", "tcp(db1.example,db2.example:3307)/shop"+params, false)
 	}
-	for _, rest := range []string{"tcp(db:3306)", "tcp(db:3306", "nowhere/shop", "unix(/run/mysqld.sock)/", "tcp([::1]:3306)/a%2Fb"} {
+	for _, rest := range []string{"tcp(db:3306)", "tcp(db:3306", "tcp(db1,db2)", "tcp(db1,", "nowhere/shop", "unix(/run/mysqld.sock)/", "tcp([::1]:3306)/a%2Fb"} {
 		f.Add("app", "p/x?parseTime=", "%zz", rest, false)
 		f.Add("app", "p/x?pool_size=", "", rest, true)
 	}
@@ -159,11 +197,8 @@ func FuzzParseDSN(f *testing.F) {
 			return
 		}
 
-		// The driver takes it too, and means the same by the rest of it. It knows no lists.
-		theirs, ours, err := driverReads(dsn)
-		if cfg.Addrs != nil {
-			return
-		}
+		// The driver takes it too, and means the same by the rest of it.
+		theirs, ours, err := driverReads(forDriver(t, dsn, cfg))
 		if err != nil {
 			t.Fatalf("%q is accepted, and not by the driver: %v", dsn, err)
 		}
@@ -217,7 +252,7 @@ func FuzzParseDSN(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q, written as %q: %v", dsn, written, err)
 		}
-		read.MySQL, read.BackOff, cfg.MySQL, cfg.BackOff = nil, nil, nil, nil
+		read.MySQL, read.BackOff, cfg.MySQL, cfg.BackOff, cfg.Addrs = nil, nil, nil, nil, nil
 		read.connectTimeoutGiven = cfg.connectTimeoutGiven // as every setting is when it is written
 		if !reflect.DeepEqual(read, cfg) {
 			t.Errorf("%q, written as %q: got %+v, want %+v", dsn, written, read, cfg)

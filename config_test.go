@@ -35,6 +35,10 @@ func TestPasswordIsInNoErrorAndNoLog(t *testing.T) {
 		"app:a@tcp/x?loc=s3cret&q@tcp(h:1)",
 		"app:s3cret@tcp(127.0.0.1:1)/shop",
 		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_sise=1",
+		"app:s3cret@tcp(127.0.0.1:1,127.0.0.1:2)/shop",
+		"app:p/tcp(s3cret,x)@tcp(127.0.0.1:1,127.0.0.1:2)/shop",
+		"app:p/x@tcp(127.0.0.1:1,s3cret)",
+		"app:tcp(a,s3cret)/shop?x=@",
 		"app:s3cret@tcp(127.0.0.1:1)/shop?loc=nowhere",
 		"app:s3cret@tcp(127.0.0.1:1)/shop?pool_connect_timeout=1ns",
 	} {
@@ -116,6 +120,11 @@ func TestDSNParameters(t *testing.T) {
 		{"pool_recycle=1.5", func(c *livepool.Config) any { return c.Recycle }, 1500 * time.Millisecond},
 		{"pool_recycle=1h30m", func(c *livepool.Config) any { return c.Recycle }, 90 * time.Minute},
 		{"pool_recycle_jitter=0.5", func(c *livepool.Config) any { return c.RecycleJitter }, 0.5},
+		{"pool_size=1", func(c *livepool.Config) any { return c.Target }, livepool.TargetPrimary},
+		{"pool_target=primary", func(c *livepool.Config) any { return c.Target }, livepool.TargetPrimary},
+		{"pool_target=replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetReplica},
+		{"pool_target=Prefer-Replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetPreferReplica},
+		{"pool_target=any", func(c *livepool.Config) any { return c.Target }, livepool.TargetAny},
 		{"pool_pre_ping=true", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingIdle},
 		{"pool_pre_ping=idle", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingIdle},
 		{"pool_pre_ping=always", func(c *livepool.Config) any { return c.PrePing }, livepool.PrePingAlways},
@@ -125,8 +134,6 @@ func TestDSNParameters(t *testing.T) {
 		{"pool_ping_timeout=250ms", func(c *livepool.Config) any { return c.PingTimeout }, 250 * time.Millisecond},
 		{"pool_keepalive=0", func(c *livepool.Config) any { return c.KeepAlive }, time.Duration(0)},
 		{"pool_connect_timeout=2", func(c *livepool.Config) any { return c.ConnectTimeout }, 2 * time.Second},
-		{"pool_target=replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetReplica},
-		{"pool_target=Prefer-Replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetPreferReplica},
 		{"pool_max_lag=5", func(c *livepool.Config) any { return c.MaxLag }, 5 * time.Second},
 		{"pool_connect_limit=3", func(c *livepool.Config) any { return c.ConnectLimit }, 3},
 		{"pool_outage_wait=0", func(c *livepool.Config) any { return c.OutageWait }, time.Duration(0)},
@@ -187,6 +194,7 @@ func TestBadDSNParameters(t *testing.T) {
 		{"pool_connect_timeout=0s", []string{"pool_connect_timeout=0s", "above 0"}},
 		{"pool_commit_timeout=-5", []string{"pool_commit_timeout=-5", "above 0"}},
 		{"pool_kill_abandoned=perhaps", []string{"pool_kill_abandoned=perhaps", "true, false"}},
+		{"pool_target=", []string{"pool_target=", "primary"}},
 		{"pool_beacon=maybe", []string{"pool_beacon=maybe", "off, auto, on"}},
 		{"pool_max_attempts=0", []string{"pool_max_attempts=0", "from 1"}},
 		{"pool_commit_table=t;DROP", []string{"pool_commit_table", "letters, digits"}},
@@ -227,6 +235,9 @@ func TestNoErrorHoldsThePassword(t *testing.T) {
 		"app:s3cret@tcp(db:3306)/shop?pool_size=x",
 		"app:s3cret@tcp(db:3306)/shop?pool_sise=3",
 		"app:s3cret@nowhere/shop",
+		"app:s3cret@tcp(db1,)/shop",
+		"app:tcp(s3cret,s3cret)/shop",
+		"app:s3cret@tcp(db1,db2)/shop?pool_target=x",
 		"app:s3cret@tcp(db:3306)/shop?tls=nosuch",
 	} {
 		if _, err := livepool.Open(dsn); err != nil && strings.Contains(err.Error(), secret) {
@@ -250,6 +261,11 @@ func TestBadConfigs(t *testing.T) {
 		change func(*livepool.Config)
 		says   []string
 	}{
+		{"an address beside others", func(c *livepool.Config) { c.Addrs = []string{"a:1", "b:2"} }, []string{"Addrs", "MySQL.Addr", "contradict"}},
+		{"an address that is not the first", func(c *livepool.Config) { c.Addrs = []string{"a:1", "db.example:3306"} }, []string{"contradict"}},
+		{"a host twice", func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"a", "b", "a:3306"} }, []string{"host 3 of 3", "twice"}},
+		{"a host without a name", func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"a", ":1"} }, []string{"host 2 of 2", "host:port"}},
+		{"unknown target", func(c *livepool.Config) { c.Target = 7 }, []string{"Target(7)", "pool_target", "primary, replica, prefer-replica, any"}},
 		{"no MySQL", func(c *livepool.Config) { c.MySQL = nil }, []string{"Config.MySQL is not set"}},
 		{"negative size", func(c *livepool.Config) { c.PoolSize = -1 }, []string{"PoolSize (pool_size) is -1"}},
 		{"size and overflow that overflow an int", func(c *livepool.Config) { c.PoolSize, c.MaxOverflow = math.MaxInt, math.MaxInt }, []string{"PoolSize"}},
@@ -258,10 +274,6 @@ func TestBadConfigs(t *testing.T) {
 		{"unknown mode", func(c *livepool.Config) { c.PrePing = 7 }, []string{"PrePing(7)"}},
 		{"unknown beacon", func(c *livepool.Config) { c.Beacon = -1 }, []string{"Beacon(-1)"}},
 		{"jitter not a number", func(c *livepool.Config) { c.RecycleJitter = math.NaN() }, []string{"RecycleJitter", "NaN"}},
-		{"unknown target", func(c *livepool.Config) { c.Target = 4 }, []string{"Target(4)"}},
-		{"two addresses", func(c *livepool.Config) { c.Addrs = []string{"db1:3306", "db2:3306"} }, []string{"Config.Addrs", "Config.MySQL.Addr", "contradict"}},
-		{"a host twice", func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"db1", "db1:3306"} }, []string{"host 2 of 2", "twice"}},
-		{"a host without a name", func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"db1", ":3306"} }, []string{"host 2 of 2", "host:port"}},
 		{"table name", func(c *livepool.Config) { c.CommitTable = "a b" }, []string{"CommitTable", `"a b"`}},
 		{"the driver refuses", func(c *livepool.Config) { c.MySQL.Net = "carrier-pigeon"; c.MySQL.Addr = "" }, []string{"driver", "carrier-pigeon"}},
 	} {
@@ -319,8 +331,9 @@ func TestConfigIsNotChanged(t *testing.T) {
 func TestWordsPrintAsTheDSNTakesThem(t *testing.T) {
 	for got, want := range map[string]string{
 		livepool.PrePingIdle.String(): "idle", livepool.PrePingAlways.String(): "always", livepool.PrePingOff.String(): "off",
-		livepool.TargetPrimary.String(): "primary", livepool.TargetAny.String(): "any",
 		livepool.BeaconAuto.String(): "auto", livepool.BeaconOn.String(): "on", livepool.BeaconOff.String(): "off",
+		livepool.TargetPrimary.String(): "primary", livepool.TargetReplica.String(): "replica",
+		livepool.TargetPreferReplica.String(): "prefer-replica", livepool.TargetAny.String(): "any",
 		livepool.Class(0).String():                     "0",
 		(livepool.ConnDead | livepool.NotRun).String(): "ConnDead|NotRun",
 	} {
@@ -379,6 +392,46 @@ func TestConfigPrintsWithoutThePassword(t *testing.T) {
 	}
 	if text := cfg.String(); !strings.Contains(text, "app@tcp(db:3306)/shop") || !strings.Contains(text, "pool_size=7") {
 		t.Errorf("%s does not say what is set", text)
+	}
+}
+
+// A Config shows where its pool would lead: all hosts, and what is wanted of them.
+func TestConfigPrintsItsHosts(t *testing.T) {
+	for dsn, says := range map[string][]string{
+		"app:s3cret@tcp(db:3306)/shop":                                     {"app@tcp(db:3306)/shop", "pool_target=primary"},
+		"app:s3cret@tcp(db1:3306,db2,[::1]:3307)/shop":                     {"app@tcp(db1:3306,db2:3306,[::1]:3307)/shop", "pool_target=primary"},
+		"app:s3cret@unix(/a,/b)/shop?pool_target=prefer-replica":           {"app@unix(/a,/b)/shop", "pool_target=prefer-replica"},
+		"app:s3cret@tcp(db:3306)/shop?pool_target=any&pool_max_overflow=1": {"app@tcp(db:3306)/shop", "pool_target=any"},
+	} {
+		cfg, err := livepool.ParseDSN(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range says {
+			if text := cfg.String(); !strings.Contains(text, part) || strings.Contains(text, "s3cret") {
+				t.Errorf("%s: %s, want %s in it, and no password", dsn, text, part)
+			}
+		}
+	}
+}
+
+// Hosts may be given beside MySQL.Addr, which is then the first of them, or without it. The
+// caller's list stays as it is.
+func TestHostsOfAConfig(t *testing.T) {
+	for _, addr := range []string{"", "127.0.0.1:1"} {
+		cfg := livepool.NewConfig()
+		cfg.MySQL, cfg.Addrs, cfg.OutageWait = &mysql.Config{Addr: addr, Passwd: "s3cret"}, []string{"127.0.0.1:1", "127.0.0.1:2"}, 0
+		p, err := livepool.OpenConfig(cfg)
+		if err != nil {
+			t.Errorf("%q: %v", addr, err)
+			continue
+		}
+		cfg.Addrs[0] = "another:1"
+		err = p.PingContext(t.Context())
+		p.Close()
+		if err == nil || !strings.Contains(err.Error(), "tcp(127.0.0.1:1,127.0.0.1:2)") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: got %v, want both addresses in it, and no password", addr, err)
+		}
 	}
 }
 
@@ -466,5 +519,40 @@ func TestWordsAreReadInAnyCase(t *testing.T) {
 		if cfg, err := livepool.ParseDSN(base + "?" + params); err != nil || !want(cfg) {
 			t.Errorf("%s: %v, %v", params, cfg, err)
 		}
+	}
+}
+
+// The first host of a list is the driver's too, however the driver writes it down: what it does
+// to an address, or does not, is no contradiction.
+func TestFirstHostAsTheDriverWritesItIsNoContradiction(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"app@tcp([::1],db2)/shop":      "[::1]:3306,db2:3306",
+		"app@tcp4(db1,db2)/shop":       "db1:3306,db2:3306",
+		"app@tcp6([::1],db2:3307)/":    "[::1]:3306,db2:3307",
+		"app@tcp4(db1:3306,db2)/shop":  "db1:3306,db2:3306",
+		"app@tcp6([::1]:1,[::2]:1)/db": "[::1]:1,[::2]:1",
+	} {
+		cfg, err := livepool.ParseDSN(dsn)
+		if err != nil {
+			t.Errorf("%s: %v", dsn, err)
+		} else if got := strings.Join(cfg.Addrs, ","); got != want {
+			t.Errorf("%s: %s, want %s", dsn, got, want)
+		}
+	}
+	for _, tt := range []struct {
+		addr  string
+		addrs []string
+	}{
+		{"db1:3306", []string{"db1", "db2"}}, // as mysql.ParseDSN leaves it
+		{"db1", []string{"db1:3306", "db2:3306"}},
+	} {
+		cfg := livepool.NewConfig()
+		cfg.MySQL, cfg.Addrs = &mysql.Config{Addr: tt.addr}, tt.addrs
+		p, err := livepool.OpenConfig(cfg)
+		if err != nil {
+			t.Errorf("%s beside %q: %v", tt.addr, tt.addrs, err)
+			continue
+		}
+		p.Close()
 	}
 }

@@ -8,136 +8,195 @@ import (
 	"github.com/livepool/livepool/internal/hosts"
 )
 
-// The primary is tried first, the others as they were listed.
-func TestOrderBeginsWithThePrimary(t *testing.T) {
-	s := hosts.New(4, hosts.Primary)
-	if got := s.Order(0); !slices.Equal(got, []int{0, 1, 2, 3}) {
-		t.Errorf("before anything is known: %v", got)
-	}
-	s.TakesWrites(2, 1, 1)
-	if got := s.Order(2); !slices.Equal(got, []int{2, 0, 1, 3}) {
-		t.Errorf("host 2 is the primary: %v", got)
-	}
-	s.Demoted(2, 3, 3)
-	if got := s.Order(4); !slices.Equal(got, []int{0, 1, 3, 2}) {
-		t.Errorf("it was demoted: %v", got)
-	}
-	s.TakesWrites(1, 5, 6)
-	if got := s.Order(7); !slices.Equal(got, []int{1, 0, 2, 3}) {
-		t.Errorf("host 1 is the primary: %v", got)
+// at is a time of the clock in seconds.
+func at(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
+
+// step is something that the Set is told, at a time in seconds.
+type step func(s *hosts.Set)
+
+func writes(i int, asked, now float64) step {
+	return func(s *hosts.Set) { s.TakesWrites(i, at(asked), at(now)) }
+}
+func demoted(i int, asked, now float64) step {
+	return func(s *hosts.Set) { s.Demoted(i, at(asked), at(now)) }
+}
+func silent(i int, now float64) step {
+	return func(s *hosts.Set) { s.Silent(i, at(now)) }
+}
+func answered(i int) step { return func(s *hosts.Set) { s.Answered(i) } }
+
+// The primary is tried first, then the others as they were listed. Who said nothing is left
+// out for as long as that has lasted; but somebody is always tried.
+func TestPrimaryIsTriedFirstAndTheSilentAreLeftOut(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		told  []step
+		now   float64
+		order []int
+	}{
+		{"nothing is known", nil, 10, []int{0, 1, 2}},
+		{"the first is the primary", []step{writes(0, 1, 2)}, 10, []int{0, 1, 2}},
+		{"the second is", []step{writes(1, 1, 2)}, 10, []int{1, 0, 2}},
+		{"the last is", []step{writes(2, 1, 2)}, 10, []int{2, 0, 1}},
+		{"another one has become it", []step{writes(2, 1, 2), writes(1, 3, 4)}, 10, []int{1, 0, 2}},
+		{"it was demoted, and is the last now", []step{writes(1, 1, 2), demoted(1, 3, 4)}, 10, []int{0, 2, 1}},
+		{"so is the first", []step{writes(0, 1, 2), demoted(0, 3, 4)}, 10, []int{1, 2, 0}},
+		{"it was demoted before another one", []step{writes(0, 1, 2), demoted(0, 3, 4), writes(2, 5, 6)}, 10, []int{2, 0, 1}},
+
+		{"one was silent, for the second that it is waited for", []step{silent(1, 10)}, 10.99, []int{0, 2}},
+		{"that is over", []step{silent(1, 10)}, 11, []int{0, 1, 2}},
+		{"the primary itself", []step{writes(2, 1, 2), silent(2, 10)}, 10.5, []int{0, 1}},
+		{"it is silent still, and left out for as long as it has been", []step{silent(1, 10), silent(1, 12)}, 14.99, []int{0, 2}},
+		{"that is over too", []step{silent(1, 10), silent(1, 12)}, 15, []int{0, 1, 2}},
+		{"it has been for an hour, and is tried again after 8s", []step{silent(1, 10), silent(1, 3600)}, 3607.99, []int{0, 2}},
+		{"which are over", []step{silent(1, 10), silent(1, 3600)}, 3608, []int{0, 1, 2}},
+		{"it has answered", []step{silent(1, 10), silent(1, 3600), answered(1)}, 3601, []int{0, 1, 2}},
+		{"and is silent once more, since just now", []step{silent(1, 10), answered(1), silent(1, 3600)}, 3601, []int{0, 1, 2}},
+		{"all are silent", []step{writes(1, 1, 2), silent(0, 10), silent(1, 10), silent(2, 10)}, 10.5, []int{1, 0, 2}},
+		{"all but one", []step{writes(1, 1, 2), silent(0, 10), silent(1, 10)}, 10.5, []int{2}},
+	} {
+		s := hosts.New(3, hosts.Primary)
+		for _, tell := range tt.told {
+			tell(s)
+		}
+		if order := s.Order(at(tt.now)); !slices.Equal(order, tt.order) {
+			t.Errorf("%s: %v are tried, want %v", tt.name, order, tt.order)
+		}
 	}
 }
 
-// Where several hosts are right the connections are spread over them.
-func TestOrderIsSpreadOverReplicas(t *testing.T) {
-	s := hosts.New(3, hosts.Replica)
-	first := map[int]int{}
-	for range 300 {
-		order := s.Order(0)
-		first[order[0]]++
-		if slices.Sort(order); !slices.Equal(order, []int{0, 1, 2}) {
-			t.Fatalf("the order is %v", order)
+// Where any host is right the connections are spread over all: each is first about as often,
+// and followed by the others. The primary is no better than they.
+func TestOtherTargetsAreSpread(t *testing.T) {
+	for _, target := range []hosts.Target{hosts.Replica, hosts.PreferReplica, hosts.Any} {
+		s := hosts.New(3, target)
+		s.TakesWrites(1, at(1), at(2))
+		first := map[int]int{}
+		for range 3000 {
+			order := s.Order(at(10))
+			first[order[0]]++
+			if sorted := slices.Sorted(slices.Values(order)); !slices.Equal(sorted, []int{0, 1, 2}) {
+				t.Fatalf("target %d: %v are tried, want each once", target, order)
+			}
 		}
-	}
-	for i := range 3 {
-		if first[i] < 30 {
-			t.Errorf("host %d was the first %d times of 300", i, first[i])
+		for i := range 3 {
+			if n := first[i]; n < 800 || n > 1200 {
+				t.Errorf("target %d: host %d is first in %d of 3000 cases", target, i, n)
+			}
+		}
+		s.Silent(0, at(10))
+		for range 100 {
+			if order := s.Order(at(10.5)); len(order) != 2 || slices.Contains(order, 0) {
+				t.Fatalf("target %d: %v are tried, though 0 is silent", target, order)
+			}
 		}
 	}
 }
 
-// A host that says nothing is left out for as long as it has been silent, but not for ever,
-// and not if that leaves none.
-func TestSilentHostsAreLeftOut(t *testing.T) {
-	s := hosts.New(2, hosts.Primary)
-	now := time.Minute
-	for _, leftOut := range []time.Duration{hosts.Silence, 2 * hosts.Silence, 4 * hosts.Silence, 8 * time.Second, 8 * time.Second} {
-		s.Silent(0, now)
-		if got := s.Order(now + leftOut - 1); !slices.Equal(got, []int{1}) {
-			t.Errorf("at %s: %v, want it left out for %s", now, got, leftOut)
-		}
-		now += leftOut
-		if got := s.Order(now); !slices.Equal(got, []int{0, 1}) {
-			t.Errorf("after %s: %v", leftOut, got)
-		}
-	}
-	s.Silent(0, now)
-	s.Silent(1, now)
-	if got := s.Order(now); len(got) != 2 {
-		t.Errorf("all are silent: %v", got)
-	}
-	s.Answered(0)
-	if got := s.Order(now); !slices.Equal(got, []int{0}) {
-		t.Errorf("one has answered: %v", got)
-	}
-	s.Silent(0, now+time.Second)
-	if got := s.Order(now + time.Second + hosts.Silence); len(got) != 2 {
-		t.Errorf("silent for the first time again: %v", got)
-	}
-}
-
-// What a host said to an old question changes nothing.
+// An answer to a question from before the last change tells what was true before it.
 func TestOldAnswersAreIgnored(t *testing.T) {
-	s := hosts.New(2, hosts.Primary)
-	if last, isNew := s.TakesWrites(0, 10, 11); last != -1 || !isNew {
-		t.Errorf("the first primary: last %d, new %v", last, isNew)
+	type told struct {
+		writes  bool // else demoted
+		host    int
+		asked   float64
+		last    int  // which the pool leaves
+		isNew   bool // and what Demoted returns
+		primary int
 	}
-	if _, isNew := s.TakesWrites(0, 12, 13); isNew {
-		t.Error("the same primary is news")
-	}
-	if s.Demoted(1, 20, 20) {
-		t.Error("a host that is not the primary was demoted")
-	}
-	if s.Demoted(0, 11, 21) {
-		t.Error("demoted by an answer to a question from before it was the primary")
-	}
-	if last, isNew := s.TakesWrites(1, 11, 22); last != -1 || isNew {
-		t.Errorf("another primary by an old answer: last %d, new %v", last, isNew)
-	}
-	if last, isNew := s.TakesWrites(1, 30, 31); last != 0 || !isNew {
-		t.Errorf("another primary: last %d, new %v", last, isNew)
-	}
-	if !s.Demoted(1, 32, 33) {
-		t.Error("the primary was not demoted")
-	}
-	if _, known := s.Primary(); known {
-		t.Error("a primary is known")
-	}
-	if _, isNew := s.TakesWrites(1, 32, 34); isNew {
-		t.Error("the primary again by an answer to a question from before its demotion")
+	for _, tt := range []struct {
+		name  string
+		steps []told // one each second from 10 on
+	}{
+		{"the first answer", []told{{true, 1, 0, -1, true, 1}}},
+		{"the same again", []told{{true, 1, 0, -1, true, 1}, {true, 1, 10.5, -1, false, 1}}},
+		{"another one", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10.5, 1, true, 2}}},
+		{"another one, asked before the change", []told{{true, 1, 0, -1, true, 1}, {true, 2, 9.5, -1, false, 1}}},
+		{"another one, asked when it changed", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10, -1, false, 1}}},
+		{"a demotion", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10.5, 0, true, -1}}},
+		{"a demotion, asked before the change", []told{{true, 1, 0, -1, true, 1}, {false, 1, 9.5, 0, false, 1}}},
+		{"a demotion, asked when it changed", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10, 0, false, 1}}},
+		{"a demotion of one that was not the primary", []told{{true, 1, 0, -1, true, 1}, {false, 2, 10.5, 0, false, 1}}},
+		{"a demotion where none was", []told{{false, 0, 9, 0, false, -1}}},
+		{"the late answer of one that was demoted since", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10.5, 0, true, -1}, {true, 1, 10.7, -1, false, -1}}},
+		{"it is taken back", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10.5, 0, true, -1}, {true, 1, 11.5, -1, true, 1}}},
+	} {
+		s := hosts.New(3, hosts.Primary)
+		for i, step := range tt.steps {
+			now := at(10 + float64(i))
+			if step.writes {
+				if last, isNew := s.TakesWrites(step.host, at(step.asked), now); last != step.last || isNew != step.isNew {
+					t.Errorf("%s, step %d: it was %d, new %v, want %d, %v", tt.name, i, last, isNew, step.last, step.isNew)
+				}
+			} else if was := s.Demoted(step.host, at(step.asked), now); was != step.isNew {
+				t.Errorf("%s, step %d: was the primary: %v, want %v", tt.name, i, was, step.isNew)
+			}
+			if primary, known := s.Primary(); known != (step.primary >= 0) || primary != step.primary {
+				t.Errorf("%s, step %d: the primary is %d, known %v, want %d", tt.name, i, primary, known, step.primary)
+			}
+		}
 	}
 }
 
-// Whoever watches is told of each change.
-func TestWatch(t *testing.T) {
-	s := hosts.New(2, hosts.Primary)
-	changes := []func(){
-		func() { s.TakesWrites(1, 1, 2) }, func() { s.Demoted(1, 3, 4) }, func() { s.TakesWrites(0, 5, 6) },
-	}
-	for i, change := range changes {
+// Who watches is told of each change of the primary, and of nothing else.
+func TestWatchIsToldOfEachChange(t *testing.T) {
+	s := hosts.New(3, hosts.Primary)
+	for _, tt := range []struct {
+		name    string
+		tell    step
+		changes bool
+		primary int
+	}{
+		{"one takes writes", writes(1, 1, 2), true, 1},
+		{"it says so again", writes(1, 3, 4), false, 1},
+		{"an old answer", writes(2, 1, 5), false, 1},
+		{"one is silent", silent(1, 6), false, 1},
+		{"one answers", answered(1), false, 1},
+		{"another one takes writes", writes(2, 7, 8), true, 2},
+		{"it is demoted", demoted(2, 9, 10), true, -1},
+		{"it was not the primary any more", demoted(2, 11, 12), false, -1},
+		{"it takes writes again", writes(2, 13, 14), true, 2},
+	} {
 		_, changed := s.Watch()
+		tt.tell(s)
+		told := false
 		select {
 		case <-changed:
-			t.Fatalf("change %d is told before it happens", i)
+			told = true
 		default:
 		}
-		change()
+		primary, next := s.Watch()
+		if told != tt.changes || primary != tt.primary {
+			t.Errorf("%s: told %v, and the primary is %d, want %v, %d", tt.name, told, primary, tt.changes, tt.primary)
+		}
 		select {
-		case <-changed:
+		case <-next:
+			t.Errorf("%s: the next watch ends at once", tt.name)
 		default:
-			t.Errorf("change %d is not told", i)
 		}
 	}
 }
 
-// The primary is waited for longer than the others.
-func TestHeadStart(t *testing.T) {
-	s := hosts.New(2, hosts.Primary)
-	if s.HeadStart(0) != s.HeadStart(1) || s.HeadStart(0) > 300*time.Millisecond {
-		t.Errorf("before a primary is known: %s and %s", s.HeadStart(0), s.HeadStart(1))
-	}
-	s.TakesWrites(0, 1, 1)
-	if s.HeadStart(0) != hosts.Silence || s.HeadStart(1) > 300*time.Millisecond {
-		t.Errorf("of the primary %s, of another host %s", s.HeadStart(0), s.HeadStart(1))
+// The primary is not left because it is a little slow; what any other one has to show is less.
+func TestPrimaryHasALongerHeadStart(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		target hosts.Target
+		told   []step
+		want   time.Duration // of host 1
+	}{
+		{"nothing is known", hosts.Primary, nil, 250 * time.Millisecond},
+		{"it is the primary", hosts.Primary, []step{writes(1, 1, 2)}, time.Second},
+		{"another one is", hosts.Primary, []step{writes(0, 1, 2)}, 250 * time.Millisecond},
+		{"it was", hosts.Primary, []step{writes(1, 1, 2), demoted(1, 3, 4)}, 250 * time.Millisecond},
+		{"it is, and a replica is wanted", hosts.Replica, []step{writes(1, 1, 2)}, 250 * time.Millisecond},
+		{"it is, and any is wanted", hosts.Any, []step{writes(1, 1, 2)}, 250 * time.Millisecond},
+	} {
+		s := hosts.New(2, tt.target)
+		for _, tell := range tt.told {
+			tell(s)
+		}
+		if got := s.HeadStart(1); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
 	}
 }

@@ -3,7 +3,9 @@ package hosts_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,111 +13,287 @@ import (
 	"github.com/livepool/livepool/internal/hosts"
 )
 
-// fakeHost is what a host does when it is tried.
-type fakeHost struct {
-	after    time.Duration // until it answers
-	err      error         // nil: it is right
-	answered bool          // a failure that is an answer
-	stubborn bool          // it succeeds though its context has ended
+// start is the head start of each host in these tests.
+const start = 250 * time.Millisecond
+
+func headStart(int) time.Duration { return start }
+
+// fate is what comes of a host that is tried.
+type fate struct {
+	after time.Duration // 0: it says nothing until its context has ended
+	fails bool
+	// answers: the server has said why.
+	answers bool
+	// late: it succeeds all the same, so long after its context has ended.
+	late time.Duration
 }
 
-var errRefused = errors.New("refused")
+var (
+	errRefused = errors.New("refused")
+	errSilent  = errors.New("silent")
+)
 
-const never = time.Hour
+// ground is where hosts with these fates are raced.
+type ground struct {
+	fates  []fate
+	began  time.Time
+	starts []string // "host at" of each try
+	ends   map[int]time.Duration
+	causes map[int]error
+	losses chan int // the hosts whose values were dropped
+}
 
-// raceOf runs a race of all hosts, and returns the winner (-1 for none), how long it took,
-// what came of the others, and which values were dropped.
-func raceOf(ctx context.Context, all []fakeHost) (winner int, took time.Duration, failed map[int]hosts.Result[int], dropped []int) {
-	var order []int
-	for i := range all {
-		order = append(order, i)
+func newGround(fates ...fate) *ground {
+	return &ground{fates: fates, began: time.Now(), ends: map[int]time.Duration{}, causes: map[int]error{}, losses: make(chan int, len(fates))}
+}
+
+// race races them, waits for the losers, and says how long it took without them.
+func (g *ground) race(ctx context.Context, order ...int) (winner *hosts.Result[int], failed []hosts.Result[int], took time.Duration) {
+	type end struct {
+		host  int
+		at    time.Duration
+		cause error
 	}
-	start := time.Now()
-	won, failures, losers := hosts.Race(ctx, order, func(int) time.Duration { return 250 * time.Millisecond },
-		func(ctx context.Context, i int, answered func()) (int, error) {
-			h := all[i]
-			select {
-			case <-time.After(h.after):
-			case <-ctx.Done():
-				if h.stubborn {
-					return i, nil
-				}
-				return 0, ctx.Err()
+	ended, starts := make(chan end, len(g.fates)), make(chan string, len(g.fates))
+	try := func(ctx context.Context, host int, answered func()) (int, error) {
+		starts <- fmt.Sprintf("%d at %s", host, time.Since(g.began))
+		f := g.fates[host]
+		defer func() { ended <- end{host, time.Since(g.began), context.Cause(ctx)} }()
+		var done <-chan time.Time
+		if f.after > 0 {
+			done = time.After(f.after)
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			if f.late > 0 {
+				time.Sleep(f.late)
+				return host, nil
 			}
-			if h.answered || h.err == nil {
-				answered()
-			}
-			return i, h.err
-		}, func(i int) { dropped = append(dropped, i) })
-	took = time.Since(start)
+			return 0, errSilent
+		}
+		if f.answers {
+			answered()
+		}
+		if f.fails {
+			return 0, errRefused
+		}
+		return host, nil
+	}
+	winner, failed, losers := hosts.Race(ctx, order, headStart, try, func(host int) { g.losses <- host })
+	took = time.Since(g.began)
 	losers()
-	failed = map[int]hosts.Result[int]{}
-	for _, f := range failures {
-		failed[f.Host] = f
+	close(starts)
+	close(ended)
+	close(g.losses)
+	for s := range starts {
+		g.starts = append(g.starts, s)
 	}
-	winner = -1
-	if won != nil {
-		winner = won.Value
+	for e := range ended {
+		g.ends[e.host], g.causes[e.host] = e.at, e.cause
 	}
-	return winner, took, failed, dropped
+	return winner, failed, took
 }
 
-// Who wins a race, and when.
-func TestRace(t *testing.T) {
-	ms := time.Millisecond
+// text is what came of those that failed: "host why", and a ! behind the silent ones.
+func text(failed []hosts.Result[int]) string {
+	var parts []string
+	for _, f := range failed {
+		part := fmt.Sprintf("%d %v", f.Host, f.Err)
+		if f.Silent {
+			part += "!"
+		}
+		parts = append(parts, part)
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
+
+// Each host has its head start; the next one is tried at once if the last has failed. The
+// first that succeeds wins, whichever that is.
+func TestFirstHostThatSucceedsWins(t *testing.T) {
+	const ms = time.Millisecond
+	refuses := fate{after: 10 * ms, fails: true}
 	for _, tt := range []struct {
 		name   string
-		hosts  []fakeHost
-		winner int
+		fates  []fate
+		winner int // -1: none
 		took   time.Duration
-		silent []int // passed over, or given up
+		starts string
+		failed string
 	}{
-		{"the first is right", []fakeHost{{after: 10 * ms}, {}}, 0, 10 * ms, nil},
-		{"the first fails at once", []fakeHost{{err: errRefused}, {after: 10 * ms}}, 1, 10 * ms, nil},
-		{"the first says nothing", []fakeHost{{after: never}, {after: 10 * ms}}, 1, 260 * ms, []int{0}},
-		{"the first is slow, and comes before the second", []fakeHost{{after: 300 * ms}, {after: 100 * ms}}, 0, 300 * ms, nil},
-		{"two say nothing", []fakeHost{{after: never}, {after: never}, {after: 10 * ms}}, 2, 510 * ms, []int{0, 1}},
-		{"a failure has the next one begin at once, before its turn", []fakeHost{{after: never}, {after: 10 * ms, err: errRefused}, {after: 10 * ms}}, 2, 270 * ms, []int{0}},
-		{"none is right", []fakeHost{{err: errRefused, answered: true}, {after: 20 * ms, err: errRefused, answered: true}}, -1, 20 * ms, nil},
-		{"one says nothing, and the other is not right", []fakeHost{{after: never}, {after: 10 * ms, err: errRefused, answered: true}}, -1, hosts.Silence, []int{0}},
-		{"one says nothing, and the other answers slowly", []fakeHost{{after: never}, {after: 500 * ms, err: errRefused, answered: true}}, -1, 2000 * ms, []int{0}},
-		{"one is slow, and the other cannot be reached", []fakeHost{{after: 3000 * ms}, {err: errRefused}}, 0, 3000 * ms, nil},
+		{"the first, in time", []fate{{after: 100 * ms}, {after: 1}}, 0, 100 * ms, "0 at 0s", ""},
+		{"the first, just in time", []fate{{after: 249 * ms}, {after: 1}}, 0, 249 * ms, "0 at 0s", ""},
+		{"the second, while the first is slow", []fate{{after: time.Second}, {after: 10 * ms}}, 1, 260 * ms, "0 at 0s, 1 at 250ms", "0 <nil>!"},
+		{"the first, after its head start", []fate{{after: 300 * ms}, {after: time.Second}}, 0, 300 * ms, "0 at 0s, 1 at 250ms", ""},
+		{"the third, while two are slow", []fate{{}, {}, {after: 10 * ms}}, 2, 510 * ms, "0 at 0s, 1 at 250ms, 2 at 500ms", "0 <nil>!, 1 <nil>!"},
+		{"the second, at once after the first has failed", []fate{refuses, {after: 10 * ms}}, 1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
+		{"the second has a head start of its own then", []fate{refuses, {after: 200 * ms}, {after: 1}}, 1, 210 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
+		{"the third, at once after the second, while the first is slow", []fate{{}, refuses, {after: 10 * ms}}, 2, 270 * ms, "0 at 0s, 1 at 250ms, 2 at 260ms", "0 <nil>!, 1 refused"},
+		{"the first, after long, where the other cannot be reached", []fate{{after: 3 * time.Second}, refuses}, 0, 3 * time.Second, "0 at 0s, 1 at 250ms", "1 refused"},
+		{"none", []fate{refuses, refuses}, -1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused, 1 refused"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				winner, took, failed, dropped := raceOf(t.Context(), tt.hosts)
-				var silent []int
-				for i := range tt.hosts {
-					if failed[i].Silent {
-						silent = append(silent, i)
-					}
+				order := make([]int, len(tt.fates))
+				for i := range order {
+					order[i] = i
 				}
-				if winner != tt.winner || took != tt.took || !slices.Equal(silent, tt.silent) || dropped != nil {
-					t.Errorf("host %d won after %s, %v were silent, %v dropped; want host %d after %s, %v silent", winner, took, silent, dropped, tt.winner, tt.took, tt.silent)
+				g := newGround(tt.fates...)
+				winner, failed, took := g.race(t.Context(), order...)
+				if winner == nil != (tt.winner < 0) || winner != nil && (winner.Host != tt.winner || winner.Value != tt.winner) {
+					t.Errorf("%+v wins, want %d", winner, tt.winner)
+				}
+				if starts := strings.Join(g.starts, ", "); took != tt.took || starts != tt.starts {
+					t.Errorf("it took %s, and tried %s, want %s, %s", took, starts, tt.took, tt.starts)
+				}
+				if got := text(failed); got != tt.failed {
+					t.Errorf("failed: %s, want %s", got, tt.failed)
 				}
 			})
 		})
 	}
 }
 
-// What a loser brings all the same is dropped.
-func TestRaceDropsWhatComesTooLate(t *testing.T) {
+func TestHostsAreTriedInTheGivenOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		winner, _, _, dropped := raceOf(t.Context(), []fakeHost{{after: never, stubborn: true}, {}})
-		if winner != 1 || !slices.Equal(dropped, []int{0}) {
-			t.Errorf("host %d won, dropped %v", winner, dropped)
+		g := newGround(fate{after: 1, fails: true}, fate{after: 1}, fate{after: 1, fails: true}, fate{after: 1})
+		if winner, _, _ := g.race(t.Context(), 2, 0, 3); winner == nil || winner.Host != 3 {
+			t.Errorf("%+v wins, want 3", winner)
 		}
 	})
 }
 
-// The end of the context ends the race.
-func TestRaceEndsWithItsContext(t *testing.T) {
+// The winner is not waited with: the others are cancelled, and know by what.
+func TestWinnerCancelsTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		defer cancel()
-		winner, took, failed, _ := raceOf(ctx, []fakeHost{{after: never}, {after: never}})
-		if winner != -1 || took != 100*time.Millisecond || !errors.Is(failed[0].Err, context.DeadlineExceeded) || failed[0].Silent {
-			t.Errorf("host %d won after %s: %+v", winner, took, failed)
+		g := newGround(fate{late: time.Second}, fate{after: 50 * time.Millisecond})
+		_, _, took := g.race(t.Context(), 0, 1)
+		won := start + 50*time.Millisecond
+		if took != won {
+			t.Errorf("the winner was had after %s, want %s", took, won)
+		}
+		if g.ends[0] != won+time.Second || !errors.Is(g.causes[0], hosts.ErrNotNeeded) {
+			t.Errorf("the loser ended after %s, because %v; want it cancelled when it lost, and losers to wait for it", g.ends[0], g.causes[0])
 		}
 	})
+}
+
+// A loser that brings a connection all the same must not leave it open.
+func TestLoserThatSucceedsIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGround(fate{late: time.Second}, fate{}, fate{after: 50 * time.Millisecond})
+		winner, _, _ := g.race(t.Context(), 0, 1, 2)
+		var dropped []int
+		for host := range g.losses {
+			dropped = append(dropped, host)
+		}
+		if winner == nil || winner.Host != 2 || !slices.Equal(dropped, []int{0}) {
+			t.Errorf("%+v wins, and %v are dropped, want 2 and [0]", winner, dropped)
+		}
+	})
+}
+
+// A host that says nothing is waited for as long as nobody else has answered either: then the
+// network, or all of them, may be slow.
+func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tt := range []struct {
+		name   string
+		fates  []fate
+		limit  time.Duration // of the context; 0: none
+		took   time.Duration
+		failed string
+	}{
+		{"after Silence", []fate{{}, {after: 10 * ms, fails: true, answers: true}}, 0, time.Second, "0 silent!, 1 refused"},
+		{"after four times the other's answer", []fate{{}, {after: 500 * ms, fails: true, answers: true}}, 0, 2 * time.Second, "0 silent!, 1 refused"},
+		{"each from its own beginning", []fate{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + time.Second, "0 silent!, 1 silent!, 2 refused"},
+		{"not because of a failure that is no answer", []fate{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 refused"},
+		{"not if all are silent", []fate{{}, {}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 silent"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
+				if tt.limit > 0 {
+					cancel()
+					ctx, cancel = context.WithTimeout(t.Context(), tt.limit)
+				}
+				defer cancel()
+				order := make([]int, len(tt.fates))
+				for i := range order {
+					order[i] = i
+				}
+				winner, failed, took := newGround(tt.fates...).race(ctx, order...)
+				if winner != nil || took != tt.took {
+					t.Errorf("%+v wins after %s, want none, after %s", winner, took, tt.took)
+				}
+				if got := text(failed); got != tt.failed {
+					t.Errorf("failed: %s, want %s", got, tt.failed)
+				}
+			})
+		})
+	}
+}
+
+// Where that time is over when the first one answers, the others are not waited for at all.
+func TestSilentHostIsGivenUpAtOnceByALateAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGround(fate{}, fate{}, fate{}, fate{}, fate{}, fate{after: 10 * time.Millisecond, fails: true, answers: true})
+		g.race(t.Context(), 0, 1, 2, 3, 4, 5)
+		answered := 5*start + 10*time.Millisecond
+		for host, want := range []time.Duration{answered, answered, 2*start + time.Second, 3*start + time.Second, 4*start + time.Second} {
+			if g.ends[host] != want {
+				t.Errorf("host %d was given up after %s, want %s", host, g.ends[host], want)
+			}
+		}
+	})
+}
+
+// A host that succeeds late, but before it is given up, wins.
+func TestSlowHostWinsBeforeItIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGround(fate{after: 990 * time.Millisecond}, fate{after: 10 * time.Millisecond, fails: true, answers: true})
+		winner, failed, _ := g.race(t.Context(), 0, 1)
+		if winner == nil || winner.Host != 0 || text(failed) != "1 refused" {
+			t.Errorf("%+v wins, and failed: %s; want 0, 1 refused", winner, text(failed))
+		}
+	})
+}
+
+// Who was tried for less than its head start when another one won is not silent: it has had no
+// time to speak.
+func TestLoserWithinItsHeadStartIsNotSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGround(fate{after: 300 * time.Millisecond}, fate{})
+		if winner, failed, _ := g.race(t.Context(), 0, 1); winner == nil || winner.Host != 0 || len(failed) != 0 {
+			t.Errorf("%+v wins, and failed: %s; want 0, and nothing said of 1", winner, text(failed))
+		}
+	})
+}
+
+// The end of the context ends every try, and is nobody's silence.
+func TestEndOfTheContextEndsARace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+		defer cancel()
+		winner, failed, took := newGround(fate{}, fate{}).race(ctx, 0, 1)
+		if winner != nil || took != 400*time.Millisecond || text(failed) != "0 silent, 1 silent" {
+			t.Errorf("%+v wins after %s, failed: %s; want none, after 400ms, each with its own error", winner, took, text(failed))
+		}
+	})
+}
+
+// A host that is tried after another one has answered is given up like those before: a replica
+// that says its role at once must not have its caller wait for a dead one until the time is up.
+func TestHostTriedAfterAnAnswerIsGivenUpToo(t *testing.T) {
+	for range 20 { // it was a matter of chance
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, failed, took := newGround(fate{after: 10 * time.Millisecond, fails: true, answers: true}, fate{}).race(ctx, 0, 1)
+			if want := 1010 * time.Millisecond; took != want || text(failed) != "0 refused, 1 silent!" {
+				t.Errorf("it took %s, failed: %s; want %s, and 1 given up as silent", took, text(failed), want)
+			}
+		})
+	}
 }

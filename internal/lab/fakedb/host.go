@@ -1,0 +1,105 @@
+package fakedb
+
+import (
+	"context"
+	"database/sql/driver"
+	"io"
+	"strings"
+	"sync/atomic"
+)
+
+// Host is a DB that says what it is, as one of several hosts. It is to be had through
+// Wrap.
+type Host struct {
+	DB
+	Name     string       // it says who it is; "": it refuses to
+	ReadOnly atomic.Bool  // what it says of its role
+	Asked    atomic.Int64 // how often it was asked for its role
+
+	// OnRole, when set, runs before it says its role, and may refuse to.
+	OnRole func(ctx context.Context) error
+	// OnQuery, when set, answers all other queries by a row, or by an error.
+	OnQuery func(query string) ([]string, error)
+}
+
+// Wrap is a Wrap of a pool's Config by which its hosts are these, in their order. A pool gives
+// it two connectors of each.
+func Wrap(hosts ...*Host) func(driver.Connector) driver.Connector {
+	n := 0
+	return func(driver.Connector) driver.Connector {
+		h := hosts[n/2]
+		n++
+		return h
+	}
+}
+
+// Connect opens a connection that says what the host is.
+func (h *Host) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := h.DB.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &hostConn{c.(*Conn), h}, nil
+}
+
+type hostConn struct {
+	*Conn
+	host *Host
+}
+
+// What else the connections of the MySQL driver can do.
+func (c *hostConn) PrepareContext(_ context.Context, query string) (driver.Stmt, error) {
+	return c.Prepare(query)
+}
+func (c *hostConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) { return c.Begin() }
+
+func (c *hostConn) QueryContext(ctx context.Context, query string, _ []driver.NamedValue) (driver.Rows, error) {
+	row, err := c.host.answer(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return &textRow{row: row}, nil
+}
+
+// answer is the answer to a query. Of itself a host says what a server says that is like it.
+func (h *Host) answer(ctx context.Context, query string) ([]string, error) {
+	switch {
+	case strings.HasPrefix(query, "SELECT @@GLOBAL.read_only"):
+		h.Asked.Add(1)
+		if h.OnRole != nil {
+			if err := h.OnRole(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if h.ReadOnly.Load() {
+			return []string{"1", "0", "0"}, nil
+		}
+		return []string{"0", "0", "0"}, nil
+	case strings.HasPrefix(query, "SELECT CONCAT_WS('/', @@hostname") && h.Name != "":
+		return []string{h.Name, "1", "app@localhost", "8.0.0", "28800", "0", "67108864", "one-thread-per-connection", "1", "0"}, nil
+	case strings.HasPrefix(query, "SELECT p.USER, p.HOST") && h.Name != "":
+		return []string{"app", "localhost"}, nil
+	case h.OnQuery != nil:
+		return h.OnQuery(query)
+	}
+	return nil, ServerError(1227, "Access denied: "+query)
+}
+
+// textRow is a result of one row.
+type textRow struct {
+	row  []string
+	read bool
+}
+
+func (r *textRow) Columns() []string { return make([]string, len(r.row)) }
+func (r *textRow) Close() error      { return nil }
+func (r *textRow) Next(dest []driver.Value) error {
+	if r.read {
+		return io.EOF
+	}
+	r.read = true
+	for i, value := range r.row {
+		dest[i] = []byte(value)
+	}
+	return nil
+}
