@@ -350,12 +350,12 @@ func (e *hostsError) Unwrap() error { return e.cause }
 // connection: a host that is full, before one with another role, before one that says nothing.
 func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 	e := &hostsError{}
-	texts := make([]string, len(failed))
+	var texts []string
 	for i, f := range failed {
 		if short := ctr.shortageOfHost(f.Err); i == 0 || short > e.shortage {
 			e.shortage, e.cause = short, f.Err
 		}
-		texts[i] = ctr.hosts[f.Host].addr + ": " + f.Err.Error()
+		texts = append(texts, ctr.hosts[f.Host].addr+": "+f.Err.Error())
 	}
 	for _, h := range ctr.hosts {
 		if !slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
