@@ -18,8 +18,8 @@ const start = 250 * time.Millisecond
 
 func headStart(int) time.Duration { return start }
 
-// fate is what comes of a host that is tried.
-type fate struct {
+// act is what comes of a host that is tried.
+type act struct {
 	after time.Duration // 0: it says nothing until its context has ended
 	fails bool
 	// answers: the server has said why.
@@ -33,9 +33,9 @@ var (
 	errSilent  = errors.New("silent")
 )
 
-// ground is where hosts with these fates are raced.
+// ground is where hosts with these acts are raced.
 type ground struct {
-	fates  []fate
+	acts  []act
 	began  time.Time
 	starts []string // "host at" of each try
 	ends   map[int]time.Duration
@@ -43,8 +43,8 @@ type ground struct {
 	losses chan int // the hosts whose values were dropped
 }
 
-func newGround(fates ...fate) *ground {
-	return &ground{fates: fates, began: time.Now(), ends: map[int]time.Duration{}, causes: map[int]error{}, losses: make(chan int, len(fates))}
+func newGround(acts ...act) *ground {
+	return &ground{acts: acts, began: time.Now(), ends: map[int]time.Duration{}, causes: map[int]error{}, losses: make(chan int, len(acts))}
 }
 
 // race races them, waits for the losers, and says how long it took without them.
@@ -54,10 +54,10 @@ func (g *ground) race(ctx context.Context, order ...int) (winner *hosts.Result[i
 		at    time.Duration
 		cause error
 	}
-	ended, starts := make(chan end, len(g.fates)), make(chan string, len(g.fates))
+	ended, starts := make(chan end, len(g.acts)), make(chan string, len(g.acts))
 	try := func(ctx context.Context, host int, answered func()) (int, error) {
 		starts <- fmt.Sprintf("%d at %s", host, time.Since(g.began))
-		f := g.fates[host]
+		f := g.acts[host]
 		defer func() { ended <- end{host, time.Since(g.began), context.Cause(ctx)} }()
 		var done <-chan time.Time
 		if f.after > 0 {
@@ -113,33 +113,33 @@ func text(failed []hosts.Result[int]) string {
 // first that succeeds wins, whichever that is.
 func TestFirstHostThatSucceedsWins(t *testing.T) {
 	const ms = time.Millisecond
-	refuses := fate{after: 10 * ms, fails: true}
+	refuses := act{after: 10 * ms, fails: true}
 	for _, tt := range []struct {
 		name   string
-		fates  []fate
+		acts  []act
 		winner int // -1: none
 		took   time.Duration
 		starts string
 		failed string
 	}{
-		{"the first, in time", []fate{{after: 100 * ms}, {after: 1}}, 0, 100 * ms, "0 at 0s", ""},
-		{"the first, just in time", []fate{{after: 249 * ms}, {after: 1}}, 0, 249 * ms, "0 at 0s", ""},
-		{"the second, while the first is slow", []fate{{after: time.Second}, {after: 10 * ms}}, 1, 260 * ms, "0 at 0s, 1 at 250ms", "0 <nil>!"},
-		{"the first, after its head start", []fate{{after: 300 * ms}, {after: time.Second}}, 0, 300 * ms, "0 at 0s, 1 at 250ms", ""},
-		{"the third, while two are slow", []fate{{}, {}, {after: 10 * ms}}, 2, 510 * ms, "0 at 0s, 1 at 250ms, 2 at 500ms", "0 <nil>!, 1 <nil>!"},
-		{"the second, at once after the first has failed", []fate{refuses, {after: 10 * ms}}, 1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
-		{"the second has a head start of its own then", []fate{refuses, {after: 200 * ms}, {after: 1}}, 1, 210 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
-		{"the third, at once after the second, while the first is slow", []fate{{}, refuses, {after: 10 * ms}}, 2, 270 * ms, "0 at 0s, 1 at 250ms, 2 at 260ms", "0 <nil>!, 1 refused"},
-		{"the first, after long, where the other cannot be reached", []fate{{after: 3 * time.Second}, refuses}, 0, 3 * time.Second, "0 at 0s, 1 at 250ms", "1 refused"},
-		{"none", []fate{refuses, refuses}, -1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused, 1 refused"},
+		{"the first, in time", []act{{after: 100 * ms}, {after: 1}}, 0, 100 * ms, "0 at 0s", ""},
+		{"the first, just in time", []act{{after: 249 * ms}, {after: 1}}, 0, 249 * ms, "0 at 0s", ""},
+		{"the second, while the first is slow", []act{{after: time.Second}, {after: 10 * ms}}, 1, 260 * ms, "0 at 0s, 1 at 250ms", "0 <nil>!"},
+		{"the first, after its head start", []act{{after: 300 * ms}, {after: time.Second}}, 0, 300 * ms, "0 at 0s, 1 at 250ms", ""},
+		{"the third, while two are slow", []act{{}, {}, {after: 10 * ms}}, 2, 510 * ms, "0 at 0s, 1 at 250ms, 2 at 500ms", "0 <nil>!, 1 <nil>!"},
+		{"the second, at once after the first has failed", []act{refuses, {after: 10 * ms}}, 1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
+		{"the second has a head start of its own then", []act{refuses, {after: 200 * ms}, {after: 1}}, 1, 210 * ms, "0 at 0s, 1 at 10ms", "0 refused"},
+		{"the third, at once after the second, while the first is slow", []act{{}, refuses, {after: 10 * ms}}, 2, 270 * ms, "0 at 0s, 1 at 250ms, 2 at 260ms", "0 <nil>!, 1 refused"},
+		{"the first, after long, where the other cannot be reached", []act{{after: 3 * time.Second}, refuses}, 0, 3 * time.Second, "0 at 0s, 1 at 250ms", "1 refused"},
+		{"none", []act{refuses, refuses}, -1, 20 * ms, "0 at 0s, 1 at 10ms", "0 refused, 1 refused"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				order := make([]int, len(tt.fates))
+				order := make([]int, len(tt.acts))
 				for i := range order {
 					order[i] = i
 				}
-				g := newGround(tt.fates...)
+				g := newGround(tt.acts...)
 				winner, failed, took := g.race(t.Context(), order...)
 				if winner == nil != (tt.winner < 0) || winner != nil && (winner.Host != tt.winner || winner.Value != tt.winner) {
 					t.Errorf("%+v wins, want %d", winner, tt.winner)
@@ -157,7 +157,7 @@ func TestFirstHostThatSucceedsWins(t *testing.T) {
 
 func TestHostsAreTriedInTheGivenOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGround(fate{after: 1, fails: true}, fate{after: 1}, fate{after: 1, fails: true}, fate{after: 1})
+		g := newGround(act{after: 1, fails: true}, act{after: 1}, act{after: 1, fails: true}, act{after: 1})
 		if winner, _, _ := g.race(t.Context(), 2, 0, 3); winner == nil || winner.Host != 3 {
 			t.Errorf("%+v wins, want 3", winner)
 		}
@@ -167,7 +167,7 @@ func TestHostsAreTriedInTheGivenOrder(t *testing.T) {
 // The winner is not waited with: the others are cancelled, and know by what.
 func TestWinnerCancelsTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGround(fate{late: time.Second}, fate{after: 50 * time.Millisecond})
+		g := newGround(act{late: time.Second}, act{after: 50 * time.Millisecond})
 		_, _, took := g.race(t.Context(), 0, 1)
 		won := start + 50*time.Millisecond
 		if took != won {
@@ -182,7 +182,7 @@ func TestWinnerCancelsTheOthers(t *testing.T) {
 // A loser that brings a connection all the same must not leave it open.
 func TestLoserThatSucceedsIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGround(fate{late: time.Second}, fate{}, fate{after: 50 * time.Millisecond})
+		g := newGround(act{late: time.Second}, act{}, act{after: 50 * time.Millisecond})
 		winner, _, _ := g.race(t.Context(), 0, 1, 2)
 		var dropped []int
 		for host := range g.losses {
@@ -200,16 +200,16 @@ func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tt := range []struct {
 		name   string
-		fates  []fate
+		acts  []act
 		limit  time.Duration // of the context; 0: none
 		took   time.Duration
 		failed string
 	}{
-		{"after Silence", []fate{{}, {after: 10 * ms, fails: true, answers: true}}, 0, time.Second, "0 silent!, 1 refused"},
-		{"after four times the other's answer", []fate{{}, {after: 500 * ms, fails: true, answers: true}}, 0, 2 * time.Second, "0 silent!, 1 refused"},
-		{"each from its own beginning", []fate{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + time.Second, "0 silent!, 1 silent!, 2 refused"},
-		{"not because of a failure that is no answer", []fate{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 refused"},
-		{"not if all are silent", []fate{{}, {}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 silent"},
+		{"after Silence", []act{{}, {after: 10 * ms, fails: true, answers: true}}, 0, time.Second, "0 silent!, 1 refused"},
+		{"after four times the other's answer", []act{{}, {after: 500 * ms, fails: true, answers: true}}, 0, 2 * time.Second, "0 silent!, 1 refused"},
+		{"each from its own beginning", []act{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + time.Second, "0 silent!, 1 silent!, 2 refused"},
+		{"not because of a failure that is no answer", []act{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 refused"},
+		{"not if all are silent", []act{{}, {}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 silent"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -219,11 +219,11 @@ func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
 					ctx, cancel = context.WithTimeout(t.Context(), tt.limit)
 				}
 				defer cancel()
-				order := make([]int, len(tt.fates))
+				order := make([]int, len(tt.acts))
 				for i := range order {
 					order[i] = i
 				}
-				winner, failed, took := newGround(tt.fates...).race(ctx, order...)
+				winner, failed, took := newGround(tt.acts...).race(ctx, order...)
 				if winner != nil || took != tt.took {
 					t.Errorf("%+v wins after %s, want none, after %s", winner, took, tt.took)
 				}
@@ -238,7 +238,7 @@ func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
 // Where that time is over when the first one answers, the others are not waited for at all.
 func TestSilentHostIsGivenUpAtOnceByALateAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGround(fate{}, fate{}, fate{}, fate{}, fate{}, fate{after: 10 * time.Millisecond, fails: true, answers: true})
+		g := newGround(act{}, act{}, act{}, act{}, act{}, act{after: 10 * time.Millisecond, fails: true, answers: true})
 		g.race(t.Context(), 0, 1, 2, 3, 4, 5)
 		answered := 5*start + 10*time.Millisecond
 		for host, want := range []time.Duration{answered, answered, 2*start + time.Second, 3*start + time.Second, 4*start + time.Second} {
@@ -252,7 +252,7 @@ func TestSilentHostIsGivenUpAtOnceByALateAnswer(t *testing.T) {
 // A host that succeeds late, but before it is given up, wins.
 func TestSlowHostWinsBeforeItIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGround(fate{after: 990 * time.Millisecond}, fate{after: 10 * time.Millisecond, fails: true, answers: true})
+		g := newGround(act{after: 990 * time.Millisecond}, act{after: 10 * time.Millisecond, fails: true, answers: true})
 		winner, failed, _ := g.race(t.Context(), 0, 1)
 		if winner == nil || winner.Host != 0 || text(failed) != "1 refused" {
 			t.Errorf("%+v wins, and failed: %s; want 0, 1 refused", winner, text(failed))
@@ -264,7 +264,7 @@ func TestSlowHostWinsBeforeItIsGivenUp(t *testing.T) {
 // time to speak.
 func TestLoserWithinItsHeadStartIsNotSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGround(fate{after: 300 * time.Millisecond}, fate{})
+		g := newGround(act{after: 300 * time.Millisecond}, act{})
 		if winner, failed, _ := g.race(t.Context(), 0, 1); winner == nil || winner.Host != 0 || len(failed) != 0 {
 			t.Errorf("%+v wins, and failed: %s; want 0, and nothing said of 1", winner, text(failed))
 		}
@@ -276,7 +276,7 @@ func TestEndOfTheContextEndsARace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 		defer cancel()
-		winner, failed, took := newGround(fate{}, fate{}).race(ctx, 0, 1)
+		winner, failed, took := newGround(act{}, act{}).race(ctx, 0, 1)
 		if winner != nil || took != 400*time.Millisecond || text(failed) != "0 silent, 1 silent" {
 			t.Errorf("%+v wins after %s, failed: %s; want none, after 400ms, each with its own error", winner, took, text(failed))
 		}
@@ -290,7 +290,7 @@ func TestHostTriedAfterAnAnswerIsGivenUpToo(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			_, failed, took := newGround(fate{after: 10 * time.Millisecond, fails: true, answers: true}, fate{}).race(ctx, 0, 1)
+			_, failed, took := newGround(act{after: 10 * time.Millisecond, fails: true, answers: true}, act{}).race(ctx, 0, 1)
 			if want := 1010 * time.Millisecond; took != want || text(failed) != "0 refused, 1 silent!" {
 				t.Errorf("it took %s, failed: %s; want %s, and 1 given up as silent", took, text(failed), want)
 			}
