@@ -35,7 +35,7 @@ var (
 
 // ground is where hosts with these acts are raced.
 type ground struct {
-	acts  []act
+	acts   []act
 	began  time.Time
 	starts []string // "host at" of each try
 	ends   map[int]time.Duration
@@ -116,7 +116,7 @@ func TestFirstHostThatSucceedsWins(t *testing.T) {
 	refuses := act{after: 10 * ms, fails: true}
 	for _, tt := range []struct {
 		name   string
-		acts  []act
+		acts   []act
 		winner int // -1: none
 		took   time.Duration
 		starts string
@@ -200,7 +200,7 @@ func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tt := range []struct {
 		name   string
-		acts  []act
+		acts   []act
 		limit  time.Duration // of the context; 0: none
 		took   time.Duration
 		failed string
