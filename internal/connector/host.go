@@ -24,7 +24,7 @@ import (
 	"github.com/livepool/livepool/internal/wire"
 )
 
-// host is one address, and what belongs to it alone. The first three fields do not change.
+// host is one address, and what belongs to it alone. The first four fields do not change.
 type host struct {
 	index      int
 	addr       string           // for errors and logs
