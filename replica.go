@@ -4,7 +4,6 @@
 package livepool
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/committable"
-	"github.com/livepool/livepool/internal/mysqlerr"
 )
 
 // FromReplica has a ReadOnly unit served by a replica, if the pool has several hosts and one
@@ -103,18 +101,21 @@ func (p *Pool) runOnReplica(ctx context.Context, fn func(context.Context, *Sessi
 	if o.after != "" {
 		fresh = func(ctx context.Context, s *Session) error { // what the transaction sees from the first look on includes it
 			if found, err := r.hasToken(ctx, s, o.after); err != nil || !found {
-				return cmp.Or(err, errNotThere)
+				return errNotThere
 			}
 			return fn(ctx, s)
 		}
 	}
-	run := func() error { return (&retryState{pool: r, options: onReplica}).runUnit(ctx, fresh) }
+	var c *retryState
+	run := func() error {
+		c = &retryState{pool: r, options: onReplica}
+		return c.runUnit(ctx, fresh)
+	}
 	err = run()
 	if err == errNotThere && r.pollToken(ctx, o.after) {
 		err = run()
 	}
-	mayPass := p.ctr.Classify(err)&mysqlerr.Retry != 0 || errors.Is(err, ErrPoolTimeout) || errors.Is(err, ErrCommitUnknown)
-	if ctx.Err() == nil && (errors.Is(err, errNotThere) || mayPass) {
+	if ctx.Err() == nil && (err == errNotThere || c.mayPass || isUnstarted(err)) {
 		return false, nil
 	}
 	p.ctr.Stats.FromReplica.Add(1)

@@ -84,9 +84,11 @@ func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session)
 		case s.tx != nil && c.lossCounter.Add(s.observed.LostStatement):
 			return c.unitError(err, connector.RepeatedLossText(s.observed.LostStatement.Query))
 		}
+		c.mayPass = true
 		if err := c.waitToRetry(ctx, cause, err); err != nil {
 			return err
 		}
+		c.mayPass = false
 		p.ctr.AwaitOrphan(ctx, s.attempt.Orphan.Load())
 	}
 }
@@ -171,6 +173,7 @@ type retryState struct {
 	backOff           backoff.BackOff // made at the first retry
 	lossCounter       connector.LossCounter
 	commitSentTo      string // the server that the lost COMMIT was sent to, while that is resolved
+	mayPass           bool   // it has failed for what its connection saw, and may be run again
 	idempotent        bool   // it is a function of Retry, and no unit
 }
 

@@ -187,7 +187,7 @@ func (o *connectAttempt) finish() {
 	switch wasLeft := o.drop(); {
 	case o.err == nil:
 		ctr.keepLateLink(o)
-	case wasLeft && !noted: // it was not aborted
+	case wasLeft && !noted && (o.side == nil || ctr.hostSet == nil || ctr.isPrimary(o.side)): // it was not aborted
 		ctr.recordConnectFailure(o.err)
 	}
 }
@@ -302,7 +302,9 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
 	if o.side != nil { // it allows several statements in one request, which the pool must not
 		l.close()
-		ctr.reached(&l)
+		if ctr.hostSet == nil {
+			ctr.reached(&l)
+		}
 		return
 	}
 	limit := int(ctr.Limits.Open.Load())

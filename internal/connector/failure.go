@@ -159,6 +159,7 @@ func (c *conn) handleRefusal(err error, query string, kind requestKind, idempote
 	if notReady {
 		c.noteNotReady(err)
 	}
+	isDemotion := !c.transaction.open && c.noteDemotion(err)
 	switch {
 	case c.transaction.open:
 		return err
@@ -174,7 +175,7 @@ func (c *conn) handleRefusal(err error, query string, kind requestKind, idempote
 		return err // on a sql.Conn, whose state must not be lost for a refusal
 	case class&mysqlerr.Elsewhere == 0:
 		return c.newBadConnError(err, "before it ran the statement")
-	case !notReady && !c.noteDemotion(err) && c.isRefusalTrusted():
+	case !notReady && !isDemotion && c.isRefusalTrusted():
 		return err
 	}
 	c.dead = true

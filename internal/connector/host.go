@@ -352,6 +352,9 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 	e := &hostsError{}
 	var texts []string
 	for i, f := range failed {
+		if f.Err == nil { // it was passed over
+			f.Err = errHostSilent
+		}
 		if short := ctr.shortageOfHost(f.Err); i == 0 || short > e.shortage {
 			e.shortage, e.cause = short, f.Err
 		}

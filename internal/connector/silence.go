@@ -85,9 +85,6 @@ func (ctr *Connector) checkSilence(h *host) {
 		return
 	}
 	answers := ctr.isThere(ctx, h)
-	if answers {
-		cancel()
-	}
 	won := <-found
 	if won == nil {
 		if !answers { // another may take writes at any time
