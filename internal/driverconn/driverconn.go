@@ -194,24 +194,26 @@ func (c *Conn) QueryRow(ctx context.Context, query string) ([]string, error) {
 
 // QueryRows is QueryRow for any number of rows.
 func (c *Conn) QueryRows(ctx context.Context, query string) (all [][]string, err error) {
-	return c.queryRows(ctx, query, new([]string))
+	_, all, err = c.query(ctx, query)
+	return all, err
 }
 
-func (c *Conn) queryRows(ctx context.Context, query string, names *[]string) (all [][]string, err error) {
+// query returns the names of the columns and the rows.
+func (c *Conn) query(ctx context.Context, query string) (names []string, all [][]string, err error) {
 	rows, err := c.QueryContext(ctx, query, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer rows.Close()
-	*names = rows.Columns()
-	values := make([]driver.Value, len(*names))
+	names = rows.Columns()
+	values := make([]driver.Value, len(names))
 	for {
 		err := rows.Next(values)
 		if err == io.EOF {
-			return all, nil
+			return names, all, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		row := make([]string, len(values))
 		for i, v := range values {
@@ -229,8 +231,7 @@ func (c *Conn) queryRows(ctx context.Context, query string, names *[]string) (al
 
 // QueryNamed is QueryRows with the columns by their names.
 func (c *Conn) QueryNamed(ctx context.Context, query string) (all []map[string]string, err error) {
-	var names []string
-	rows, err := c.queryRows(ctx, query, &names)
+	names, rows, err := c.query(ctx, query)
 	for _, row := range rows {
 		named := map[string]string{}
 		for i, value := range row {

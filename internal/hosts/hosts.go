@@ -55,9 +55,9 @@ func New(n int, target Target) *Set {
 }
 
 // Order returns the hosts to try: first the primary, if that is wanted, then the others as
-// they were listed, one that was just demoted last; where any of several is right they begin at a random one, so that the
-// connections are spread. Hosts that said nothing a moment ago are left out, unless that
-// leaves none.
+// they were listed, one that was just demoted last; where any of several is right they begin
+// at a random one, so that the connections are spread. Hosts that said nothing a moment ago
+// are left out, unless that leaves none.
 func (s *Set) Order(now time.Duration) (order []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -25,7 +25,7 @@ type Orphan struct {
 
 	// Only the reaper's goroutine writes what follows.
 	due              time.Duration // when to ask the server; zero: at once
-	retryAfter       time.Duration // the current pause, after the server could not be asked
+	retryAfter       time.Duration // the current pause, 0 for none; see pause
 	wrongServerTries int           // how often another server answered
 	killSent         bool          // a KILL was sent
 	batchMisses      int           // how often a KILL of several failed because one of them was gone
@@ -33,6 +33,12 @@ type Orphan struct {
 
 // Host is the number of its host.
 func (o *Orphan) Host() int { return o.thread.Host }
+
+// pause puts it off, each time for longer.
+func (o *Orphan) pause(now time.Duration) {
+	o.retryAfter = min(max(2*o.retryAfter, reapRetryFirst), reapRetryLongest)
+	o.due = now + o.retryAfter
+}
 
 // Done is closed when there is nothing more to be done about it.
 func (o *Orphan) Done() <-chan struct{} { return o.done }
@@ -96,8 +102,7 @@ func (r *Reaper) killBatch(s *Side, batch []*Orphan, tally *[outcomes]int) (left
 		case f == threadNotFound:
 			o.finish(outcomeAlreadyGone, tally)
 		case f == threadCommitting: // it ends by itself
-			o.retryAfter = min(max(2*o.retryAfter, reapRetryFirst), reapRetryLongest)
-			o.due = r.Clock.Now() + o.retryAfter
+			o.pause(r.Clock.Now())
 			left = append(left, o)
 		default:
 			present, ids = append(present, o), append(ids, found[i].id)

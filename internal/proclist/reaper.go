@@ -253,8 +253,7 @@ func (r *Reaper) postpone(orphans []*Orphan, tally *[outcomes]int) (left []*Orph
 			o.finish(outcomeFailed, tally)
 			continue
 		}
-		o.retryAfter = min(max(2*o.retryAfter, reapRetryFirst), reapRetryLongest)
-		o.due = now + o.retryAfter
+		o.pause(now)
 		left = append(left, o)
 	}
 	return left

@@ -30,6 +30,7 @@ type group struct {
 	// awaitSync waits until each server has what the others have.
 	awaitSync func() error
 	via       map[string]*proxy.Proxy // to each server, by its address; nil with a balancer
+	hosts     string                  // the addresses of these proxies, as a DSN has them
 	hit       *int                    // the server that the next fault hits; nil where that is the primary
 }
 
@@ -275,7 +276,7 @@ func testGroup(t *testing.T, g *group) {
 	if g.via == nil {
 		via.SetUpstreams(g.before()...)
 	} else {
-		addr = g.hosts()
+		addr = g.hosts
 	}
 	p := open(t, g.servers[0].AppDSN(addr), "pool_ping_timeout=300ms&pool_stall_after=20s&pool_timeout=2m&pool_max_elapsed=2m")
 	if err := p.CreateCommitTable(t.Context()); err != nil {
@@ -318,19 +319,23 @@ func testGroup(t *testing.T, g *group) {
 // asHosts puts a proxy before each server.
 func (g *group) asHosts(t *testing.T) *group {
 	g.title, g.via = "several hosts: "+g.title, map[string]*proxy.Proxy{}
-	for _, s := range g.servers {
-		g.via[s.Addr()] = proxyTo(t, s)
+	var via []*proxy.Proxy
+	via, g.hosts = proxiesTo(t, g.servers...)
+	for i, s := range g.servers {
+		g.via[s.Addr()] = via[i]
 	}
 	return g
 }
 
-// hosts are the addresses of the proxies, as a DSN has them.
-func (g *group) hosts() string {
+// proxiesTo starts a proxy to each server; hosts are their addresses, as a DSN has them.
+func proxiesTo(t *testing.T, servers ...*server.Server) (via []*proxy.Proxy, hosts string) {
+	t.Helper()
 	var addrs []string
-	for _, s := range g.servers {
-		addrs = append(addrs, g.via[s.Addr()].Addr())
+	for _, s := range servers {
+		p := proxyTo(t, s)
+		via, addrs = append(via, p), append(addrs, p.Addr())
 	}
-	return strings.Join(addrs, ",")
+	return via, strings.Join(addrs, ",")
 }
 
 // rows counts a unit's, which are the same on each server: a node in sync may

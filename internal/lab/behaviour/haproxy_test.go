@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -49,7 +48,7 @@ func TestUnitsSurviveAFailoverOfAClusterAmongSeveralHosts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := start(t).asHosts(t)
-			p := open(t, g.servers[0].AppDSN(g.hosts()), "pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
+			p := open(t, g.servers[0].AppDSN(g.hosts), "pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
 			if err := p.CreateCommitTable(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -75,7 +74,7 @@ func TestUnitsOnAGroupThatWritesEverywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	many := (&group{servers: members, before: func() []string { return nil }, awaitSync: func() error { return g.AwaitOnline(t.Context()) }}).asHosts(t)
-	p := open(t, members[0].AppDSN(many.hosts()), "pool_target=any&pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
+	p := open(t, members[0].AppDSN(many.hosts), "pool_target=any&pool_timeout=2m&pool_max_elapsed=2m&pool_max_attempts=100")
 	if err := p.CreateCommitTable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -108,37 +107,7 @@ func (g *group) workThroughAll(t *testing.T, p *livepool.Pool) {
 // workThrough has workers run units, numbered from first, before, during and after a fault,
 // and returns the next number.
 func (g *group) workThrough(t *testing.T, p *livepool.Pool, f groupFault, first int) (next int) {
-	const workers = 8
-	var mu sync.Mutex
-	next = first
-	var succeeded []time.Time
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				case <-time.After(5 * time.Millisecond):
-				}
-				mu.Lock()
-				unit := next
-				next++
-				mu.Unlock()
-				err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
-					_, err := s.ExecContext(ctx, fmt.Sprintf("INSERT INTO ledger (unit) VALUES (%d)", unit))
-					return err
-				}, livepool.VerifyCommit())
-				if err != nil {
-					t.Errorf("%s, unit %d: %v", f.name, unit, err)
-				}
-				mu.Lock()
-				succeeded = append(succeeded, time.Now())
-				mu.Unlock()
-			}
-		})
-	}
+	w := (&workers{t: t, pool: p, during: f.name + ", ", next: first}).start(8)
 	time.Sleep(500 * time.Millisecond)
 	g.before() // has the fault hit the primary
 	begun := time.Now()
@@ -147,8 +116,7 @@ func (g *group) workThrough(t *testing.T, p *livepool.Pool, f groupFault, first 
 	time.Sleep(2 * time.Second)
 	err = errors.Join(err, f.repair())
 	time.Sleep(500 * time.Millisecond)
-	close(stop)
-	wg.Wait()
+	next = w.stop()
 	if err := errors.Join(err, g.awaitSync()); err != nil {
 		t.Fatalf("%s: %v", f.name, err)
 	}
@@ -159,8 +127,8 @@ func (g *group) workThrough(t *testing.T, p *livepool.Pool, f groupFault, first 
 			t.Errorf("%s: server %d has rows of %d units of %d: %v", f.name, i, units, next, err)
 		}
 	}
-	slices.SortFunc(succeeded, time.Time.Compare)
+	slices.SortFunc(w.applied, time.Time.Compare)
 	t.Logf("%s, which took %v: %d units, %v without one; %d run again, %d commits unknown at first", f.name, injected.Sub(begun).Round(time.Millisecond),
-		next-first, longestGap(succeeded, begun).Round(time.Millisecond), p.Stats().Retried, p.Stats().CommitsUnknown)
+		next-first, longestGap(w.applied, begun).Round(time.Millisecond), p.Stats().Retried, p.Stats().CommitsUnknown)
 	return next
 }

@@ -3,7 +3,6 @@ package behaviour_test
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,13 +49,8 @@ func TestThePoolStaysWithOneOfSeveralThatTakeWrites(t *testing.T) {
 			if err := nodes[0].Exec(ledgerTable); err != nil {
 				t.Fatal(err)
 			}
-			var via []*proxy.Proxy
-			var addrs []string
-			for _, n := range nodes {
-				p := proxyTo(t, n)
-				via, addrs = append(via, p), append(addrs, p.Addr())
-			}
-			pool, log := openLogged(t, nodes[0].AppDSN(strings.Join(addrs, ",")), "pool_timeout=1m&pool_max_elapsed=1m&pool_connect_timeout=1s&pool_stall_after=500ms")
+			via, addrs := proxiesTo(t, nodes...)
+			pool, log := openLogged(t, nodes[0].AppDSN(addrs), "pool_timeout=1m&pool_max_elapsed=1m&pool_connect_timeout=1s&pool_stall_after=500ms")
 			ctx, cancel := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
 			for n := range 24 {

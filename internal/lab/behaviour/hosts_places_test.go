@@ -69,7 +69,7 @@ func TestADeadHostAmongOthersCostsLittle(t *testing.T) {
 func TestAllHostsAwayAndBack(t *testing.T) {
 	t.Parallel()
 	h := hostPairOf(t, server.MariaDB, "pool_timeout=1m&pool_max_elapsed=1m&pool_outage_wait=1m")
-	w := h.startWorkers(4)
+	w := (&workers{t: t, pool: h.pool}).start(4)
 	plain := make(chan error, 1)
 	time.Sleep(200 * time.Millisecond)
 	for _, via := range h.via {

@@ -3,11 +3,9 @@ package behaviour_test
 // Pools on several hosts, of which one takes writes, and another one after a failover.
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -30,17 +28,13 @@ type hostPair struct {
 }
 
 func hostPairOf(t *testing.T, kind server.Kind, params string) *hostPair {
-	h := &hostPair{t: t, via: map[*server.Server]*proxy.Proxy{},
-		Pair: servertest.RunPairOptions(t, kind, server.Options{SemiSync: true, Args: []string{"--innodb-lock-wait-timeout=1"}})}
+	h := &hostPair{t: t, Pair: servertest.RunPairOptions(t, kind, server.Options{SemiSync: true, Args: []string{"--innodb-lock-wait-timeout=1"}})}
 	if err := h.Primary().Exec(ledgerTable); err != nil {
 		t.Fatal(err)
 	}
-	var addrs []string
-	for _, s := range []*server.Server{h.Primary(), h.Replica()} {
-		h.via[s] = proxyTo(t, s)
-		addrs = append(addrs, h.via[s].Addr())
-	}
-	h.pool, h.log = openLogged(t, h.Primary().AppDSN(strings.Join(addrs, ",")), params)
+	via, addrs := proxiesTo(t, h.Primary(), h.Replica())
+	h.via = map[*server.Server]*proxy.Proxy{h.Primary(): via[0], h.Replica(): via[1]}
+	h.pool, h.log = openLogged(t, h.Primary().AppDSN(addrs), params)
 	if err := h.pool.CreateCommitTable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +123,7 @@ func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
 				t.Parallel()
 				h := hostPairOf(t, kind, "pool_timeout=1m&pool_max_elapsed=1m")
 				old := h.Primary()
-				w := h.startWorkers(8)
+				w := (&workers{t: t, pool: h.pool}).start(8)
 				time.Sleep(500 * time.Millisecond)
 				begun, takesWrites := time.Now(), h.whenWritable(h.Replica())
 				if err := f.do(h); err != nil {
@@ -175,74 +169,4 @@ func (h *hostPair) whenWritable(s *server.Server) <-chan time.Time {
 		at <- time.Now()
 	}()
 	return at
-}
-
-// workers run verified units.
-type workers struct {
-	wg   sync.WaitGroup
-	quit chan struct{}
-
-	mu      sync.Mutex // guards what follows
-	next    int
-	applied []time.Time
-}
-
-func (h *hostPair) startWorkers(n int) *workers {
-	w := &workers{quit: make(chan struct{})}
-	for range n {
-		w.wg.Go(func() {
-			for {
-				select {
-				case <-w.quit:
-					return
-				case <-time.After(5 * time.Millisecond):
-				}
-				w.mu.Lock()
-				unit := w.next
-				w.next++
-				w.mu.Unlock()
-				err := h.pool.WithSession(h.t.Context(), func(ctx context.Context, s *livepool.Session) error {
-					_, err := s.ExecContext(ctx, fmt.Sprintf("INSERT INTO ledger (unit) VALUES (%d)", unit))
-					return err
-				}, livepool.VerifyCommit())
-				if err != nil {
-					h.t.Errorf("unit %d: %v", unit, err)
-				}
-				w.mu.Lock()
-				w.applied = append(w.applied, time.Now())
-				w.mu.Unlock()
-			}
-		})
-	}
-	return w
-}
-
-// since is how many units were applied since then.
-func (w *workers) since(then time.Time) (n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, at := range w.applied {
-		if at.After(then) {
-			n++
-		}
-	}
-	return n
-}
-
-// firstAfter is how long after that the first unit was applied.
-func (w *workers) firstAfter(then time.Time) time.Duration {
-	first := time.Hour
-	for _, at := range w.applied {
-		if d := at.Sub(then); d > 0 {
-			first = min(first, d)
-		}
-	}
-	return first
-}
-
-// stop ends them, and returns how many units they have run.
-func (w *workers) stop() int {
-	close(w.quit)
-	w.wg.Wait()
-	return w.next
 }

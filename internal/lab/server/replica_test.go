@@ -182,16 +182,24 @@ func TestPromoteAfterAKillAndBringTheOldPrimaryBack(t *testing.T) {
 	})
 }
 
+// diverge has the two change places while the primary is paused, and that then go on by
+// itself: both have row 1, and only the old primary has row 2.
+func diverge(t *testing.T, p *server.Pair) (old *server.Server) {
+	t.Helper()
+	insert(t, p, 1)
+	must(t, p.CatchUp(t.Context()))
+	old = p.Primary()
+	must(t, old.Pause())
+	must(t, p.Promote(t.Context()))
+	must(t, old.Resume())
+	must(t, old.Exec("INSERT INTO t VALUES (2)"))
+	return old
+}
+
 // A paused primary looks dead and is not: it takes part again with what only it has.
 func TestAPrimaryThatWentOnByItselfIsNotBroughtBack(t *testing.T) {
 	eachPair(t, func(t *testing.T, p *server.Pair) {
-		insert(t, p, 1)
-		must(t, p.CatchUp(t.Context()))
-		old := p.Primary()
-		must(t, old.Pause())
-		must(t, p.Promote(t.Context()))
-		must(t, old.Resume())
-		must(t, old.Exec("INSERT INTO t VALUES (2)"))
+		old := diverge(t, p)
 		if err := p.Rejoin(t.Context()); err == nil || !strings.Contains(err.Error(), "never received") {
 			t.Errorf("with nothing written to the new primary: %v", err)
 		}
@@ -210,13 +218,7 @@ func TestAPrimaryThatWentOnByItselfIsNotBroughtBack(t *testing.T) {
 // What only the old primary has is thrown away with its data, and the two are a pair again.
 func TestAnOldPrimaryIsMadeAnew(t *testing.T) {
 	eachPair(t, func(t *testing.T, p *server.Pair) {
-		insert(t, p, 1)
-		must(t, p.CatchUp(t.Context()))
-		old := p.Primary()
-		must(t, old.Pause())
-		must(t, p.Promote(t.Context()))
-		must(t, old.Resume())
-		must(t, old.Exec("INSERT INTO t VALUES (2)"))
+		diverge(t, p)
 		insert(t, p, 3)
 		if err := p.Rejoin(t.Context()); !errors.Is(err, server.ErrDiverged) {
 			t.Fatalf("the old primary was brought back: %v", err)
