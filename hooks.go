@@ -82,7 +82,7 @@ func (s *Session) runHooks() {
 // runHook runs one. Its panic ends here, because the work is applied;
 // runtime.Goexit goes on, once the others have run.
 func (s *Session) runHook(f func(context.Context)) {
-	ctx := outsideUnits{context.WithoutCancel(s.caller), s.pool}
+	ctx := outsideUnits{context.WithoutCancel(s.caller), s.pool.unitsPool()}
 	returned := false
 	defer func() {
 		if returned {

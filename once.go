@@ -122,7 +122,7 @@ func (e *notAppliedError) Error() string {
 // resolveCommit finds out whether the COMMIT of an attempt happened, whose answer was
 // lost. It probes at least once, and goes on after any error until the context ends or
 // MaxElapsed and CommitTimeout have passed, from now. The attempt has kept its place, so
-// that the probe waits for no other session.
+// that the probe waits for no other session, until it is clear that this may last.
 func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commitErr error) (committed bool, unresolvedErr error) {
 	p := c.pool
 	defer p.queue.Give(&unknown.place)
@@ -148,6 +148,9 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 			return true, nil
 		case err == nil, errors.Is(err, errKeyFree):
 			return false, nil
+		case errors.Is(err, errNoWitness): // which may take long to come, if it ever does
+			p.queue.Give(&unknown.place)
+			lastErr = err
 		case !errors.Is(err, ErrSessionDone): // which says only that the probe committed nothing
 			lastErr = err
 		}
@@ -201,11 +204,14 @@ func (c *retryState) checkWitness(ctx context.Context, s *Session) error {
 		}
 	}
 	if found == 0 {
-		return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: "+
-			"the server that has taken over may lack what the other had committed", name, c.commitSentTo)
+		return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: %w",
+			name, c.commitSentTo, errNoWitness)
 	}
 	return nil
 }
+
+// errNoWitness: the last unit that the server of the COMMIT had acknowledged is not there.
+var errNoWitness = errors.New("the server that has taken over may lack what the other had committed")
 
 // errKeyFree: the key could be inserted. Returning it rolls the insert back.
 var errKeyFree = errors.New("livepool: the key is free")

@@ -137,10 +137,10 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxIdleConns(cfg.PoolSize)
 	db.SetConnMaxIdleTime(cfg.IdleTimeout)
 	p := &Pool{DB: db, cfg: cfg, ctr: ctr, bypassed: map[string]bool{}}
-	if len(cfg.Addrs) > 1 && cfg.Target == TargetPrimary {
+	if c == nil && len(cfg.Addrs) > 1 && cfg.Target == TargetPrimary {
 		p.replicas.cfg = given.clone()
 	}
-	ctr.Cfg.CheckContext = p.checkContext
+	ctr.Cfg.CheckContext, ctr.OnClose = p.checkContext, p.closeReplicas
 	p.queue.Init(ctr.Cfg.MaxOpenConns(), ctr.ServePool(db, p.queue.SetLimit), connector.ErrPoolClosed)
 	ctr.StartMaintainer()
 	return p, nil
@@ -275,4 +275,4 @@ func (p *Pool) GetDBConn() (*sql.DB, error) { return p.DB, nil }
 // Close closes the pool and stops what runs in the background for it; so does
 // Close of the *sql.DB alone. It is idempotent. What is in use is closed when
 // it is returned.
-func (p *Pool) Close() error { return errors.Join(p.DB.Close(), p.closeReplicas()) }
+func (p *Pool) Close() error { return p.DB.Close() }

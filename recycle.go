@@ -14,4 +14,7 @@ package livepool
 // after a failover or a change of grants. It is safe for concurrent use.
 func (p *Pool) Recycle() {
 	p.ctr.RecycleAll()
+	if r := p.replicas.pool.Load(); r != nil {
+		r.Recycle()
+	}
 }

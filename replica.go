@@ -4,10 +4,12 @@
 package livepool
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
@@ -49,8 +51,11 @@ const (
 type replicas struct {
 	cfg  *Config // of the pool above; nil where there are no replicas
 	once sync.Once
-	pool *Pool // nil: it was not opened
+	pool atomic.Pointer[Pool] // nil: it was not opened
 }
+
+// unitsPool is the pool to which the units belong that are run on this one.
+func (p *Pool) unitsPool() *Pool { return cmp.Or(p.above, p) }
 
 // replicaPool returns it, nil where the pool has one host or is on replicas itself.
 func (p *Pool) replicaPool() *Pool {
@@ -59,24 +64,23 @@ func (p *Pool) replicaPool() *Pool {
 		if cfg == nil {
 			return
 		}
-		cfg.Target, cfg.MinIdle = TargetReplica, 0
+		cfg.Target, cfg.hasPrimary, cfg.MinIdle = TargetReplica, true, 0
 		cfg.PoolTimeout = min(cfg.PoolTimeout, awaitToken) // there is the primary
 		r, err := OpenConfig(cfg)
 		if err != nil {
 			p.cfg.log.Error("livepool: the pool on replicas cannot be opened; the primary serves what is FromReplica", "cause", err)
 			return
 		}
-		context.AfterFunc(p.ctr.Ctx, func() { r.Close() }) // the sql.DB may be closed by itself
 		r.above = p
-		p.replicas.pool = r
+		p.replicas.pool.Store(r)
 	})
-	return p.replicas.pool
+	return p.replicas.pool.Load()
 }
 
 // closeReplicas closes it, if it was opened.
 func (p *Pool) closeReplicas() error {
 	p.replicas.once.Do(func() {})
-	if r := p.replicas.pool; r != nil {
+	if r := p.replicas.pool.Load(); r != nil {
 		return r.Close()
 	}
 	return nil
@@ -85,9 +89,10 @@ func (p *Pool) closeReplicas() error {
 // errNotThere: the replica does not have the token.
 var errNotThere = errors.New("livepool: the replica does not have what the unit is to see")
 
-// runOnReplica runs a unit on a replica. served is false if the primary is to run it.
-func (p *Pool) runOnReplica(ctx context.Context, fn func(context.Context, *Session) error, o *sessionOptions) (served bool, err error) {
-	r := p.replicaPool()
+// runOnReplica runs a unit on a replica. served is false if the primary is to run it, for which
+// that was no attempt.
+func (c *retryState) runOnReplica(ctx context.Context, fn func(context.Context, *Session) error) (served bool, err error) {
+	r, after := c.pool.replicaPool(), c.options.after
 	if r == nil {
 		return false, nil
 	}
@@ -95,30 +100,27 @@ func (p *Pool) runOnReplica(ctx context.Context, fn func(context.Context, *Sessi
 		r.ctr.Outage.RequestProbe()
 		return false, nil
 	}
-	onReplica := *o
-	onReplica.maxAttempts = 1
+	there := &retryState{pool: r, options: c.options, started: c.started}
+	there.options.maxAttempts = 1
 	fresh := fn
-	if o.after != "" {
+	if after != "" {
 		fresh = func(ctx context.Context, s *Session) error { // what the transaction sees from the first look on includes it
-			if found, err := r.hasToken(ctx, s, o.after); err != nil || !found {
+			if found, err := r.hasToken(ctx, s, after); err != nil || !found {
 				return errNotThere
 			}
 			return fn(ctx, s)
 		}
 	}
-	var c *retryState
-	run := func() error {
-		c = &retryState{pool: r, options: onReplica}
-		return c.runUnit(ctx, fresh)
+	err = there.run(ctx, fresh)
+	if err == errNotThere && r.pollToken(ctx, after) {
+		err = there.run(ctx, fresh)
 	}
-	err = run()
-	if err == errNotThere && r.pollToken(ctx, o.after) {
-		err = run()
-	}
-	if ctx.Err() == nil && (err == errNotThere || c.mayPass || isUnstarted(err)) {
+	c.attempts, c.outcome = there.attempts, there.outcome
+	if ctx.Err() == nil && (err == errNotThere || there.mayPass || isUnstarted(err)) {
+		c.options.maxAttempts += c.attempts
 		return false, nil
 	}
-	p.ctr.Stats.FromReplica.Add(1)
+	c.pool.ctr.Stats.FromReplica.Add(1)
 	return true, err
 }
 

@@ -36,7 +36,13 @@ func (c *retryState) runUnit(ctx context.Context, fn func(context.Context, *Sess
 		end.Took, end.Attempts, end.Outcome = t.Since(c.started), c.attempts, c.outcome
 		t.UnitEnd(ctx, end)
 	}()
-	end.Err = c.run(ctx, fn)
+	isServed := false
+	if c.options.fromReplica {
+		isServed, end.Err = c.runOnReplica(ctx, fn)
+	}
+	if !isServed {
+		end.Err = c.run(ctx, fn)
+	}
 	return end.Err
 }
 

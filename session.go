@@ -133,11 +133,6 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 		return err
 	}
 	defer p.end()
-	if o.fromReplica {
-		if served, err := p.runOnReplica(ctx, fn, o); served {
-			return err
-		}
-	}
 	return c.runUnit(ctx, fn)
 }
 

@@ -179,7 +179,7 @@ type sessionContext struct {
 }
 
 func (c *sessionContext) Value(key any) any {
-	if key == (sessionKey{}) || key == (poolKey{c.s.pool}) || c.s.pool.above != nil && key == (poolKey{c.s.pool.above}) {
+	if key == (sessionKey{}) || key == (poolKey{c.s.pool.unitsPool()}) {
 		return c.s
 	}
 	return c.Context.Value(key)

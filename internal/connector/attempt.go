@@ -22,9 +22,9 @@ type Attempt struct {
 	CommitState        atomic.Int32                    // CommitNotAllowed and so on; both write it
 	CommitTriedByOther atomic.Bool                     // a COMMIT through Session.Tx was refused; the connection writes it
 
-	server   atomic.Pointer[serverFacts] // on which its transaction was begun; the connection writes it
-	mu       sync.Mutex                  // guards observed: a statement may still be under way while the session reads it
-	observed Observed                    // the connection writes it
+	server   atomic.Pointer[string] // on which its transaction was begun; the connection writes it
+	mu       sync.Mutex             // guards observed: a statement may still be under way while the session reads it
+	observed Observed               // the connection writes it
 }
 
 // Statement is one of a unit: its text, and its place among what the unit sends.
@@ -42,8 +42,14 @@ type Observed struct {
 	LostStatement  Statement // during which the connection was lost; the zero one for none
 }
 
-// Server is the name of the server on which the transaction was begun, "" if that is not known.
-func (a *Attempt) Server() string { return a.server.Load().name() }
+// Server is the name of the server on which the transaction was begun, or one of several hosts
+// that does not say it; "" if neither is known.
+func (a *Attempt) Server() string {
+	if name := a.server.Load(); name != nil {
+		return *name
+	}
+	return ""
+}
 
 // NoteFailure records a failure for which the unit may be run again.
 func (a *Attempt) NoteFailure(err error) {

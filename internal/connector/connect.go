@@ -198,11 +198,12 @@ func (ctr *Connector) login(ctx context.Context, h *host, by driver.Connector, w
 	if ctr.ownDialer {
 		ctx = context.WithValue(ctx, wire.ContextKey{}, w)
 	}
-	generation := h.generation.Load()
+	generation, start := h.generation.Load(), ctr.clock.Now()
 	dc, err := ctr.connectWithCredentials(ctx, by)
 	if err != nil {
 		return link{}, err
 	}
+	h.noteLogin(ctr.clock.Now() - start)
 	return link{host: h, driverConn: driverconn.New(dc), wire: w.Load(), refusalTrustedAt: -1, generation: generation}, nil
 }
 

@@ -47,8 +47,9 @@ type Connector struct {
 	// is set before the first connection is opened.
 	keepParkedAlive bool
 
-	maintainer       *maintainer // nil for a connector without a Pool
-	maintainerAsleep atomic.Bool // it waits until a connection is taken, opened or closed; others reset it to wake it
+	OnClose          func() error // what is to be closed with it, nil for nothing; a Pool sets it
+	maintainer       *maintainer  // nil for a connector without a Pool
+	maintainerAsleep atomic.Bool  // it waits until a connection is taken, opened or closed; others reset it to wake it
 	Ctx              context.Context
 	cancel           context.CancelFunc
 
@@ -220,6 +221,10 @@ func (ctr *Connector) Driver() driver.Driver { return ctr.hosts[0].connector.Dri
 // be closed. sql.DB.Close calls it, once. The orphans of connections that were abandoned
 // shortly before are still killed, within PingTimeout.
 func (ctr *Connector) Close() error {
+	var errs []error
+	if ctr.OnClose != nil {
+		errs = append(errs, ctr.OnClose())
+	}
 	m := ctr.maintainer
 	if m != nil {
 		m.stop()
@@ -236,7 +241,6 @@ func (ctr *Connector) Close() error {
 	ctr.awaitAttempts()
 	ctr.closeSpares()
 	ctr.clock.Close()
-	var errs []error
 	for _, h := range ctr.hosts {
 		if closer, ok := h.connector.(io.Closer); ok {
 			errs = append(errs, closer.Close())

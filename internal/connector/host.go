@@ -34,6 +34,8 @@ type host struct {
 	reaper     proclist.Reaper
 	stalls     proclist.Stalls
 	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
+	// fastestLogin is how long the fastest login took, 0 before the first; in ns.
+	fastestLogin atomic.Int64
 }
 
 // addrOf is the address of a connection, that of the pool where it has none.
@@ -132,13 +134,15 @@ func (ctr *Connector) retire(h *host) {
 	ctr.maintainer.wake()
 }
 
-// reached records that a connection was opened, which ends an outage of connections.
+// reached records that a connection was opened, which ends an outage of connections. One to a
+// host that was demoted meanwhile does not.
 func (ctr *Connector) reached(l *link) {
-	if ctr.hostSet == nil {
+	switch {
+	case ctr.hostSet == nil:
 		ctr.Outage.Connected()
-		return
+	case l.generation == l.host.generation.Load():
+		ctr.Outage.Connected(slog.String("host", l.host.addr))
 	}
-	ctr.Outage.Connected(slog.String("host", l.host.addr))
 }
 
 // wanted are the roles that a pool on replicas, or on any host, wants, the better one first.
@@ -189,14 +193,14 @@ func (ctr *Connector) loginToPrimary(ctx context.Context) (link, error) {
 			break
 		}
 		primary, _ := ctr.hostSet.Watch()
-		isOther := primary >= 0 && primary != won.Host
-		isThere := slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == primary && ctr.isThereAfter(f.Err) })
-		if !isOther || primary == before && !isThere {
-			ctr.noteHostWon(&won.Value)
+		isThere := primary != won.Host && slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == primary && ctr.isThereAfter(f.Err) })
+		mayBe := primary < 0 || primary == won.Host || primary == before && !isThere
+		if mayBe && ctr.noteHostWon(&won.Value, primary) {
 			return won.Value.link, nil
 		}
 		won.Value.close()
-		if isThere {
+		won.Err = errChanging
+		if failed = append(failed, *won); isThere {
 			break
 		}
 	}
@@ -207,6 +211,9 @@ func (ctr *Connector) loginToPrimary(ctx context.Context) (link, error) {
 }
 
 func isWritable(taken bool) bool { return taken }
+
+// errChanging is why a host is not used although it takes writes.
+var errChanging = errors.New("it takes writes, but the pool stays with the one that it has, or is changing to another one")
 
 // isThereAfter says whether a host that has failed with err is what it was: it is full, or
 // refuses the login.
@@ -308,21 +315,23 @@ func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 	}
 }
 
-// noteHostWon notes that a host is the primary. If another one was until now, the pool leaves
-// that.
-func (ctr *Connector) noteHostWon(c *candidate) {
-	last, isNew := ctr.hostSet.TakesWrites(c.host.index, c.asked, ctr.clock.Now())
-	if isNew {
-		ctr.watchOthers(c.host)
+// noteHostWon notes that a host is the primary, for which the pool leaves last, -1 for none. It
+// says whether that is still so.
+func (ctr *Connector) noteHostWon(c *candidate, last int) bool {
+	isPrimary, isNew := ctr.hostSet.TakesWrites(c.host.index, last, c.asked, ctr.clock.Now())
+	if !isNew {
+		return isPrimary
 	}
+	ctr.watchOthers(c.host)
 	if last < 0 {
-		return
+		return true
 	}
 	ctr.retire(ctr.hosts[last])
 	if !ctr.Outage.IsDown() { // whose end tells it
 		ctr.Cfg.Log.Warn("livepool: another host takes writes, while the one that did cannot be reached; connections to that are replaced",
 			slog.String("addr", ctr.addr), slog.String("host", c.host.addr), slog.String("last", ctr.hosts[last].addr))
 	}
+	return true
 }
 
 // noteDemotion notes that a host has refused a write in answer to a request that was sent at
@@ -372,7 +381,7 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 // shortageOfHost is why one of several hosts could not be used.
 func (ctr *Connector) shortageOfHost(err error) outage.Shortage {
 	switch {
-	case errors.As(err, new(roleError)) && ctr.Cfg.Target == hosts.Primary:
+	case err == errChanging, errors.As(err, new(roleError)) && ctr.Cfg.Target == hosts.Primary:
 		return outage.NoPrimary
 	case errors.As(err, new(roleError)):
 		return outage.NoReplica

@@ -255,13 +255,22 @@ func TestWitnessOfALostCommit(t *testing.T) {
 		{"another one", "a", "b", false, "second", true},
 		{"another one, and nothing was acknowledged before", "b", "a", false, "", true},
 		{"another one than one that is not known any more", "c", "a", false, "", true},
-		{"a server that does not say who it is", "a", "", false, "", false},
+		{"a single server that does not say who it is", "a", "", false, "", false},
+		{"the pool has left it and come back", "d", "a", false, "", true},
 		{"COMMIT was sent to one that does not", "", "b", false, "", false},
+		{"one of several hosts that does not", "a:3306", "b:3306", false, "", true},
 		{"nodes of a cluster", "a", "b", true, "", false},
 	} {
 		ctr, _ := openHosts(t, hosts.Primary, writable, writable)
 		ctr.servers.add("a", &knownServer{})
 		ctr.servers.add("b", &knownServer{})
+		ctr.servers.add("d", &knownServer{})
+		for _, server := range []string{"a", "d", "a", "a", "d"} {
+			ctr.servers.reach(server)
+			ctr.servers.noteCommit(server, "of its time")
+		}
+		ctr.servers.reach("a") // and so away from d
+		ctr.servers.reach("d")
 		ctr.servers.noteCommit("a", "first")
 		ctr.servers.noteCommit("a", "second")
 		ctr.servers.noteCommit("unheard of", "third")

@@ -19,8 +19,12 @@ const (
 )
 
 // watchOthers looks once at each host but the primary, and again as long as one of the two
-// does not answer. It is called whenever another host becomes the primary.
+// does not answer. It is called whenever another host becomes the primary. A connector without
+// a Pool has nothing in the background.
 func (ctr *Connector) watchOthers(primary *host) {
+	if ctr.maintainer == nil {
+		return
+	}
 	for _, h := range ctr.hosts {
 		if h != primary {
 			ctr.spawn(func() { ctr.watchHost(h, primary) })
@@ -29,8 +33,15 @@ func (ctr *Connector) watchOthers(primary *host) {
 }
 
 func (ctr *Connector) watchHost(h, primary *host) {
-	for pause := watchFirst; ctr.Ctx.Err() == nil && ctr.mainHost() == primary && !ctr.InCluster.Load(); pause = min(2*pause, watchLongest) {
-		clock.Wait(ctr.Ctx, nil, pause) // also before the first: a demotion may be under way
+	isPrimary := func() bool { return ctr.isPrimary(primary) && !ctr.InCluster.Load() }
+	for pause := watchFirst; ; pause = min(2*pause, watchLongest) {
+		_, changed := ctr.hostSet.Watch()
+		if isPrimary() {
+			clock.Wait(ctr.Ctx, changed, pause) // also before the first look: a demotion may be under way
+		}
+		if ctr.Ctx.Err() != nil || !isPrimary() {
+			return
+		}
 		other, answers := ctr.askHost(h)
 		if !answers {
 			continue
@@ -38,7 +49,7 @@ func (ctr *Connector) watchHost(h, primary *host) {
 		if !other {
 			return
 		}
-		if stays, _ := ctr.askHost(primary); stays && ctr.mainHost() == primary && !ctr.InCluster.Load() { // else this is a failover
+		if stays, _ := ctr.askHost(primary); stays && isPrimary() { // else this is a failover
 			ctr.Cfg.Log.Warn("livepool: two hosts take writes (read_only is off on both), and the pool stays with the first; "+
 				"is the other one to be a replica, or the pool to use all (pool_target=any)?",
 				slog.String("addr", ctr.addr), slog.String("host", primary.addr), slog.String("other", h.addr))

@@ -5,17 +5,16 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/mysqlerr"
-	"github.com/livepool/livepool/internal/wire"
 )
 
 // watchesLag says whether the pool leaves replicas that lag.
@@ -60,17 +59,18 @@ const lagRound = time.Second
 func (ctr *Connector) watchLag(h *host) {
 	var l link // on which it asks
 	defer func() { l.close() }()
+	isLeft := false // for what was told; some of its connections may still be in use
 	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil; clock.Wait(ctr.Ctx, nil, lagRound) {
-		if !ctr.isInUse(h) {
-			continue
-		}
-		err := ctr.askLag(h, &l)
-		if err == nil || ctr.Ctx.Err() != nil {
-			continue
-		}
-		l.close()
-		l = link{}
-		if role, ok := err.(roleError); ok { //nolint:errorlint // it is never wrapped
+		var role roleError
+		switch err := ctr.askLag(h, &l); {
+		case !errors.As(err, &role):
+			isLeft = false
+			if err != nil {
+				l.close()
+				l = link{}
+			}
+		case !isLeft && ctr.Ctx.Err() == nil:
+			isLeft = true
 			ctr.retire(h)
 			ctr.Cfg.Log.Warn("livepool: a replica is left, and its connections are replaced by others",
 				slog.String("addr", ctr.addr), slog.String("host", h.addr), slog.String("why", role.why))
@@ -78,15 +78,23 @@ func (ctr *Connector) watchLag(h *host) {
 	}
 }
 
-// askLag asks on l, which it opens if it is not.
+// errUnused: the pool has no connection to the host.
+var errUnused = errors.New("no connection")
+
+// askLag asks on l, which it opens if it is not. A host that takes writes has no lag.
 func (ctr *Connector) askLag(h *host, l *link) (err error) {
+	if !ctr.isInUse(h) {
+		return errUnused
+	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
 	if l.driverConn.Conn == nil {
-		var w atomic.Pointer[wire.Conn]
-		if *l, err = ctr.login(ctx, h, h.connector, &w); err != nil {
+		if *l, err = ctr.open(ctx, h, 0, noTurn); err != nil {
 			return err
 		}
+	}
+	if takesWrites, err := l.takesWrites(ctx, false); err != nil || takesWrites {
+		return err
 	}
 	return ctr.checkLag(ctx, l)
 }

@@ -257,7 +257,7 @@ func (m *maintainer) firstRoundAfterUse() time.Duration {
 			wait = min(wait, d)
 		}
 	}
-	if m.ctr.followsPrimary() {
+	if m.ctr.findsSilence() {
 		wait = min(wait, silenceRound)
 	}
 	return wait

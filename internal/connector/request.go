@@ -265,7 +265,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	}
 	c.transaction.begin(ctx)
 	if unit := c.transaction.unit; unit != nil {
-		unit.server.Store(c.facts)
+		unit.server.Store(c.server)
 		c.trackCheckout(unit.Name)
 	}
 	*t = tx{c: c, driverTx: inner}

@@ -112,6 +112,8 @@ type servers struct {
 
 	mu    sync.Mutex // guards what follows
 	known map[string]*knownServer
+	// latest is the server that the last connection was opened to.
+	latest string
 
 	// indirect: the last server that was asked is behind a proxy or NAT, so the next
 	// connection takes its beacon at once.
@@ -128,8 +130,8 @@ type knownServer struct {
 	warned string // the last warning about its wait_timeout; guarded by servers.mu
 	// commitTableOK: its commit table was seen to keep the promise of Once; guarded by servers.mu.
 	commitTableOK bool
-	// lastKey is the key of the last unit whose COMMIT it has acknowledged, "" for none;
-	// guarded by servers.mu.
+	// lastKey is the key of the last unit whose COMMIT it has acknowledged since the pool came
+	// to it, "" for none; guarded by servers.mu.
 	lastKey string
 }
 
@@ -152,6 +154,11 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 		}
 	}
 	direct, taken, err := ctr.identifyServer(ctx, l, beacon)
+	server := l.facts.name()
+	if server == "" && ctr.hostSet != nil { // its address tells it from the others
+		server = l.host.addr
+	}
+	l.server = &server
 	if err != nil || l.wire == nil {
 		return err
 	}
@@ -193,6 +200,7 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string
 		return false, taken, err
 	}
 	l.facts = facts
+	ctr.servers.reach(facts.identity.Server)
 	ctr.fitToWaitTimeout(l, server)
 	return server.direct && facts.isHandshakeID(l.wire), taken, nil
 }
@@ -242,6 +250,18 @@ func (ss *servers) add(name string, s *knownServer) {
 	}
 	ss.known[name] = s
 	ss.indirect.Store(!s.direct)
+}
+
+// reach notes that a connection to a server was opened. If the last one was to another server,
+// the pool has come back to this one: what this one acknowledged before, the other one has had
+// since, whatever it lacks of what follows.
+func (ss *servers) reach(name string) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if s := ss.known[name]; s != nil && ss.latest != name {
+		s.lastKey = ""
+	}
+	ss.latest = name
 }
 
 // noteCommit notes the key of a unit whose COMMIT the server has acknowledged.

@@ -22,6 +22,8 @@ type Settings struct {
 	Addrs  []string      // of several hosts; nil: that of MySQL
 	Target hosts.Target
 	MaxLag time.Duration
+	// HasPrimary: what no replica serves, a pool on the primary does.
+	HasPrimary bool
 
 	PoolSize, MaxOverflow, MinIdle int
 	IdleTimeout                    time.Duration

@@ -1,7 +1,7 @@
-// silence.go notices within about a second that a host has fallen silent while another one
-// takes writes, as after a failover from a primary that is frozen or cut off. Without it the
-// statements under way there would wait for StallAfter and the kernel. A silent host alone
-// proves nothing: as long as no other takes writes, its statements go on waiting.
+// silence.go notices within about a second that a host has fallen silent while another one can
+// serve in its place, as after a failover from a primary that is frozen or cut off. Without it
+// the statements under way there would wait for StallAfter and the kernel. A silent host alone
+// proves nothing: as long as no other can serve, its statements go on waiting.
 
 package connector
 
@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -16,17 +17,19 @@ import (
 	"github.com/livepool/livepool/internal/driverconn"
 	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/proclist"
+	"github.com/livepool/livepool/internal/wire"
 )
 
 const (
 	// silentAfter is how long a statement has no reply before its host is asked whether it is
 	// there, on another connection, for silentLimit.
-	silentAfter = 600 * time.Millisecond
-	silentLimit = 300 * time.Millisecond
+	silentAfter = 500 * time.Millisecond
+	silentLimit = 400 * time.Millisecond
 	// silenceRound is the time between two looks at what waits for a reply, silencePause that
-	// between two questions to a host.
+	// between two checks of a host, and silentPause that of one which says nothing.
 	silenceRound = 100 * time.Millisecond
 	silencePause = time.Second
+	silentPause  = 200 * time.Millisecond
 )
 
 // lastRead is the number of a connection's last read, odd while that waits for a reply, since
@@ -36,11 +39,14 @@ type lastRead struct {
 	since, answered time.Duration
 }
 
+// findsSilence says whether the pool looks for silent hosts.
+func (ctr *Connector) findsSilence() bool { return len(ctr.hosts) > 1 && ctr.ownDialer }
+
 // findSilence has a host asked on which a statement has had no reply for silentAfter, and no
 // other one either. It returns how long until it must run again.
 func (m *maintainer) findSilence(all []*conn) time.Duration {
 	ctr := m.ctr
-	if !ctr.followsPrimary() || !ctr.ownDialer {
+	if !ctr.findsSilence() {
 		return clock.Never
 	}
 	now, reads := ctr.clock.Now(), map[*proclist.Thread]lastRead{}
@@ -71,34 +77,59 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 	return silenceRound
 }
 
-// checkSilence asks a host whether it is there, and the others at the same time whether one of
-// them takes writes. If only the second is so, the pool leaves the host.
+// checkSilence asks a host whether it is there, and the others whether one of them can serve
+// in its place. If only the second is so, the pool leaves the host. The others are asked, and
+// the host a second time, when half of the time is over: a login that is broken off counts
+// against the client (max_connect_errors), and a packet may be lost.
 func (ctr *Connector) checkSilence(h *host) {
-	ctx, cancel := context.WithTimeout(ctr.Ctx, silentLimit)
-	defer cancel()
+	start, limit := ctr.clock.Now(), h.silentLimit(ctr.Cfg.ConnectTimeout)
+	first := ctr.ask(h)
+	defer first.end()
+	if first.awaitWord(ctr.Ctx, limit/2) {
+		return
+	}
+	second := ctr.ask(h)
+	defer second.end()
 	others := slices.DeleteFunc(ctr.hostSet.Order(ctr.clock.Now()), func(i int) bool { return i == h.index })
-	found := make(chan *hosts.Result[candidate], 1)
-	if !ctr.startAttempt(func() {
-		won, _ := ctr.raceHosts(ctx, others, isWritable)
-		found <- won
-	}) {
-		return
+	var patience time.Duration
+	for _, i := range others {
+		patience = max(patience, 2*ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout))
 	}
-	answers := ctr.isThere(ctx, h)
-	won := <-found
-	if won == nil {
-		if !answers { // another may take writes at any time
-			h.askAgainAt.Store(0)
-		}
-		return
+	ctx, cancel := context.WithTimeout(ctr.Ctx, patience)
+	defer cancel()
+	won, _ := ctr.raceHosts(ctx, others, ctr.mayTakeOver)
+	if won != nil {
+		defer won.Value.close()
+		first.awaitWord(ctr.Ctx, start+limit-ctr.clock.Now())
 	}
-	defer won.Value.close()
-	if answers || ctr.Ctx.Err() != nil {
-		return
+	switch {
+	case ctr.Ctx.Err() != nil, first.hasWord(), second.hasWord():
+	case won == nil: // another may take over at any time
+		h.askAgainAt.Store(int64(ctr.clock.Now() + silentPause))
+	default:
+		ctr.leaveSilent(h, &won.Value)
 	}
+}
+
+// mayTakeOver says whether a host of that role can serve what one that is silent does not.
+func (ctr *Connector) mayTakeOver(takesWrites bool) bool {
+	switch ctr.Cfg.Target {
+	case hosts.Primary:
+		return takesWrites
+	case hosts.Replica:
+		return !takesWrites || ctr.Cfg.HasPrimary
+	}
+	return true
+}
+
+// leaveSilent leaves a host that is silent for another one: what waits there for a reply ends.
+func (ctr *Connector) leaveSilent(h *host, other *candidate) {
 	ctr.hostSet.Silent(h.index, ctr.clock.Now())
-	if ctr.isPrimary(h) {
-		ctr.noteHostWon(&won.Value)
+	switch {
+	case !ctr.isPrimary(h):
+		ctr.retire(h)
+	case !ctr.noteHostWon(other, h.index):
+		return
 	}
 	for _, c := range ctr.snapshot() {
 		w := c.currentThread.Load()
@@ -106,23 +137,84 @@ func (ctr *Connector) checkSilence(h *host) {
 			continue
 		}
 		if read := w.Reads.Load(); read%2 == 1 {
-			w.Abort(read, &hostSilentError{h.addr, won.Value.host.addr}, func() { ctr.Stats.Stalled.Add(1) })
+			w.Abort(read, &hostSilentError{h.addr, other.host.addr}, func() { ctr.Stats.Stalled.Add(1) })
 		}
 	}
 }
 
-// isThere says whether a host answers a login, by whatever.
-func (ctr *Connector) isThere(ctx context.Context, h *host) bool {
-	l, err := ctr.open(ctx, h, 0, noTurn)
-	l.close()
-	return err == nil || driverconn.IsAnswer(err)
+// silentLimit is how long a host may say nothing to a new connection: longer where its logins
+// always take long, as with names that resolve slowly.
+func (h *host) silentLimit(connectTimeout time.Duration) time.Duration {
+	return min(max(silentLimit, 2*time.Duration(h.fastestLogin.Load())), connectTimeout)
+}
+
+// noteLogin notes how long a login took.
+func (h *host) noteLogin(took time.Duration) {
+	for {
+		fastest := h.fastestLogin.Load()
+		if fastest > 0 && fastest <= int64(took) || h.fastestLogin.CompareAndSwap(fastest, int64(took)) {
+			return
+		}
+	}
+}
+
+// question is a login by which a host is asked whether it is there.
+type question struct {
+	wire   atomic.Pointer[wire.Conn]
+	done   chan struct{} // closed when the login has ended
+	isTold bool          // the host has answered the login; read after done
+	giveUp context.CancelFunc
+}
+
+// ask begins a question.
+func (ctr *Connector) ask(h *host) *question {
+	q := &question{done: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
+	q.giveUp = cancel
+	if !ctr.startAttempt(func() {
+		defer close(q.done)
+		defer cancel()
+		l, err := ctr.login(ctx, h, h.side, &q.wire)
+		l.close()
+		q.isTold = err == nil || driverconn.IsAnswer(err)
+	}) {
+		cancel()
+	}
+	return q
+}
+
+// hasWord says whether the host has said anything.
+func (q *question) hasWord() bool {
+	select {
+	case <-q.done:
+		return q.isTold || q.wire.Load().HasSpoken()
+	default:
+		return q.wire.Load().HasSpoken()
+	}
+}
+
+// awaitWord waits until the host has said something, and says whether it has.
+func (q *question) awaitWord(ctx context.Context, limit time.Duration) bool {
+	const look = 10 * time.Millisecond
+	for ; limit > 0 && ctx.Err() == nil && !q.hasWord(); limit -= look {
+		clock.Wait(ctx, nil, min(look, limit))
+	}
+	return q.hasWord()
+}
+
+// end gives up a login to which the host has said nothing, by a reset, which does not count
+// against the client; another one goes on to its end.
+func (q *question) end() {
+	if !q.hasWord() {
+		q.giveUp()
+	}
 }
 
 // hostSilentError is why a connection was aborted: its host was left for another one.
 type hostSilentError struct{ host, other string }
 
 func (e *hostSilentError) Error() string {
-	return fmt.Sprintf("no reply, and %s says nothing to a new connection either, while %s takes writes", e.host, e.other)
+	return fmt.Sprintf("no reply, and %s says nothing to a new connection either, while %s does", e.host, e.other)
 }
 
 // Unwrap is what the kernel says of a peer that no longer answers.

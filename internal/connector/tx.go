@@ -211,7 +211,7 @@ func (t *tx) commit() error {
 	if err == nil {
 		c.touch()
 		if unit := c.transaction.unit; unit != nil && unit.Key != "" {
-			c.ctr.servers.noteCommit(c.facts.name(), unit.Key)
+			c.ctr.servers.noteCommit(unit.Server(), unit.Key)
 		}
 		return nil
 	}

@@ -136,19 +136,20 @@ func (s *Set) Answered(i int) {
 	s.hosts[i] = host{silentSince: -1}
 }
 
-// TakesWrites notes that a host has said so, in answer to a question that was sent at asked.
-// It returns whether that is news, and the host that was the primary until now, which the pool
-// leaves; -1: none was. An answer to a question from before the last change is old, and
-// ignored.
-func (s *Set) TakesWrites(i int, asked, now time.Duration) (last int, isNew bool) {
+// TakesWrites notes that a host has said so, in answer to a question that was sent at asked,
+// where the pool leaves last for it, -1 for none. It says whether the host is the primary now:
+// not if another one has become it meanwhile, or if the answer is older than the last change.
+func (s *Set) TakesWrites(i, last int, asked, now time.Duration) (isPrimary, isNew bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.primary == i || asked <= s.changedAt {
-		return -1, false
+	if s.primary == i {
+		return true, false
 	}
-	last = s.primary
+	if s.primary != last || asked <= s.changedAt {
+		return false, false
+	}
 	s.change(i, now)
-	return last, true
+	return true, true
 }
 
 // Demoted notes that a host takes no writes, as it said to what was sent at asked. It says

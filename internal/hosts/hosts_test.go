@@ -15,7 +15,10 @@ func at(seconds float64) time.Duration { return time.Duration(seconds * float64(
 type step func(s *hosts.Set)
 
 func writes(i int, asked, now float64) step {
-	return func(s *hosts.Set) { s.TakesWrites(i, at(asked), at(now)) }
+	return func(s *hosts.Set) {
+		last, _ := s.Primary()
+		s.TakesWrites(i, last, at(asked), at(now))
+	}
 }
 func demoted(i int, asked, now float64) step {
 	return func(s *hosts.Set) { s.Demoted(i, at(asked), at(now)) }
@@ -70,7 +73,7 @@ func TestPrimaryIsTriedFirstAndTheSilentAreLeftOut(t *testing.T) {
 func TestOtherTargetsAreSpread(t *testing.T) {
 	for _, target := range []hosts.Target{hosts.Replica, hosts.PreferReplica, hosts.Any} {
 		s := hosts.New(3, target)
-		s.TakesWrites(1, at(1), at(2))
+		s.TakesWrites(1, -1, at(1), at(2))
 		first := map[int]int{}
 		for range 3000 {
 			order := s.Order(at(10))
@@ -93,7 +96,8 @@ func TestOtherTargetsAreSpread(t *testing.T) {
 	}
 }
 
-// An answer to a question from before the last change tells what was true before it.
+// An answer to a question from before the last change tells what was true before it; and so
+// does the decision to leave a host that is not the primary any more.
 func TestOldAnswersAreIgnored(t *testing.T) {
 	type told struct {
 		writes  bool // else demoted
@@ -101,17 +105,21 @@ func TestOldAnswersAreIgnored(t *testing.T) {
 		asked   float64
 		last    int  // which the pool leaves
 		isNew   bool // and what Demoted returns
-		primary int
+		primary int  // after that
 	}
 	for _, tt := range []struct {
 		name  string
 		steps []told // one each second from 10 on
 	}{
 		{"the first answer", []told{{true, 1, 0, -1, true, 1}}},
-		{"the same again", []told{{true, 1, 0, -1, true, 1}, {true, 1, 10.5, -1, false, 1}}},
+		{"the same again", []told{{true, 1, 0, -1, true, 1}, {true, 1, 10.5, 1, false, 1}}},
+		{"the same, from before it was known", []told{{true, 1, 0, -1, true, 1}, {true, 1, 9.5, -1, false, 1}}},
 		{"another one", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10.5, 1, true, 2}}},
-		{"another one, asked before the change", []told{{true, 1, 0, -1, true, 1}, {true, 2, 9.5, -1, false, 1}}},
-		{"another one, asked when it changed", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10, -1, false, 1}}},
+		{"another one, asked before the change", []told{{true, 1, 0, -1, true, 1}, {true, 2, 9.5, 1, false, 1}}},
+		{"another one, asked when it changed", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10, 1, false, 1}}},
+		{"another one, where none was to be left", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10.5, -1, false, 1}}},
+		{"another one, in place of a third", []told{{true, 1, 0, -1, true, 1}, {true, 2, 10.5, 0, false, 1}}},
+		{"another one, in place of one that was demoted since", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10.5, 0, true, -1}, {true, 2, 11.5, 1, false, -1}}},
 		{"a demotion", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10.5, 0, true, -1}}},
 		{"a demotion, asked before the change", []told{{true, 1, 0, -1, true, 1}, {false, 1, 9.5, 0, false, 1}}},
 		{"a demotion, asked when it changed", []told{{true, 1, 0, -1, true, 1}, {false, 1, 10, 0, false, 1}}},
@@ -124,8 +132,9 @@ func TestOldAnswersAreIgnored(t *testing.T) {
 		for i, step := range tt.steps {
 			now := at(10 + float64(i))
 			if step.writes {
-				if last, isNew := s.TakesWrites(step.host, at(step.asked), now); last != step.last || isNew != step.isNew {
-					t.Errorf("%s, step %d: it was %d, new %v, want %d, %v", tt.name, i, last, isNew, step.last, step.isNew)
+				isPrimary, isNew := s.TakesWrites(step.host, step.last, at(step.asked), now)
+				if isPrimary != (step.primary == step.host) || isNew != step.isNew {
+					t.Errorf("%s, step %d: primary %v, new %v, want %v, %v", tt.name, i, isPrimary, isNew, step.primary == step.host, step.isNew)
 				}
 			} else if was := s.Demoted(step.host, at(step.asked), now); was != step.isNew {
 				t.Errorf("%s, step %d: was the primary: %v, want %v", tt.name, i, was, step.isNew)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -205,11 +206,11 @@ func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
 		took   time.Duration
 		failed string
 	}{
-		{"after Silence", []act{{}, {after: 10 * ms, fails: true, answers: true}}, 0, time.Second, "0 silent!, 1 refused"},
-		{"after four times the other's answer", []act{{}, {after: 500 * ms, fails: true, answers: true}}, 0, 2 * time.Second, "0 silent!, 1 refused"},
-		{"each from its own beginning", []act{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + time.Second, "0 silent!, 1 silent!, 2 refused"},
-		{"not because of a failure that is no answer", []act{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 refused"},
-		{"not if all are silent", []act{{}, {}}, 5 * time.Second, 5 * time.Second, "0 silent, 1 silent"},
+		{"after Silence", []act{{}, {after: 10 * ms, fails: true, answers: true}}, 0, time.Second, "0 <nil>!, 1 refused"},
+		{"after four times the other's answer", []act{{}, {after: 500 * ms, fails: true, answers: true}}, 0, 2 * time.Second, "0 <nil>!, 1 refused"},
+		{"each from its own beginning", []act{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + time.Second, "0 <nil>!, 1 <nil>!, 2 refused"},
+		{"not because of a failure that is no answer", []act{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "1 refused"},
+		{"not if all are silent", []act{{}, {}}, 5 * time.Second, 5 * time.Second, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -277,8 +278,8 @@ func TestEndOfTheContextEndsARace(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 		defer cancel()
 		winner, failed, took := newGround(act{}, act{}).race(ctx, 0, 1)
-		if winner != nil || took != 400*time.Millisecond || text(failed) != "0 silent, 1 silent" {
-			t.Errorf("%+v wins after %s, failed: %s; want none, after 400ms, each with its own error", winner, took, text(failed))
+		if winner != nil || took != 400*time.Millisecond || text(failed) != "" {
+			t.Errorf("%+v wins after %s, failed: %s; want none, after 400ms, and nobody's failure", winner, took, text(failed))
 		}
 	})
 }
@@ -291,9 +292,52 @@ func TestHostTriedAfterAnAnswerIsGivenUpToo(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			_, failed, took := newGround(act{after: 10 * time.Millisecond, fails: true, answers: true}, act{}).race(ctx, 0, 1)
-			if want := 1010 * time.Millisecond; took != want || text(failed) != "0 refused, 1 silent!" {
+			if want := 1010 * time.Millisecond; took != want || text(failed) != "0 refused, 1 <nil>!" {
 				t.Errorf("it took %s, failed: %s; want %s, and 1 given up as silent", took, text(failed), want)
 			}
 		})
 	}
+}
+
+// A dialer that ignores its context has nobody wait but losers, which drops what it brings.
+func TestHostThatIgnoresItsContextIsNotWaitedFor(t *testing.T) {
+	const deaf = 2 * time.Minute
+	for _, tt := range []struct {
+		name  string
+		other act
+		limit time.Duration
+		took  time.Duration
+	}{
+		{"the context ends", act{}, 5 * time.Second, 5 * time.Second},
+		{"it is given up", act{after: 10 * time.Millisecond, fails: true, answers: true}, time.Minute, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
+				defer cancel()
+				g := newGround(act{late: deaf}, tt.other)
+				winner, _, took := g.race(ctx, 0, 1)
+				if winner != nil || took != tt.took || len(g.losses) != 1 {
+					t.Errorf("%+v wins after %s, %d dropped; want none after %s, and one", winner, took, len(g.losses), tt.took)
+				}
+			})
+		})
+	}
+}
+
+// A try that ends its goroutine has failed.
+func TestHostWhoseGoroutineEndsHasFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		try := func(_ context.Context, host int, _ func()) (int, error) {
+			if host == 0 {
+				runtime.Goexit()
+			}
+			return host, nil
+		}
+		winner, failed, losers := hosts.Race(t.Context(), []int{0, 1}, headStart, try, func(int) {})
+		losers()
+		if winner == nil || winner.Host != 1 || len(failed) != 1 || failed[0].Err == nil {
+			t.Errorf("%+v wins, failed: %s; want 1, and the error of 0", winner, text(failed))
+		}
+	})
 }

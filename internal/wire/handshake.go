@@ -86,6 +86,9 @@ func (w *Conn) noteLogin(b []byte) {
 	w.readable = capabilities&(compress|tls|zstd) == 0
 }
 
+// HasSpoken says whether the other end has sent anything. Any goroutine may ask.
+func (w *Conn) HasSpoken() bool { return w != nil && w.greetingState.Load() != greetingNone }
+
 // Progress says how far the opening of a connection has come, for an error.
 func (w *Conn) Progress() string {
 	switch {
