@@ -148,11 +148,11 @@ func (c *retryState) resolveCommit(ctx context.Context, unknown *Session, commit
 			return true, nil
 		case err == nil, errors.Is(err, errKeyFree):
 			return false, nil
-		case errors.Is(err, errNoWitness): // which may take long to come, if it ever does
-			p.queue.Give(&unknown.place)
-			lastErr = err
 		case !errors.Is(err, ErrSessionDone): // which says only that the probe committed nothing
 			lastErr = err
+		}
+		if errors.Is(err, errNoWitness) { // which may never come
+			p.queue.Give(&unknown.place)
 		}
 		orphan = s.attempt.Orphan.Load()
 		clock.Wait(resolveCtx, p.ctr.Ctx.Done(), waits.NextBackOff())

@@ -1,13 +1,17 @@
 package connector
 
 import (
+	"context"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/hosts"
+	"github.com/livepool/livepool/internal/lab/fakedb"
 	"github.com/livepool/livepool/internal/proclist"
 	"github.com/livepool/livepool/internal/wire"
 )
@@ -30,6 +34,9 @@ func TestSilentPrimaryIsLeftForOneThatTakesWrites(t *testing.T) {
 		left            bool
 	}{
 		{"it is silent", silentHost, writable, true},
+		{"it has greeted, and is slow to log in", greets, writable, false},
+		{"the first packet was lost", losesFirst, writable, false},
+		{"its logins always take long", slowHost(700 * time.Millisecond), writable, false},
 		{"it is down", down, writable, true},
 		{"it answers", writable, writable, false},
 		{"it answers that it is full", full, writable, false},
@@ -42,6 +49,8 @@ func TestSilentPrimaryIsLeftForOneThatTakesWrites(t *testing.T) {
 				ctr, all := openHosts(t, hosts.Primary, tt.primary, tt.second)
 				time.Sleep(time.Second)
 				ctr.hostSet.TakesWrites(0, -1, ctr.clock.Now(), ctr.clock.Now())
+				l, _ := ctr.dialSide(t.Context(), ctr.hosts[0]) // so that it is known how long that takes
+				l.close()
 				time.Sleep(time.Second)
 				waiting, idle, elsewhere := addThread(ctr, 0, 7), addThread(ctr, 0, 8), addThread(ctr, 1, 7)
 				start := time.Now()
@@ -70,6 +79,109 @@ func TestSilentPrimaryIsLeftForOneThatTakesWrites(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a silent host is left for follows the target. Where it is the only one of its role its
+// statements go on waiting, unless a pool on the primary serves them.
+func TestSilentHostIsLeftForOneThatServesInItsPlace(t *testing.T) {
+	for _, tt := range []struct {
+		target     hosts.Target
+		hasPrimary bool
+		other      fakeHost
+		left       bool
+	}{
+		{hosts.Replica, false, readOnly, true},
+		{hosts.Replica, false, writable, false},
+		{hosts.Replica, true, writable, true},
+		{hosts.PreferReplica, false, writable, true},
+		{hosts.Any, false, writable, true},
+		{hosts.Any, false, silentHost, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctr, _ := openHosts(t, tt.target, silentHost, tt.other)
+			ctr.Cfg.HasPrimary = tt.hasPrimary
+			waiting := addThread(ctr, 0, 7)
+			ctr.checkSilence(ctr.hosts[0])
+			if left := waiting.AbortErr.Load() != nil; left != tt.left || ctr.hosts[0].generation.Load() > 0 != tt.left {
+				t.Errorf("%+v: left: %v", tt, left)
+			}
+		})
+	}
+}
+
+// No login is broken off that a host has answered: MySQL blocks a client with many of them
+// (max_connect_errors).
+func TestLoginThatWasAnsweredIsNotBrokenOff(t *testing.T) {
+	for _, primary := range []fakeHost{greets, slowHost(300 * time.Millisecond)} {
+		synctest.Test(t, func(t *testing.T) {
+			ended := make(chan error, 10)
+			note := func(h fakeHost) fakeHost {
+				return func() *fakedb.Host {
+					db := h()
+					inner := db.OnConnect
+					db.OnConnect = func(ctx context.Context, n int64) error {
+						err := inner(ctx, n)
+						ended <- err
+						return err
+					}
+					return db
+				}
+			}
+			ctr, _ := openHosts(t, hosts.Primary, note(primary), note(slowHost(700*time.Millisecond)))
+			ctr.Cfg.ConnectTimeout = time.Minute
+			ctr.hostSet.TakesWrites(0, -1, 1, 1)
+			addThread(ctr, 0, 7)
+			ctr.checkSilence(ctr.hosts[0])
+			time.Sleep(20 * time.Second)
+			if len(ended) == 0 {
+				t.Error("no login has ended")
+			}
+			for range len(ended) {
+				if err := <-ended; err != nil {
+					t.Errorf("a login was broken off: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// greets is a host that greets, and takes ten seconds for the login.
+var greets fakeHost = func() *fakedb.Host {
+	h := &fakedb.Host{}
+	h.OnConnect = func(ctx context.Context, _ int64) error {
+		near, far := net.Pipe()
+		defer far.Close()
+		w := wire.Wrap(near)
+		go far.Write([]byte{1})
+		if _, err := w.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+		ctx.Value(wire.ContextKey{}).(*atomic.Pointer[wire.Conn]).Store(w)
+		return sleep(ctx, 10*time.Second)
+	}
+	return h
+}
+
+// losesFirst is a host of whose logins every other one gets lost.
+var losesFirst fakeHost = func() *fakedb.Host {
+	h := &fakedb.Host{}
+	h.OnConnect = func(ctx context.Context, _ int64) error {
+		if h.Connects.Load()%2 == 0 { // the first one was that of the test
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+	return h
+}
+
+func slowHost(d time.Duration) fakeHost {
+	return hostThat(func(ctx context.Context) error { return sleep(ctx, d) })
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	clock.Wait(ctx, nil, d)
+	return ctx.Err()
 }
 
 // A host is asked whether it is there when a statement has had no reply for a while, and no
