@@ -95,8 +95,6 @@ type Config struct {
 	// used then either. It needs the privilege REPLICATION CLIENT (MariaDB: REPLICA MONITOR),
 	// and applies where Target asks for replicas, and to FromReplica.
 	MaxLag time.Duration
-	// hasPrimary: the pool is for units of one on the primary, which serves what no replica does.
-	hasPrimary bool
 
 	// PoolSize (pool_size) is how many connections are kept, default 10. With 0
 	// none is kept: each is closed when it is returned.
@@ -343,7 +341,6 @@ func (c *Config) settings() *connector.Settings {
 		Addrs:          c.Addrs,
 		Target:         hosts.Target(c.Target),
 		MaxLag:         c.MaxLag,
-		HasPrimary:     c.hasPrimary,
 		PoolSize:       c.PoolSize,
 		MaxOverflow:    c.MaxOverflow,
 		MinIdle:        c.MinIdle,

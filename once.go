@@ -196,18 +196,13 @@ func (c *retryState) checkWitness(ctx context.Context, s *Session) error {
 	if !needed {
 		return nil
 	}
-	var found int
 	if witness != "" {
-		query := "SELECT COUNT(*) FROM " + c.pool.ctr.CommitTable.Name + " WHERE unit = " + committable.KeyLiteral(witness)
-		if err := s.QueryRowContext(ctx, query).Scan(&found); err != nil {
+		if found, err := c.pool.hasKey(ctx, s, witness); err != nil || found {
 			return err
 		}
 	}
-	if found == 0 {
-		return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: %w",
-			name, c.commitSentTo, errNoWitness)
-	}
-	return nil
+	return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: %w",
+		name, c.commitSentTo, errNoWitness)
 }
 
 // errNoWitness: the last unit that the server of the COMMIT had acknowledged is not there.

@@ -137,7 +137,7 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxIdleConns(cfg.PoolSize)
 	db.SetConnMaxIdleTime(cfg.IdleTimeout)
 	p := &Pool{DB: db, cfg: cfg, ctr: ctr, bypassed: map[string]bool{}}
-	if c == nil && len(cfg.Addrs) > 1 && cfg.Target == TargetPrimary {
+	if len(cfg.Addrs) > 1 && cfg.Target == TargetPrimary {
 		p.replicas.cfg = given.clone()
 	}
 	ctr.Cfg.CheckContext, ctr.OnClose = p.checkContext, p.closeReplicas
@@ -157,7 +157,7 @@ func openConnector(c driver.Connector, cfg *Config) (*connector.Connector, *Conf
 	cfg = cfg.clone()
 	switch {
 	case c != nil:
-		cfg.MySQL = nil
+		cfg.MySQL, cfg.Addrs = nil, nil
 	case cfg.MySQL == nil:
 		return nil, nil, errors.New("livepool: Config.MySQL is not set: it says where the server is; " +
 			"ParseDSN sets it, or set it to a *mysql.Config of the driver's")
@@ -272,7 +272,6 @@ func (p *Pool) Ready(ctx context.Context) error {
 // GetDBConn returns the *sql.DB itself; GORM asks for it.
 func (p *Pool) GetDBConn() (*sql.DB, error) { return p.DB, nil }
 
-// Close closes the pool and stops what runs in the background for it; so does
-// Close of the *sql.DB alone. It is idempotent. What is in use is closed when
-// it is returned.
+// Close closes the pool, as Close of the *sql.DB alone does. It is idempotent. What is in use
+// is closed when it is returned.
 func (p *Pool) Close() error { return p.DB.Close() }

@@ -40,12 +40,8 @@ func (s *Session) Token() string {
 	return s.retryState.key
 }
 
-// awaitToken is how long a unit waits for a replica to have what it is After, tokenPause the
-// pause between two looks.
-const (
-	awaitToken = 500 * time.Millisecond
-	tokenPause = 5 * time.Millisecond
-)
+// awaitToken is how long a unit waits for a replica to have what it is After.
+const awaitToken = 500 * time.Millisecond
 
 // replicas is the pool on the replicas, opened when it is first asked for.
 type replicas struct {
@@ -64,14 +60,14 @@ func (p *Pool) replicaPool() *Pool {
 		if cfg == nil {
 			return
 		}
-		cfg.Target, cfg.hasPrimary, cfg.MinIdle = TargetReplica, true, 0
+		cfg.Target, cfg.MinIdle = TargetReplica, 0
 		cfg.PoolTimeout = min(cfg.PoolTimeout, awaitToken) // there is the primary
 		r, err := OpenConfig(cfg)
 		if err != nil {
 			p.cfg.log.Error("livepool: the pool on replicas cannot be opened; the primary serves what is FromReplica", "cause", err)
 			return
 		}
-		r.above = p
+		r.above, r.ctr.Cfg.HasPrimary = p, true
 		p.replicas.pool.Store(r)
 	})
 	return p.replicas.pool.Load()
@@ -101,11 +97,11 @@ func (c *retryState) runOnReplica(ctx context.Context, fn func(context.Context, 
 		return false, nil
 	}
 	there := &retryState{pool: r, options: c.options, started: c.started}
-	there.options.maxAttempts = 1
+	there.options.maxAttempts, there.options.fromReplica = 1, false
 	fresh := fn
 	if after != "" {
 		fresh = func(ctx context.Context, s *Session) error { // what the transaction sees from the first look on includes it
-			if found, err := r.hasToken(ctx, s, after); err != nil || !found {
+			if found, err := r.hasKey(ctx, s, after); err != nil || !found {
 				return errNotThere
 			}
 			return fn(ctx, s)
@@ -124,11 +120,11 @@ func (c *retryState) runOnReplica(ctx context.Context, fn func(context.Context, 
 	return true, err
 }
 
-// hasToken says whether a replica has what the unit with this token has committed.
-func (p *Pool) hasToken(ctx context.Context, db interface {
+// hasKey says whether a unit with this key has been committed, as far as db sees.
+func (p *Pool) hasKey(ctx context.Context, db interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}, token string) (found bool, err error) {
-	query := "SELECT COUNT(*) FROM " + p.ctr.CommitTable.Name + " WHERE unit = " + committable.KeyLiteral(token)
+}, key string) (found bool, err error) {
+	query := "SELECT COUNT(*) FROM " + p.ctr.CommitTable.Name + " WHERE unit = " + committable.KeyLiteral(key)
 	return found, db.QueryRowContext(ctx, query).Scan(&found)
 }
 
@@ -137,8 +133,8 @@ func (p *Pool) pollToken(ctx context.Context, token string) (found bool) {
 	ctx, cancel := context.WithTimeout(outsideUnits{ctx, p}, awaitToken)
 	defer cancel()
 	for ctx.Err() == nil && !found {
-		clock.Wait(ctx, nil, tokenPause)
-		found, _ = p.hasToken(ctx, p, token)
+		clock.Wait(ctx, nil, 5*time.Millisecond)
+		found, _ = p.hasKey(ctx, p, token)
 	}
 	return found
 }

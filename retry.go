@@ -36,13 +36,7 @@ func (c *retryState) runUnit(ctx context.Context, fn func(context.Context, *Sess
 		end.Took, end.Attempts, end.Outcome = t.Since(c.started), c.attempts, c.outcome
 		t.UnitEnd(ctx, end)
 	}()
-	isServed := false
-	if c.options.fromReplica {
-		isServed, end.Err = c.runOnReplica(ctx, fn)
-	}
-	if !isServed {
-		end.Err = c.run(ctx, fn)
-	}
+	end.Err = c.run(ctx, fn)
 	return end.Err
 }
 
@@ -51,6 +45,11 @@ func (c *retryState) runUnit(ctx context.Context, fn func(context.Context, *Sess
 // before the next attempt.
 func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session) error) error {
 	p, o := c.pool, &c.options
+	if o.fromReplica {
+		if served, err := c.runOnReplica(ctx, fn); served {
+			return err
+		}
+	}
 	if c.key != "" {
 		fn = withKey(fn, c.key)
 	}

@@ -123,17 +123,17 @@ type unitTracer struct {
 	told []string
 }
 
-func (u *unitTracer) tell(format string, args ...any) {
+func (u *unitTracer) tellf(format string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.told = append(u.told, fmt.Sprintf(format, args...))
 }
 func (u *unitTracer) TraceUnitStart(ctx context.Context, start trace.UnitStart) context.Context {
-	u.tell("start %s", start.Unit)
+	u.tellf("start %s", start.Unit)
 	return ctx
 }
 func (u *unitTracer) TraceUnitEnd(_ context.Context, end trace.UnitEnd) {
-	u.tell("end %s: %v after %d attempts, %v", end.Unit, end.Outcome, end.Attempts, end.Err)
+	u.tellf("end %s: %v after %d attempts, %v", end.Unit, end.Outcome, end.Attempts, end.Err)
 }
 
 // A unit FromReplica is one unit, whoever serves it: its tracer is told once, and its function

@@ -22,8 +22,6 @@ type Settings struct {
 	Addrs  []string      // of several hosts; nil: that of MySQL
 	Target hosts.Target
 	MaxLag time.Duration
-	// HasPrimary: what no replica serves, a pool on the primary does.
-	HasPrimary bool
 
 	PoolSize, MaxOverflow, MinIdle int
 	IdleTimeout                    time.Duration
@@ -52,6 +50,9 @@ type Settings struct {
 	// CheckContext says why a request under ctx is refused that is not a session's, nil if
 	// it is not. It is nil without a Pool, which sets it before anything is connected.
 	CheckContext func(ctx context.Context) error
+	// HasPrimary: what no replica serves, a pool on the primary does. A Pool sets it before
+	// anything is connected.
+	HasPrimary bool
 }
 
 // PingMode has the values of the root's PrePing.
