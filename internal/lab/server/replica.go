@@ -58,7 +58,8 @@ var replications = map[bool]replication{ // is it MySQL?
 		wait:     "SELECT MASTER_GTID_WAIT(?, ?)",
 		received: "Gtid_IO_Pos",
 		thread:   "Slave",
-		semiSync: []string{"--rpl-semi-sync-slave-enabled=ON", "--rpl-semi-sync-master-timeout=3600000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC"},
+		semiSync: []string{"--rpl-semi-sync-slave-enabled=ON", "--rpl-semi-sync-master-timeout=3600000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
+			"--rpl-semi-sync-slave-kill-conn-timeout=1"}, // what a STOP REPLICA waits for a primary that is frozen
 		await:    "SET GLOBAL rpl_semi_sync_master_enabled = %t",
 		awaiting: "--rpl-semi-sync-master-enabled=ON",
 	},
