@@ -221,3 +221,113 @@ func TestAReplicaThatLagsIsLeftForTheOtherOne(t *testing.T) {
 		})
 	}
 }
+
+// That a replica has stopped is told once, also if a connection to it is in use for some time.
+func TestAReplicaThatLagsIsToldOnce(t *testing.T) {
+	t.Parallel()
+	triple := servertest.RunTriple(t, server.MariaDB)
+	letAskForLag(t, triple)
+	p, log := replicasOf(t, triple, "&pool_max_lag=2s")
+	held, err := p.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := serverAt(t, triple.Servers(), portOf(t, held)).Exec("STOP REPLICA SQL_THREAD"); err != nil {
+		t.Fatal(err)
+	}
+	labtest.Eventually(t, "it is told", func() bool { return len(log.LinesWith("a replica is left")) > 0 })
+	time.Sleep(3 * time.Second) // it is looked at each second
+	if lines := log.LinesWith("a replica is left"); len(lines) != 1 {
+		t.Errorf("it is told in %d lines:\n%s", len(lines), strings.Join(lines, "\n"))
+	}
+}
+
+func serverAt(t *testing.T, servers []*server.Server, port string) *server.Server {
+	t.Helper()
+	for _, s := range servers {
+		if isAt(s, port) {
+			return s
+		}
+	}
+	t.Fatalf("no server is at port %s", port)
+	return nil
+}
+
+// A replica that freezes does not hold up reads, the one that is under way as little as those that
+// find an idle connection to it: the other replica serves them, or for a pool on the primary,
+// where there is no other one, the primary.
+func TestReadsDoNotWaitForAFrozenReplica(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		for _, tt := range []struct {
+			name     string
+			replicas int
+			params   string
+			opts     []livepool.SessionOption
+		}{
+			{"a pool on two replicas", 2, "pool_target=replica", []livepool.SessionOption{livepool.ReadOnly()}},
+			{"FromReplica of one", 1, "", []livepool.SessionOption{livepool.ReadOnly(), livepool.FromReplica()}},
+		} {
+			t.Run(fmt.Sprintf("%s/%s", kind, tt.name), func(t *testing.T) {
+				t.Parallel()
+				servers := servertest.RunPairOptions(t, kind, server.Options{Replicas: tt.replicas}).Servers()
+				p := open(t, servers[0].AppDSN(addrsOf(servers)), tt.params)
+				// read calls between with its server before it looks a second time, at the first attempt.
+				read := func(between func(port string)) (port string, err error) {
+					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+					defer cancel()
+					err = p.WithSession(ctx, func(ctx context.Context, s *livepool.Session) error {
+						if err := s.QueryRowContext(ctx, "SELECT @@port").Scan(&port); err != nil {
+							return err
+						}
+						if between != nil {
+							between(port)
+							between = nil
+						}
+						return s.QueryRowContext(ctx, "SELECT @@port").Scan(&port)
+					}, tt.opts...)
+					return port, err
+				}
+				several := func() []error {
+					return inParallel(8, func() error { _, err := read(nil); return err })
+				}
+				labtest.CheckNoErrors(t, several()) // which leave connections that are idle
+				var frozen *server.Server
+				begun := time.Now()
+				port, err := read(func(port string) {
+					if frozen = serverAt(t, servers, port); frozen == servers[0] {
+						t.Fatal("the primary serves a read, though there is a replica")
+					}
+					if err := frozen.Pause(); err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { _ = frozen.Resume() })
+					time.Sleep(100 * time.Millisecond) // until all of its threads stand still
+				})
+				if took := time.Since(begun); err != nil || isAt(frozen, port) || took > 10*time.Second {
+					t.Errorf("the read that was under way took %v, and was served at port %s: %v", took, port, err)
+				} else {
+					t.Logf("the read that was under way took %v", took)
+				}
+				begun = time.Now()
+				labtest.CheckNoErrors(t, several())
+				if took := time.Since(begun); took > 10*time.Second {
+					t.Errorf("the reads after that took %v", took)
+				} else {
+					t.Logf("the reads after that took %v", took)
+				}
+			})
+		}
+	}
+}
+
+// inParallel runs f n times at the same time.
+func inParallel(n int, f func() error) []error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() { errs[i] = f() })
+	}
+	wg.Wait()
+	return errs
+}
