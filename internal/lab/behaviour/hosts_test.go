@@ -16,8 +16,8 @@ import (
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
-// hostPair is a primary and a replica without which it acknowledges nothing, each behind a
-// proxy of its own, and a pool on both.
+// hostPair is a primary and a replica, or two, without which it acknowledges nothing, each
+// behind a proxy of its own, and a pool on all.
 type hostPair struct {
 	*server.Pair
 	t     *testing.T
@@ -28,12 +28,20 @@ type hostPair struct {
 }
 
 func hostPairOf(t *testing.T, kind server.Kind, params string) *hostPair {
-	h := &hostPair{t: t, Pair: servertest.RunPairOptions(t, kind, server.Options{SemiSync: true, Args: []string{"--innodb-lock-wait-timeout=1"}})}
+	return hostsWith(t, kind, 1, params)
+}
+
+func hostsWith(t *testing.T, kind server.Kind, replicas int, params string) *hostPair {
+	o := server.Options{SemiSync: true, Replicas: replicas, Args: []string{"--innodb-lock-wait-timeout=1"}}
+	h := &hostPair{t: t, Pair: servertest.RunPairOptions(t, kind, o)}
 	if err := h.Primary().Exec(ledgerTable); err != nil {
 		t.Fatal(err)
 	}
-	via, addrs := proxiesTo(t, h.Primary(), h.Replica())
-	h.via = map[*server.Server]*proxy.Proxy{h.Primary(): via[0], h.Replica(): via[1]}
+	via, addrs := proxiesTo(t, h.Servers()...)
+	h.via = map[*server.Server]*proxy.Proxy{}
+	for i, s := range h.Servers() {
+		h.via[s] = via[i]
+	}
 	h.pool, h.log = openLogged(t, h.Primary().AppDSN(addrs), params)
 	if err := h.pool.CreateCommitTable(t.Context()); err != nil {
 		t.Fatal(err)
@@ -82,14 +90,15 @@ func hostsOf(t *testing.T, kind server.Kind) *group {
 	return g
 }
 
-// failovers are the ways in which the two change places. Each returns when the new primary
-// takes writes.
-var failovers = []struct {
+// failover is a way in which the two change places.
+type failover struct {
 	name   string
 	abrupt bool // the old primary answers nothing more
-	// do makes the replica the primary.
+	// do makes the replica the primary, and returns when that takes writes.
 	do func(h *hostPair) error
-}{
+}
+
+var failovers = []failover{
 	{"a switch of roles", false, func(h *hostPair) error { return h.Switch(h.t.Context()) }},
 	{"the primary killed", true, func(h *hostPair) error {
 		err := h.Primary().Kill()
@@ -121,37 +130,41 @@ func TestUnitsSurviveAFailoverAmongSeveralHosts(t *testing.T) {
 		for _, f := range failovers {
 			t.Run(fmt.Sprintf("%s/%s", kind, f.name), func(t *testing.T) {
 				t.Parallel()
-				h := hostPairOf(t, kind, "pool_timeout=1m&pool_max_elapsed=1m")
-				old := h.Primary()
-				w := (&workers{t: t, pool: h.pool}).start(8)
-				time.Sleep(500 * time.Millisecond)
-				begun, takesWrites := time.Now(), h.whenWritable(h.Replica())
-				if err := f.do(h); err != nil {
-					t.Fatal(err)
-				}
-				promoted := <-takesWrites
-				if h.plain != nil {
-					if err := <-h.plain; err != nil {
-						t.Errorf("a plain statement: %v", err)
-					}
-				}
-				labtest.Eventually(t, "units are applied by the new primary", func() bool { return w.since(promoted) > 50 })
-				units := w.stop()
-				for unit := range units {
-					if rows := count(t, h.Primary(), fmt.Sprintf("ledger WHERE unit = %d", unit)); rows != 1 {
-						t.Errorf("unit %d has %d rows", unit, rows)
-					}
-				}
-				if !f.abrupt {
-					labtest.Eventually(t, "no connection is left with the old primary", func() bool { return h.via[old].Conns() == 0 })
-				}
-				t.Logf("%s/%s: promotion took %v; the first unit %v after that; %d units, %d run again, %d commits unknown at first", kind, f.name, promoted.Sub(begun).Round(time.Millisecond),
-					w.firstAfter(promoted).Round(time.Millisecond), units, h.pool.Stats().Retried, h.pool.Stats().CommitsUnknown)
-				if lines := h.log.LinesWith("takes writes"); !f.abrupt && len(lines) != 2 {
-					t.Errorf("the switch is told in %d lines:\n%s", len(lines), strings.Join(lines, "\n"))
-				}
+				hostPairOf(t, kind, "pool_timeout=1m&pool_max_elapsed=1m").survives(f)
 			})
 		}
+	}
+}
+
+// survives has units go on through a failover.
+func (h *hostPair) survives(f failover) {
+	t, old := h.t, h.Primary()
+	w := (&workers{t: t, pool: h.pool}).start(8)
+	time.Sleep(500 * time.Millisecond)
+	begun, takesWrites := time.Now(), h.whenWritable(h.Replica())
+	if err := f.do(h); err != nil {
+		t.Fatal(err)
+	}
+	promoted := <-takesWrites
+	if h.plain != nil {
+		if err := <-h.plain; err != nil {
+			t.Errorf("a plain statement: %v", err)
+		}
+	}
+	labtest.Eventually(t, "units are applied by the new primary", func() bool { return w.since(promoted) > 50 })
+	units := w.stop()
+	for unit := range units {
+		if rows := count(t, h.Primary(), fmt.Sprintf("ledger WHERE unit = %d", unit)); rows != 1 {
+			t.Errorf("unit %d has %d rows", unit, rows)
+		}
+	}
+	if !f.abrupt {
+		labtest.Eventually(t, "no connection is left with the old primary", func() bool { return h.via[old].Conns() == 0 })
+	}
+	t.Logf("promotion took %v; the first unit %v after that; %d units, %d run again, %d commits unknown at first", promoted.Sub(begun).Round(time.Millisecond),
+		w.firstAfter(promoted).Round(time.Millisecond), units, h.pool.Stats().Retried, h.pool.Stats().CommitsUnknown)
+	if lines := h.log.LinesWith("takes writes"); !f.abrupt && len(lines) != 2 {
+		t.Errorf("the switch is told in %d lines:\n%s", len(lines), strings.Join(lines, "\n"))
 	}
 }
 

@@ -164,23 +164,30 @@ func TestThePrimaryServesWhatNoReplicaCan(t *testing.T) {
 	}
 }
 
+// letAskForLag gives the pool's user what it needs to ask the replicas.
+func letAskForLag(t *testing.T, p *server.Pair) {
+	t.Helper()
+	privileges := []string{"REPLICATION CLIENT"}
+	if p.Primary().Kind() != server.MySQL {
+		privileges = append(privileges, "REPLICA MONITOR")
+	}
+	for _, privilege := range privileges {
+		if err := p.Primary().Exec("GRANT " + privilege + " ON *.* TO " + server.AppUser); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A replica that is too far behind, or whose replication has stopped, is left, and taken back.
 func TestAReplicaThatLagsIsLeft(t *testing.T) {
 	for _, kind := range []server.Kind{server.MariaDB, server.MySQL} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			pair := servertest.RunPair(t, kind)
-			if err := pair.Primary().Exec("GRANT REPLICATION CLIENT ON *.* TO " + server.AppUser); err != nil {
-				t.Fatal(err)
-			}
-			if kind == server.MariaDB {
-				if err := pair.Primary().Exec("GRANT REPLICA MONITOR ON *.* TO " + server.AppUser); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := pair.CatchUp(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			letAskForLag(t, pair)
 			p, log := openLogged(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "pool_target=prefer-replica&pool_max_lag=5s")
 			if port := portOf(t, p); !isAt(pair.Replica(), port) {
 				t.Fatalf("the pool is at port %s", port)

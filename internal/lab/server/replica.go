@@ -1,7 +1,7 @@
 package server
 
-// This file is a primary and its replica: how they replicate, and how they change places. Each
-// of the two by itself is a Server like any other.
+// This file is a primary and its replica, or two: how they replicate, and how they change
+// places. Each by itself is a Server like any other.
 
 import (
 	"context"
@@ -15,31 +15,32 @@ import (
 )
 
 // A Pair is a primary and a replica which follows it by GTID: asynchronously, or with
-// Options.SemiSync so that nothing is acknowledged which the replica does not have. The replica is
+// Options.SemiSync so that nothing is acknowledged which no replica has. The replica is
 // read-only. Either server may be killed and started again, and is then what it was before.
+// Options.Replicas gives the primary a second replica, which follows whichever is the primary.
 type Pair struct {
-	servers  [2]*Server
-	template string // the data directory that both began with
+	servers  []*Server // a ring: the next one after the primary takes over from it
+	template string    // the data directory that all began with
 	sql      replication
 	semiSync bool
 
 	mu      sync.Mutex     // makes each change of roles whole
 	primary atomic.Int32   // index in servers
-	awaits  [2]atomic.Bool // whether the commits on each wait for a replica
-	rebuilt [2]atomic.Int32
+	awaits  []atomic.Bool  // whether the commits on each wait for a replica
+	rebuilt []atomic.Int32 // how often each was
 }
 
 // replication is what the kinds call the same thing.
 type replication struct {
-	args     []string // of both servers
+	args     []string // of all servers
 	readOnly string   // the argument that makes a server start read-only
 	position string   // all that the server has committed
-	follow   string   // the other server, whose port is filled in
-	resume   string   // more for follow: begin at what this server has, having been a primary
+	follow   string   // another server, whose port is filled in
+	resume   string   // more for follow: begin at what this server has, also as a primary
 	wait     string   // for a position to be applied, some seconds; gives 0 when it is
 	received string   // column of SHOW REPLICA STATUS: the position of what has arrived
 	thread   string   // prefix of its columns about the two threads
-	semiSync []string // arguments of both servers with which a commit may wait for the replica
+	semiSync []string // arguments of all servers with which a commit may wait for the replica
 	await    string   // whether it does, on the primary
 	awaiting string   // the same as an argument
 }
@@ -57,7 +58,8 @@ var replications = map[bool]replication{ // is it MySQL?
 		wait:     "SELECT MASTER_GTID_WAIT(?, ?)",
 		received: "Gtid_IO_Pos",
 		thread:   "Slave",
-		semiSync: []string{"--rpl-semi-sync-slave-enabled=ON", "--rpl-semi-sync-master-timeout=3600000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC"},
+		semiSync: []string{"--rpl-semi-sync-slave-enabled=ON", "--rpl-semi-sync-master-timeout=3600000", "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
+			"--rpl-semi-sync-slave-kill-conn-timeout=1"}, // what a STOP REPLICA waits for a primary that is frozen
 		await:    "SET GLOBAL rpl_semi_sync_master_enabled = %t",
 		awaiting: "--rpl-semi-sync-master-enabled=ON",
 	},
@@ -78,15 +80,19 @@ var replications = map[bool]replication{ // is it MySQL?
 	},
 }
 
-// StartPair starts a primary and a replica, with the same options but for Second, and returns when the
-// one follows the other. The context bounds the start only. End them with Close.
+// StartPair starts a primary and its replicas, with the same options but for Second, and returns when
+// they follow it. The context bounds the start only. End them with Close.
 func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 	in, template, err := findWithTemplate(ctx, kind)
 	if err != nil {
 		return nil, err
 	}
-	p := &Pair{template: template, sql: replications[kind == MySQL], semiSync: o.SemiSync}
-	err = bothOf(func(i int) error {
+	n := 1 + max(1, o.Replicas)
+	p := &Pair{
+		servers: make([]*Server, n), awaits: make([]atomic.Bool, n), rebuilt: make([]atomic.Int32, n),
+		template: template, sql: replications[kind == MySQL], semiSync: o.SemiSync,
+	}
+	err = p.each(func(i int) error {
 		o := o
 		if i == 1 {
 			o.Args = slices.Concat(o.Args, o.Second)
@@ -100,7 +106,7 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 		return s.startAnywhere(ctx)
 	})
 	if err == nil {
-		err = p.attach(ctx, p.Replica(), p.Primary(), "")
+		err = p.attachAll(ctx, p.servers[1:], "")
 	}
 	if err != nil {
 		p.Close()
@@ -110,7 +116,7 @@ func StartPair(ctx context.Context, kind Kind, o Options) (*Pair, error) {
 }
 
 func (p *Pair) argsOf(i int) []string {
-	args := append(p.sql.args[:len(p.sql.args):len(p.sql.args)], fmt.Sprintf("--server-id=%d", i+1+2*int(p.rebuilt[i].Load())))
+	args := append(p.sql.args[:len(p.sql.args):len(p.sql.args)], fmt.Sprintf("--server-id=%d", i+1+len(p.servers)*int(p.rebuilt[i].Load())))
 	if p.semiSync {
 		args = append(args, p.sql.semiSync...)
 	}
@@ -123,31 +129,48 @@ func (p *Pair) argsOf(i int) []string {
 	return args
 }
 
+// Servers are all of them: first the primary, then the replica that takes over next, at the end
+// the one that was the primary last.
+func (p *Pair) Servers() []*Server {
+	primary := p.primary.Load()
+	return slices.Concat(p.servers[primary:], p.servers[:primary])
+}
+
 // Primary is the server that is the primary now.
-func (p *Pair) Primary() *Server { return p.servers[p.primary.Load()] }
+func (p *Pair) Primary() *Server { return p.Servers()[0] }
 
-// Replica is the other one. After Promote it follows only when Rejoin has made it.
-func (p *Pair) Replica() *Server { return p.servers[1-p.primary.Load()] }
+// Replica is the other one; where there are two, the one that takes over next. One that was the
+// primary until Promote follows only when Rejoin has made it.
+func (p *Pair) Replica() *Server { return p.Servers()[1] }
 
-// CatchUp waits until the replica has all that the primary has committed by now.
+// lastPrimary is the server that Rejoin and Rebuild bring back.
+func (p *Pair) lastPrimary() *Server { return p.Servers()[len(p.servers)-1] }
+
+// CatchUp waits until each replica has all that the primary has committed by now.
 func (p *Pair) CatchUp(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.catchUp(ctx)
+	all := p.Servers()
+	for _, s := range all[1:] {
+		if err := p.catchUp(ctx, s, all[0]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (p *Pair) catchUp(ctx context.Context) error {
-	position, err := p.positionOf(ctx, p.Primary())
+func (p *Pair) catchUp(ctx context.Context, s, source *Server) error {
+	position, err := p.positionOf(ctx, source)
 	if err != nil {
 		return err
 	}
-	return p.awaitApplied(ctx, p.Replica(), position)
+	return p.awaitApplied(ctx, s, position)
 }
 
 // Switch makes the two change places in the way an operator plans it: the primary refuses
-// writes from then on, the replica catches up and takes them, the old primary follows it.
-// Clients stay connected to both. A statement that writes, or LOCK TABLES, can hold this up;
-// then the error is the server's 1205, and everything is as it was.
+// writes from then on, the replica catches up and takes them, the old primary follows it, and so
+// does another replica. Clients stay connected to all. A statement that writes, or LOCK TABLES,
+// can hold this up; then the error is the server's 1205, and everything is as it was.
 func (p *Pair) Switch(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -155,33 +178,53 @@ func (p *Pair) Switch(ctx context.Context) error {
 	if err := old.setReadOnly(ctx, true); err != nil {
 		return fmt.Errorf("the primary cannot be made read-only: %w", err)
 	}
-	if err := p.catchUp(ctx); err != nil {
+	if err := p.catchUp(ctx, next, old); err != nil {
 		return errors.Join(err, old.SetReadOnly(false))
 	}
 	if err := p.promote(ctx, next); err != nil {
 		return err
 	}
-	return p.attach(ctx, old, next, p.sql.resume)
+	return p.attachAll(ctx, p.Servers()[1:], p.sql.resume)
 }
 
 // Promote makes the replica the primary without asking the old one, which is dead or cannot be
-// reached. What the replica has received it applies first; what it has not is lost. An old
-// primary that still runs is not told, as nobody could, and goes on taking writes.
+// reached. What the replica, or another one, has received it applies first; what none has is
+// lost. Another replica has to run, and follows the new primary. An old primary that still runs is
+// not told, as nobody could, and goes on taking writes.
 func (p *Pair) Promote(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next := p.Replica()
-	if err := next.exec(ctx, "STOP REPLICA IO_THREAD"); err != nil {
+	next, others := p.Replica(), p.Servers()[2:]
+	for _, s := range p.Servers()[1:] {
+		if err := p.applyReceived(ctx, s); err != nil {
+			return err
+		}
+	}
+	for _, s := range others {
+		err := p.mayFollow(ctx, s, next)
+		if errors.Is(err, ErrDiverged) { // it has received more
+			err = p.attach(ctx, next, s, "")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := p.promote(ctx, next); err != nil {
 		return err
 	}
-	status, err := next.replicaStatus(ctx)
+	return p.attachAll(ctx, others, "")
+}
+
+// applyReceived has a replica receive no more, and waits until it has applied what it has.
+func (p *Pair) applyReceived(ctx context.Context, s *Server) error {
+	if err := s.exec(ctx, "STOP REPLICA IO_THREAD"); err != nil {
+		return err
+	}
+	status, err := s.replicaStatus(ctx)
 	if err != nil {
 		return err
 	}
-	if err := p.awaitApplied(ctx, next, status[p.sql.received]); err != nil {
-		return err
-	}
-	return p.promote(ctx, next)
+	return p.awaitApplied(ctx, s, status[p.sql.received])
 }
 
 // ErrDiverged is what Rejoin says of transactions that only the old primary has.
@@ -193,7 +236,7 @@ var ErrDiverged = errors.New("the old primary committed what the new one never r
 func (p *Pair) Rejoin(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.Replica()
+	old := p.lastPrimary()
 	if err := old.start(ctx); err != nil {
 		return err
 	}
@@ -208,13 +251,13 @@ func (p *Pair) Rejoin(ctx context.Context) error {
 }
 
 // Rebuild brings the old primary back where Rejoin refuses. Its data is thrown away, and it
-// begins anew with what both began with: the binary logs of the other one, which are never
+// begins anew with what all began with: the binary logs of the new one, which are never
 // purged, have all that came after that. The more that is, the longer it takes. Its server_id is
 // another one, for a replica skips what has its own.
 func (p *Pair) Rebuild(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.Replica()
+	old := p.lastPrimary()
 	if err := old.Kill(); err != nil {
 		return err
 	}
@@ -224,16 +267,16 @@ func (p *Pair) Rebuild(ctx context.Context) error {
 	if err := copyTree(p.template, old.data()); err != nil {
 		return err
 	}
-	p.rebuilt[slices.Index(p.servers[:], old)].Add(1)
+	p.rebuilt[slices.Index(p.servers, old)].Add(1)
 	if err := old.start(ctx); err != nil {
 		return err
 	}
 	return p.attach(ctx, old, p.Primary(), "")
 }
 
-// Close kills both servers and removes all that they wrote.
+// Close kills all servers and removes all that they wrote.
 func (p *Pair) Close() error {
-	return bothOf(func(i int) error {
+	return p.each(func(i int) error {
 		if p.servers[i] == nil {
 			return nil
 		}
@@ -241,16 +284,26 @@ func (p *Pair) Close() error {
 	})
 }
 
-// promote makes a replica that has applied everything the primary.
+// promote makes the replica that takes over next the primary; it has applied everything.
 func (p *Pair) promote(ctx context.Context, next *Server) error {
 	if err := next.exec(ctx, "STOP REPLICA; RESET REPLICA ALL"); err != nil {
 		return err
 	}
-	p.primary.Store(1 - p.primary.Load())
+	p.primary.Store((p.primary.Load() + 1) % int32(len(p.servers)))
 	return next.setReadOnly(ctx, false)
 }
 
-// attach makes s follow the primary, and waits until it does and has caught up.
+// attachAll makes servers follow the primary.
+func (p *Pair) attachAll(ctx context.Context, servers []*Server, more string) error {
+	for _, s := range servers {
+		if err := p.attach(ctx, s, p.Primary(), more); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attach makes s follow the primary, or another server, and waits until it does and has caught up.
 func (p *Pair) attach(ctx context.Context, s, primary *Server, more string) error {
 	if err := p.mayFollow(ctx, s, primary); err != nil {
 		return err
@@ -258,7 +311,7 @@ func (p *Pair) attach(ctx context.Context, s, primary *Server, more string) erro
 	if err := p.awaitReplica(ctx, s, false); err != nil {
 		return err
 	}
-	if err := s.exec(ctx, fmt.Sprintf(p.sql.follow, primary.port)+more+"; START REPLICA"); err != nil {
+	if err := s.exec(ctx, "STOP REPLICA; "+fmt.Sprintf(p.sql.follow, primary.port)+more+"; START REPLICA"); err != nil {
 		return err
 	}
 	var status map[string]string
@@ -269,17 +322,17 @@ func (p *Pair) attach(ctx context.Context, s, primary *Server, more string) erro
 	if err != nil {
 		return fmt.Errorf("the replica does not follow: %w; %s", err, status["Last_IO_Error"])
 	}
-	return errors.Join(p.awaitReplica(ctx, primary, true), p.catchUp(ctx))
+	return errors.Join(p.awaitReplica(ctx, primary, true), p.catchUp(ctx, s, primary))
 }
 
-// awaitReplica has the commits on s wait for a replica, or not, if the pair is semi-synchronous.
+// awaitReplica has the commits on s wait for a replica, or not, if replication is semi-synchronous.
 func (p *Pair) awaitReplica(ctx context.Context, s *Server, on bool) error {
 	if !p.semiSync {
 		return nil
 	}
 	err := s.exec(ctx, fmt.Sprintf(p.sql.await, on))
 	if err == nil {
-		p.awaits[slices.Index(p.servers[:], s)].Store(on)
+		p.awaits[slices.Index(p.servers, s)].Store(on)
 	}
 	return err
 }
@@ -366,13 +419,13 @@ func (s *Server) replicaStatus(ctx context.Context) (status map[string]string, e
 	return status, err
 }
 
-// bothOf runs f for 0 and 1 at the same time.
-func bothOf(f func(i int) error) error {
-	var errs [2]error
+// each runs f for the index of each server, at the same time.
+func (p *Pair) each(f func(i int) error) error {
+	errs := make([]error, len(p.servers))
 	var wg sync.WaitGroup
 	for i := range errs {
 		wg.Go(func() { errs[i] = f(i) })
 	}
 	wg.Wait()
-	return errors.Join(errs[:]...)
+	return errors.Join(errs...)
 }

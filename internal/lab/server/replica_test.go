@@ -50,12 +50,14 @@ func ids(t *testing.T, s *server.Server) string {
 	return list
 }
 
-// wantOnBoth checks the rows of both servers once the replica has caught up.
-func wantOnBoth(t *testing.T, p *server.Pair, want string) {
+// wantOnAll checks the rows of all servers once the replicas have caught up.
+func wantOnAll(t *testing.T, p *server.Pair, want string) {
 	t.Helper()
 	must(t, p.CatchUp(t.Context()))
-	if a, b := ids(t, p.Primary()), ids(t, p.Replica()); a != want || b != want {
-		t.Errorf("the primary has the rows %s, the replica %s; want %s", a, b, want)
+	for i, s := range p.Servers() {
+		if got := ids(t, s); got != want {
+			t.Errorf("server %d after the primary has the rows %s, want %s", i, got, want)
+		}
 	}
 }
 
@@ -73,7 +75,7 @@ func begin(t *testing.T, s *server.Server, statements ...string) *sql.Tx {
 func TestAReplicaFollowsAndRefusesWrites(t *testing.T) {
 	eachPair(t, func(t *testing.T, p *server.Pair) {
 		insert(t, p, 1)
-		wantOnBoth(t, p, "1")
+		wantOnAll(t, p, "1")
 		for _, dsn := range []string{p.Replica().DSN(), p.Replica().AppDSN(p.Replica().Addr())} {
 			if _, err := open(t, dsn).Exec("INSERT INTO t VALUES (2)"); number(err) != readOnlyError {
 				t.Errorf("a write on the replica: %v", err)
@@ -92,7 +94,7 @@ func TestEachOfAPairIsAfterARestartWhatItWas(t *testing.T) {
 			must(t, s.Kill())
 			must(t, s.Start())
 			insert(t, p, i)
-			wantOnBoth(t, p, "0,1"[:2*i+1])
+			wantOnAll(t, p, "0,1"[:2*i+1])
 			t.Logf("replicates after %v", time.Since(begun))
 			if _, err := open(t, p.Replica().DSN()).Exec("INSERT INTO t VALUES (100)"); number(err) != readOnlyError {
 				t.Errorf("a write on the replica: %v", err)
@@ -116,13 +118,13 @@ func TestASwitchInMidTransactionRefusesTheCommit(t *testing.T) {
 			t.Errorf("COMMIT on the old primary: %v", err)
 		}
 		insert(t, p, 3)
-		wantOnBoth(t, p, "1,3")
+		wantOnAll(t, p, "1,3")
 		must(t, p.Switch(t.Context())) // and back
 		if p.Primary() != old {
 			t.Error("the second switch did not bring the roles back")
 		}
 		insert(t, p, 4)
-		wantOnBoth(t, p, "1,3,4")
+		wantOnAll(t, p, "1,3,4")
 	})
 }
 
@@ -154,7 +156,7 @@ func TestASwitchThatAStatementHoldsUpChangesNothing(t *testing.T) {
 			t.Error("the roles changed")
 		}
 		insert(t, p, 2)
-		wantOnBoth(t, p, "2,10")
+		wantOnAll(t, p, "2,10")
 	})
 }
 
@@ -175,7 +177,7 @@ func TestPromoteAfterAKillAndBringTheOldPrimaryBack(t *testing.T) {
 		must(t, p.Rejoin(t.Context()))
 		t.Logf("rejoined in %v", time.Since(begun))
 		insert(t, p, 3)
-		wantOnBoth(t, p, "1,2,3")
+		wantOnAll(t, p, "1,2,3")
 		if _, err := open(t, old.DSN()).Exec("INSERT INTO t VALUES (4)"); number(err) != readOnlyError {
 			t.Errorf("a write on the old primary: %v", err)
 		}
@@ -226,10 +228,10 @@ func TestAnOldPrimaryIsMadeAnew(t *testing.T) {
 		begun := time.Now()
 		must(t, p.Rebuild(t.Context()))
 		t.Logf("made anew in %v", time.Since(begun))
-		wantOnBoth(t, p, "1,3")
+		wantOnAll(t, p, "1,3")
 		must(t, p.Switch(t.Context()))
 		insert(t, p, 4)
-		wantOnBoth(t, p, "1,3,4")
+		wantOnAll(t, p, "1,3,4")
 	})
 }
 
@@ -252,7 +254,47 @@ func TestASemiSynchronousPrimaryStaysThat(t *testing.T) {
 			}
 			must(t, p.Replica().Start())
 			must(t, <-done)
-			wantOnBoth(t, p, "1")
+			wantOnAll(t, p, "1")
+		})
+	}
+}
+
+// Of two replicas one takes over, with what only the other one has received, and the other one
+// follows it.
+func TestTwoReplicas(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			p := servertest.RunTriple(t, kind)
+			must(t, p.Primary().Exec("CREATE TABLE t (id INT PRIMARY KEY)"))
+			all := p.Servers()
+			for i := range 4 {
+				if p.Primary() != all[i%3] {
+					t.Fatalf("after %d switches server %d is not the primary", i, i%3)
+				}
+				insert(t, p, i)
+				begun := time.Now()
+				must(t, p.Switch(t.Context()))
+				t.Logf("switched in %v", time.Since(begun))
+			}
+			wantOnAll(t, p, "0,1,2,3")
+			old, next, other := p.Primary(), p.Servers()[1], p.Servers()[2]
+			must(t, next.Exec("STOP REPLICA IO_THREAD"))
+			insert(t, p, 4)
+			eventually(t, "the other replica has the row", func() bool { return ids(t, other) == "0,1,2,3,4" })
+			must(t, old.Kill())
+			begun := time.Now()
+			must(t, p.Promote(t.Context()))
+			t.Logf("promoted in %v", time.Since(begun))
+			if p.Primary() != next || p.Replica() != other {
+				t.Fatal("the first replica is not the primary, or the other one not its replica")
+			}
+			insert(t, p, 5)
+			eventually(t, "the other replica follows the new primary", func() bool { return ids(t, other) == "0,1,2,3,4,5" })
+			must(t, p.Rejoin(t.Context()))
+			wantOnAll(t, p, "0,1,2,3,4,5")
+			must(t, p.Rebuild(t.Context()))
+			insert(t, p, 6)
+			wantOnAll(t, p, "0,1,2,3,4,5,6")
 		})
 	}
 }

@@ -36,8 +36,9 @@ type Options struct {
 	Args []string // more options for the server program; they win over ours
 	// Second are more options for the second server of a pair.
 	Second []string
-	// SemiSync: a commit on the primary of a pair is answered when the replica has it.
+	// SemiSync: a commit on the primary of a pair is answered when a replica has it.
 	SemiSync bool
+	Replicas int  // how many the primary of a pair has; 0 is 1
 	TLS      bool // give the server a certificate that TLSConfig trusts
 }
 

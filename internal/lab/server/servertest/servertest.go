@@ -38,8 +38,14 @@ func RunPairOptions(t testing.TB, kind server.Kind, o server.Options) *server.Pa
 	t.Helper()
 	p, err := server.StartPair(t.Context(), kind, o)
 	mustHave(t, err)
-	t.Cleanup(func() { closeAll(t, p.Close, p.Primary(), p.Replica()) })
+	t.Cleanup(func() { closeAll(t, p.Close, p.Servers()...) })
 	return p
+}
+
+// RunTriple starts a primary and two replicas for a test, as Run starts one server.
+func RunTriple(t testing.TB, kind server.Kind, args ...string) *server.Pair {
+	t.Helper()
+	return RunPairOptions(t, kind, server.Options{Args: args, Replicas: 2})
 }
 
 // RunGalera starts a cluster for a test, as Run starts one server.
