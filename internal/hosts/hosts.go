@@ -55,8 +55,8 @@ func New(n int, target Target) *Set {
 }
 
 // Order returns the hosts to try: first the primary, if that is wanted, then the others as
-// they were listed, one that was just demoted last; where any of several is right they begin
-// at a random one, so that the connections are spread. Hosts that said nothing a moment ago
+// they were listed, one that was just demoted last; where any of several is right they come in
+// a random order, so that the connections are spread. Hosts that said nothing a moment ago
 // are left out, unless that leaves none.
 func (s *Set) Order(now time.Duration) (order []int) {
 	s.mu.Lock()
@@ -83,8 +83,7 @@ func (s *Set) places() []int {
 	}
 	switch {
 	case s.target != Primary:
-		first := rand.IntN(len(all))
-		return append(all[first:], all[:first]...)
+		return rand.Perm(len(all))
 	case s.primary > 0:
 		return append([]int{s.primary}, slices.Delete(all, s.primary, s.primary+1)...)
 	case s.primary < 0 && s.demoted >= 0:

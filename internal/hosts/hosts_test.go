@@ -69,15 +69,16 @@ func TestPrimaryIsTriedFirstAndTheSilentAreLeftOut(t *testing.T) {
 }
 
 // Where any host is right the connections are spread over all: each is first about as often,
-// and followed by the others. The primary is no better than they.
+// and followed by each of the others about as often. The primary is no better than they.
 func TestOtherTargetsAreSpread(t *testing.T) {
 	for _, target := range []hosts.Target{hosts.Replica, hosts.PreferReplica, hosts.Any} {
 		s := hosts.New(3, target)
 		s.TakesWrites(1, -1, at(1), at(2))
-		first := map[int]int{}
+		first, pairs := map[int]int{}, map[[2]int]int{}
 		for range 3000 {
 			order := s.Order(at(10))
 			first[order[0]]++
+			pairs[[2]int(order[:2])]++
 			if sorted := slices.Sorted(slices.Values(order)); !slices.Equal(sorted, []int{0, 1, 2}) {
 				t.Fatalf("target %d: %v are tried, want each once", target, order)
 			}
@@ -85,6 +86,11 @@ func TestOtherTargetsAreSpread(t *testing.T) {
 		for i := range 3 {
 			if n := first[i]; n < 800 || n > 1200 {
 				t.Errorf("target %d: host %d is first in %d of 3000 cases", target, i, n)
+			}
+		}
+		for pair, n := range pairs {
+			if n < 350 || n > 650 || len(pairs) != 6 {
+				t.Errorf("target %d: %v are first in %d of 3000 cases", target, pair, n)
 			}
 		}
 		s.Silent(0, at(10))

@@ -875,7 +875,7 @@ var mutants = []mutant{
 		"internal/hosts/hosts.go", "case s.primary < 0 && s.demoted >= 0:", "case s.primary < 0 && s.demoted > len(all):",
 		"TestPrimaryIsTriedFirstAndTheSilentAreLeftOut"},
 	{"connections to replicas are not spread over them",
-		"internal/hosts/hosts.go", "first := rand.IntN(len(all))", "first := rand.IntN(1)",
+		"internal/hosts/hosts.go", "return rand.Perm(len(all))", "rand.Shuffle(0, nil)",
 		"TestOtherTargetsAreSpread"},
 	{"a pool whose hosts are all silent tries none",
 		"internal/hosts/hosts.go", "if order == nil {", "if order == nil && left == nil {",
