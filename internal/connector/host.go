@@ -104,10 +104,10 @@ func (ctr *Connector) mainHost() *host {
 }
 
 // isLeft says whether the pool has left a host for another one that takes writes; changed is
-// closed when that may be different.
+// closed when that may be different. Of replicas another one is used at any time.
 func (ctr *Connector) isLeft(index int) (left bool, changed <-chan struct{}) {
 	if !ctr.followsPrimary() {
-		return false, nil
+		return ctr.hostSet != nil && ctr.Cfg.Target == hosts.Replica, nil
 	}
 	primary, changed := ctr.hostSet.Watch()
 	return primary >= 0 && primary != index, changed
