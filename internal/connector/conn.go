@@ -103,6 +103,7 @@ type link struct {
 	lossReported     bool          // its loss was reported
 	refusalTrustedAt time.Duration // when a refusal of its server was last trusted; -1: never
 	facts            *serverFacts  // of its server, nil if they are not known
+	early            *earlyFacts   // asked before the link was initialized, nil after that
 	server           *string       // the name of its server for Attempt.Server, nil until afterLogin
 	autocommitOff    bool          // a statement outside a transaction would begin one
 	commitTableOK    bool          // its server's commit table was checked, see checkCommitTable

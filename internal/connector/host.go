@@ -283,7 +283,7 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 	asked := ctr.clock.Now()
 	if err == nil {
 		var takesWrites bool
-		if takesWrites, err = l.takesWrites(bounded, false); err == nil && !isRight(takesWrites) {
+		if takesWrites, err = ctr.askRole(bounded, &l); err == nil && !isRight(takesWrites) {
 			err = newRoleError(takesWrites, asked)
 		}
 		if err == nil && !takesWrites && ctr.watchesLag() {

@@ -187,3 +187,45 @@ func TestLateAnswersOfADemotedHost(t *testing.T) {
 		}
 	})
 }
+
+// The role of a host is asked with what is asked of each new connection anyway, where that is
+// possible.
+func TestRoleCostsNoRoundTripOfItsOwn(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		change  func(ctr *Connector, h *fakedb.Host)
+		queries int64
+	}{
+		{"several hosts", func(*Connector, *fakedb.Host) {}, 1},
+		{"AfterConnect may change what is asked", func(ctr *Connector, _ *fakedb.Host) {
+			ctr.Cfg.AfterConnect = func(context.Context, func(string, ...any) error) error { return nil }
+		}, 2},
+		{"the host does not say who it is", func(_ *Connector, h *fakedb.Host) { h.Name = "" }, 3},
+		{"nothing else may be asked", func(ctr *Connector, _ *fakedb.Host) { ctr.servers.askNothing.Store(true) }, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctr, all := openHosts(t, hosts.Primary, writable, readOnly)
+				all[0].Name = "a"
+				dial := func() *serverFacts {
+					l, err := ctr.dialOnce(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer l.close()
+					return l.facts
+				}
+				dial() // of a server that is new more is asked
+				tt.change(ctr, all[0])
+				before, asked := all[0].Queries.Load(), all[0].Asked.Load()
+				facts := dial()
+				if n := all[0].Queries.Load() - before; n != tt.queries || all[0].Asked.Load() != asked+1 {
+					t.Errorf("%d queries, want %d, of which one asks for the role", n, tt.queries)
+				}
+				if knows := tt.queries < 3 && !ctr.servers.askNothing.Load(); (facts != nil) != knows {
+					t.Errorf("the facts are known: %v, want %v", facts != nil, knows)
+				}
+			})
+		})
+	}
+}

@@ -198,7 +198,7 @@ func (ctr *Connector) borrowSide(ctx context.Context, h *host) *proclist.Side {
 // identifySide asks the server who it is. A server that refuses to say is asked all the
 // same.
 func (ctr *Connector) identifySide(ctx context.Context, s *proclist.Side) error {
-	facts, _, err := queryFacts(ctx, s.Conn, "")
+	facts, _, _, err := queryFacts(ctx, s.Conn, "", "")
 	if err == nil {
 		err = s.Identify(ctx, ctr.clock, &facts.identity)
 	}

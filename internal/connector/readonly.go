@@ -7,6 +7,7 @@ package connector
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,7 +66,10 @@ func (p *probedServer) Release() {
 
 // readOnlyQuery asks for the variables that make a server refuse writes. Only MySQL has,
 // and sees, the last one. A Galera node that does no work refuses what reads of a table.
-const readOnlyQuery = "SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only /*!50708 , @@GLOBAL.super_read_only */ FROM (SELECT 1) AS me"
+const (
+	readOnlyQuery   = "SELECT " + readOnlyColumns
+	readOnlyColumns = "@@GLOBAL.read_only, @@GLOBAL.innodb_read_only /*!50708 , @@GLOBAL.super_read_only */ FROM (SELECT 1) AS me"
+)
 
 // isWritable asks the link's server whether it takes writes; cause is its refusal of one.
 // A server that refuses the question counts as read-only: only a unit's own try shows.
@@ -94,10 +98,10 @@ func (l *link) takesWrites(ctx context.Context, isPrivileged bool) (bool, error)
 	if len(row) == 3 && isPrivileged {
 		row = row[2:]
 	}
-	for _, value := range row {
-		if value != "0" && value != "" && !strings.EqualFold(value, "OFF") {
-			return false, nil
-		}
-	}
-	return true, nil
+	return !saysReadOnly(row), nil
+}
+
+// saysReadOnly says whether one of these variables is on.
+func saysReadOnly(values []string) bool {
+	return slices.ContainsFunc(values, func(v string) bool { return v != "0" && v != "" && !strings.EqualFold(v, "OFF") })
 }

@@ -77,18 +77,18 @@ func (f *serverFacts) isHandshakeID(w *wire.Conn) bool {
 }
 
 // queryFacts asks for them. Given the name of a beacon it takes that lock too, and says
-// whether it got it.
-func queryFacts(ctx context.Context, in *driverconn.Conn, beacon string) (f *serverFacts, taken bool, err error) {
+// whether it got it. rest are the values of more columns.
+func queryFacts(ctx context.Context, in *driverconn.Conn, beacon, more string) (f *serverFacts, taken bool, rest []string, err error) {
 	lock := "NULL"
 	if beacon != "" {
 		lock = "GET_LOCK('" + beacon + "', 0)"
 	}
-	row, err := in.QueryRow(ctx, factsQuery+lock)
+	row, err := in.QueryRow(ctx, factsQuery+lock+more)
 	if err != nil {
-		return nil, false, err
+		return nil, false, nil, err
 	}
-	if len(row) != 10 {
-		return nil, false, fmt.Errorf("livepool: the server shows %d columns where 10 were asked for", len(row))
+	if len(row) < 10 || more == "" && len(row) > 10 {
+		return nil, false, nil, fmt.Errorf("livepool: the server shows %d columns where 10 were asked for", len(row))
 	}
 	f = &serverFacts{identity: proclist.Identity{Server: row[0], ConnectionID: row[1], User: row[2]}, version: row[3], lockWaitEndsTx: row[5] != "0"}
 	if i := strings.LastIndexByte(f.identity.User, '@'); i >= 0 {
@@ -96,14 +96,49 @@ func queryFacts(ctx context.Context, in *driverconn.Conn, beacon string) (f *ser
 	}
 	seconds, err := strconv.Atoi(row[4])
 	if err != nil {
-		return nil, false, fmt.Errorf("livepool: the server's wait_timeout: %w", err)
+		return nil, false, nil, fmt.Errorf("livepool: the server's wait_timeout: %w", err)
 	}
 	f.waitTimeout = time.Duration(seconds) * time.Second
 	f.mariaDB = strings.Contains(f.version, "MariaDB")
 	f.maxAllowedPacket, _ = strconv.Atoi(row[6])
 	f.identity.ThreadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
 	f.autocommit = row[8] == "1"
-	return f, row[9] == "1", nil
+	return f, row[9] == "1", row[10:], nil
+}
+
+// earlyFacts are a link's facts, and its beacon, that were asked together with its role.
+type earlyFacts struct {
+	facts  *serverFacts
+	beacon string
+	taken  bool
+}
+
+// askRole asks a new connection's server whether it takes writes, and for its facts in the same
+// query: not where AfterConnect may change them, or the server refuses them.
+func (ctr *Connector) askRole(ctx context.Context, l *link) (takesWrites bool, err error) {
+	if ctr.Cfg.AfterConnect != nil || ctr.servers.askNothing.Load() {
+		return l.takesWrites(ctx, false)
+	}
+	e := &earlyFacts{beacon: ctr.firstBeacon(l)}
+	var role []string
+	e.facts, e.taken, role, err = queryFacts(ctx, &l.driverConn, e.beacon, ", "+readOnlyColumns)
+	switch {
+	case driverconn.IsAnswer(err) && !mysqlerr.IsNodeNotReady(err):
+		return l.takesWrites(ctx, false)
+	case err != nil:
+		return false, err
+	}
+	l.early = e
+	return !saysReadOnly(role), nil
+}
+
+// firstBeacon is the name of the beacon that a connection takes when it asks for its facts, ""
+// for none.
+func (ctr *Connector) firstBeacon(l *link) string {
+	if l.wire != nil && ctr.needsBeacon(!ctr.servers.indirect.Load()) {
+		return newBeaconName()
+	}
+	return ""
 }
 
 // servers are those that the pool's connections have reached.
@@ -146,14 +181,10 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	if !ctr.IsMySQL {
 		return nil
 	}
-	beacon := ""
 	if l.wire != nil {
 		l.wire.Wrapped = ctr.Cfg.Wrap != nil
-		if ctr.needsBeacon(!ctr.servers.indirect.Load()) {
-			beacon = newBeaconName()
-		}
 	}
-	direct, taken, err := ctr.identifyServer(ctx, l, beacon)
+	direct, beacon, err := ctr.identifyServer(ctx, l)
 	server := l.facts.name()
 	if server == "" && ctr.hostSet != nil { // its address tells it from the others
 		server = l.host.addr
@@ -171,7 +202,7 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 		w.IsWorking = func() bool { return l.host.stalls.IsWorkingOn(w) }
 	}
 	switch {
-	case taken:
+	case beacon != "":
 		w.Beacon = beacon
 	case ctr.needsBeacon(direct):
 		return takeBeacon(ctx, &l.driverConn, w)
@@ -179,30 +210,38 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 	return nil
 }
 
-// identifyServer asks the facts, and the rest of a server that is new to the pool. A
-// server that refuses to answer is used without.
-func (ctr *Connector) identifyServer(ctx context.Context, l *link, beacon string) (direct, taken bool, err error) {
+// identifyServer asks the facts, if they were not asked before, and the rest of a server that is
+// new to the pool. It returns the name of the beacon that was taken. A server that refuses to
+// answer is used without.
+func (ctr *Connector) identifyServer(ctx context.Context, l *link) (direct bool, beacon string, err error) {
 	if ctr.servers.askNothing.Load() {
-		return false, false, nil
+		return false, "", nil
 	}
-	facts, taken, err := queryFacts(ctx, &l.driverConn, beacon)
+	e := l.early
+	if e == nil {
+		e = &earlyFacts{beacon: ctr.firstBeacon(l)}
+		e.facts, e.taken, _, err = queryFacts(ctx, &l.driverConn, e.beacon, "")
+	}
 	switch {
 	case driverconn.IsAnswer(err):
 		ctr.Cfg.Log.Debug("livepool: the server does not say who it is: no setting is fitted to its wait_timeout, "+
 			"a lock wait that is too long counts as the end of its transaction, and what is abandoned there is killed only by a beacon",
 			slog.String("addr", ctr.addrOf(l)), slog.Any("cause", err))
-		return false, false, nil
+		return false, "", nil
 	case err != nil:
-		return false, false, err
+		return false, "", err
 	}
-	server, err := ctr.serverFor(ctx, l, facts)
+	server, err := ctr.serverFor(ctx, l, e.facts)
 	if err != nil {
-		return false, taken, err
+		return false, "", err
 	}
-	l.facts = facts
-	ctr.servers.reach(facts.identity.Server)
+	l.facts, l.early = e.facts, nil
+	ctr.servers.reach(l.facts.identity.Server)
 	ctr.fitToWaitTimeout(l, server)
-	return server.direct && facts.isHandshakeID(l.wire), taken, nil
+	if e.taken {
+		beacon = e.beacon
+	}
+	return server.direct && l.facts.isHandshakeID(l.wire), beacon, nil
 }
 
 // serverFor returns what is known of a connection's server. Of the connections that are

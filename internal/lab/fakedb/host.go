@@ -15,6 +15,7 @@ type Host struct {
 	Name     string       // it says who it is; "": it refuses to
 	ReadOnly atomic.Bool  // what it says of its role
 	Asked    atomic.Int64 // how often it was asked for its role
+	Queries  atomic.Int64 // how many queries it was sent
 
 	// Lag is what it says of Seconds_Behind_Source, "" for NULL; nil: it has no source.
 	Lag atomic.Pointer[string]
@@ -72,27 +73,40 @@ func (c *hostConn) QueryContext(ctx context.Context, query string, _ []driver.Na
 }
 
 // answer is the answer to a query. Of itself a host says what a server says that is like it.
-func (h *Host) answer(ctx context.Context, query string) ([]string, error) {
+func (h *Host) answer(ctx context.Context, query string) (row []string, err error) {
+	h.Queries.Add(1)
+	asksFacts := strings.HasPrefix(query, "SELECT CONCAT_WS('/', @@hostname")
+	asksRole := strings.Contains(query, "@@GLOBAL.read_only")
 	switch {
-	case strings.HasPrefix(query, "SELECT @@GLOBAL.read_only"):
-		h.Asked.Add(1)
-		if h.OnRole != nil {
-			if err := h.OnRole(ctx); err != nil {
-				return nil, err
-			}
+	case (asksFacts || asksRole) && (!asksFacts || h.Name != ""):
+		if asksFacts {
+			row = []string{h.Name, "1", "app@localhost", "8.0.0", "28800", "0", "67108864", "one-thread-per-connection", "1", "0"}
 		}
-		if h.ReadOnly.Load() {
-			return []string{"1", "0", "0"}, nil
+		if asksRole {
+			role, err := h.role(ctx)
+			return append(row, role...), err
 		}
-		return []string{"0", "0", "0"}, nil
-	case strings.HasPrefix(query, "SELECT CONCAT_WS('/', @@hostname") && h.Name != "":
-		return []string{h.Name, "1", "app@localhost", "8.0.0", "28800", "0", "67108864", "one-thread-per-connection", "1", "0"}, nil
+		return row, nil
 	case strings.HasPrefix(query, "SELECT p.USER, p.HOST") && h.Name != "":
 		return []string{"app", "localhost"}, nil
 	case h.OnQuery != nil:
 		return h.OnQuery(query)
 	}
 	return nil, ServerError(1227, "Access denied: "+query)
+}
+
+// role is what it says of its role.
+func (h *Host) role(ctx context.Context) ([]string, error) {
+	h.Asked.Add(1)
+	if h.OnRole != nil {
+		if err := h.OnRole(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if h.ReadOnly.Load() {
+		return []string{"1", "0", "0"}, nil
+	}
+	return []string{"0", "0", "0"}, nil
 }
 
 // textRow is a result of one row.
