@@ -71,6 +71,7 @@ type conn struct {
 	// rechecking: it is idle and being pinged; until that ends it is not ready for use.
 	rechecking    atomic.Bool
 	currentThread atomic.Pointer[proclist.Thread] // of its link; attach and detach write it
+	currentServer atomic.Pointer[string]          // likewise: its link's server
 	checkout      atomic.Pointer[checkout]        // who has it, if LeakAfter is set
 	reuses        atomic.Int64                    // checkouts after the first
 
@@ -399,6 +400,7 @@ func (c *conn) detach() link {
 	c.link, c.unconnected, c.needsCheck = link{}, true, true
 	c.hasLink.Store(false)
 	c.currentThread.Store(nil)
+	c.currentServer.Store(nil)
 	return l
 }
 
@@ -408,4 +410,5 @@ func (c *conn) attach(l link) {
 	c.hasLink.Store(true)
 	c.ctr.noteActivity()
 	c.currentThread.Store(l.thread)
+	c.currentServer.Store(l.server)
 }

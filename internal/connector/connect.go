@@ -158,6 +158,7 @@ func (o *connectAttempt) run(ctx context.Context) {
 		o.link, o.err = o.ctr.login(ctx, o.side, o.side.side, &o.wire)
 	case o.ctr.hostSet != nil:
 		o.link, o.err = o.ctr.loginToAny(ctx)
+		o.wire.Store(o.link.wire)
 	default:
 		h := o.ctr.hosts[0]
 		o.link, o.err = o.ctr.login(ctx, h, h.connector, &o.wire)

@@ -42,6 +42,10 @@ func (*connectTimeoutError) Timeout() bool        { return true }
 // up with err.
 func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished bool) error {
 	w := o.wire.Load()
+	progress := w.Progress()
+	if w == nil && o.side == nil && ctr.hostSet != nil {
+		progress = "before one of its hosts was found that can be used"
+	}
 	elapsed := ctr.clock.Now() - o.startedAt
 	e := &ConnectError{
 		Text:      fmt.Sprintf("livepool: connecting to %s failed after %s", ctr.addr, elapsed.Round(time.Millisecond)),
@@ -58,17 +62,17 @@ func (ctr *Connector) newConnectError(o *connectAttempt, err error, finished boo
 		e.Text += ", the ConnectTimeout (pool_connect_timeout), after the login"
 		e.Cause = &afterConnectError{err}
 	case errors.As(err, &timeout):
-		e.Text += ", the ConnectTimeout (pool_connect_timeout), " + w.Progress()
+		e.Text += ", the ConnectTimeout (pool_connect_timeout), " + progress
 		e.noReply = w != nil
 	case ctr.Ctx.Err() != nil:
 		e.Cause = ErrPoolClosed
 	case !finished:
-		e.Text += ", its caller having given up, " + w.Progress()
+		e.Text += ", its caller having given up, " + progress
 	case mysqlerr.CallerGaveUp(err):
 		e.Text += ", by the dialer's own limit: " + err.Error()
 		e.Cause = &connectTimeoutError{}
 	case ctr.ownDialer && w != nil && w.IOErr != nil:
-		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, w.Progress(), w.IOErr)
+		e.Text = fmt.Sprintf("%s, %s (%v)", e.Text, progress, w.IOErr)
 	}
 	e.Unreachable = ctr.IsUnreachable(e)
 	return e

@@ -34,6 +34,7 @@ type host struct {
 	reaper     proclist.Reaper
 	stalls     proclist.Stalls
 	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
+	isBehind   atomic.Bool  // it lagged, when it was last asked; checkLag
 	// fastestLogin is how long the fastest login took, 0 before the first; in ns.
 	fastestLogin atomic.Int64
 }
@@ -104,10 +105,16 @@ func (ctr *Connector) mainHost() *host {
 }
 
 // isLeft says whether the pool has left a host for another one that takes writes; changed is
-// closed when that may be different. Of replicas another one is used at any time.
+// closed when that may be different. Of replicas another one is used at any time, and of any
+// hosts another one than that which has just fallen silent.
 func (ctr *Connector) isLeft(index int) (left bool, changed <-chan struct{}) {
-	if !ctr.followsPrimary() {
-		return ctr.hostSet != nil && ctr.Cfg.Target == hosts.Replica, nil
+	switch {
+	case ctr.hostSet == nil:
+		return false, nil
+	case ctr.Cfg.Target == hosts.Any:
+		return ctr.hostSet.IsLeftOut(index, ctr.clock.Now()), nil
+	case ctr.Cfg.Target != hosts.Primary:
+		return true, nil
 	}
 	primary, changed := ctr.hostSet.Watch()
 	return primary >= 0 && primary != index, changed
@@ -159,22 +166,40 @@ func (ctr *Connector) wanted() []func(takesWrites bool) bool {
 
 // loginToAny makes a connection to one of several hosts, whose role is the wanted one, and
 // logs in.
-func (ctr *Connector) loginToAny(ctx context.Context) (link, error) {
+// logs in. It has a little less than ConnectTimeout, so that the error of all hosts tells more
+// than that the time is up.
+func (ctr *Connector) loginToAny(caller context.Context) (link, error) {
+	ctx, cancel := context.WithTimeout(caller, ctr.Cfg.ConnectTimeout*9/10)
+	defer cancel()
+	login := ctr.loginToWanted
 	if ctr.followsPrimary() {
-		return ctr.loginToPrimary(ctx)
+		login = ctr.loginToPrimary
 	}
+	won, failed := login(ctx)
+	switch {
+	case won != nil:
+		return won.link, nil
+	case caller.Err() != nil:
+		return link{}, caller.Err()
+	}
+	return link{}, ctr.newHostsError(failed)
+}
+
+// loginToWanted is loginToAny for a pool on replicas or on any host. What the hosts say that are
+// no second choice either is what they said at first.
+func (ctr *Connector) loginToWanted(ctx context.Context) (*candidate, []hosts.Result[candidate]) {
 	var failed []hosts.Result[candidate]
 	for i, isRight := range ctr.wanted() {
 		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isRight)
-		switch failed = failures; {
-		case won != nil:
+		if won != nil {
 			won.Value.isStopgap = i > 0
-			return won.Value.link, nil
-		case ctx.Err() != nil:
-			return link{}, ctx.Err()
+			return &won.Value, nil
+		}
+		if i == 0 {
+			failed = failures
 		}
 	}
-	return link{}, ctr.newHostsError(failed)
+	return nil, failed
 }
 
 // maxRaces is how often the hosts are tried if the primary changes meanwhile.
@@ -183,7 +208,7 @@ const maxRaces = 3
 // loginToPrimary is loginToAny for the host that takes writes. Where several do, as in a
 // cluster, the pool stays with the one that it has, unless that has failed in the same race:
 // one that is full, or refuses the login, is there.
-func (ctr *Connector) loginToPrimary(ctx context.Context) (link, error) {
+func (ctr *Connector) loginToPrimary(ctx context.Context) (*candidate, []hosts.Result[candidate]) {
 	var failed []hosts.Result[candidate]
 	for range maxRaces {
 		before, _ := ctr.hostSet.Watch()
@@ -196,24 +221,26 @@ func (ctr *Connector) loginToPrimary(ctx context.Context) (link, error) {
 		isThere := primary != won.Host && slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == primary && ctr.isThereAfter(f.Err) })
 		mayBe := primary < 0 || primary == won.Host || primary == before && !isThere
 		if mayBe && ctr.noteHostWon(&won.Value, primary) {
-			return won.Value.link, nil
+			return &won.Value, nil
 		}
 		won.Value.close()
-		won.Err = errChanging
+		if won.Err = errChanging; isThere {
+			won.Err = errStays
+		}
 		if failed = append(failed, *won); isThere {
 			break
 		}
 	}
-	if ctx.Err() != nil {
-		return link{}, ctx.Err()
-	}
-	return link{}, ctr.newHostsError(failed)
+	return nil, failed
 }
 
 func isWritable(taken bool) bool { return taken }
 
-// errChanging is why a host is not used although it takes writes.
-var errChanging = errors.New("it takes writes, but the pool stays with the one that it has, or is changing to another one")
+// Why a host is not used although it takes writes.
+var (
+	errStays    = errors.New("it takes writes, and so does the one that the pool stays with")
+	errChanging = errors.New("it took writes, and another one may have taken over since")
+)
 
 // isThereAfter says whether a host that has failed with err is what it was: it is full, or
 // refuses the login.
@@ -225,17 +252,26 @@ func (ctr *Connector) isThereAfter(err error) bool {
 	return short == outage.NoRoom || short == outage.None
 }
 
-// raceHosts tries these hosts until one is right, and notes what the failures say.
+// raceHosts tries these hosts until one is right, and notes what the failures say. One that has
+// greeted is not silent, and neither is one whose logins always take long.
 func (ctr *Connector) raceHosts(ctx context.Context, order []int, isRight func(takesWrites bool) bool) (*hosts.Result[candidate], []hosts.Result[candidate]) {
+	wires := make([]atomic.Pointer[wire.Conn], len(ctr.hosts))
 	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
-		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
+		return ctr.tryHost(ctx, ctr.hosts[i], &wires[i], isRight, answered)
 	}
 	headStart := func(i int) time.Duration { return min(ctr.hostSet.HeadStart(i), ctr.Cfg.ConnectTimeout/4) }
-	won, failed, losers := hosts.Race(ctx, order, headStart, try, func(c candidate) { c.close() })
+	patience := func(i int) time.Duration {
+		if wires[i].Load().HasSpoken() {
+			return ctr.Cfg.ConnectTimeout
+		}
+		return ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout)
+	}
+	start := ctr.clock.Now()
+	won, failed, losers := hosts.Race(ctx, order, headStart, patience, try, func(c candidate) { c.close() })
 	if !ctr.startAttempt(losers) {
 		go losers()
 	}
-	if won != nil || ctx.Err() == nil { // else nobody has waited long enough to know
+	if won != nil || ctx.Err() == nil || ctx.Err() == context.DeadlineExceeded && ctr.clock.Now()-start >= hosts.Silence { // else nobody has waited long enough to know
 		for _, f := range failed {
 			ctr.noteHostFailure(ctr.hosts[f.Host], f.Err, f.Silent)
 		}
@@ -273,13 +309,25 @@ func newRoleError(takesWrites bool, asked time.Duration) roleError {
 	return roleError{"it takes no writes (read_only)", true, asked}
 }
 
-// tryHost logs in to a host and asks for its role. It has a little less than ConnectTimeout,
-// so that the error of all hosts tells more than that the time is up.
-func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWrites bool) bool, answered func()) (candidate, error) {
-	bounded, cancel := context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout*9/10)
-	defer cancel()
-	var w atomic.Pointer[wire.Conn]
-	l, err := ctr.login(bounded, h, h.connector, &w)
+// untilNeeded is the context of a login in a race. It outlives that where the host has greeted,
+// for logins that are broken off count against the client (max_connect_errors); and where it was
+// given up, to learn how long its logins take.
+func (ctr *Connector) untilNeeded(race context.Context, w *atomic.Pointer[wire.Conn]) (_ context.Context, end func()) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(race), ctr.Cfg.ConnectTimeout)
+	stopRace := context.AfterFunc(race, func() {
+		if !w.Load().HasSpoken() && !errors.Is(context.Cause(race), hosts.ErrGivenUp) {
+			cancel()
+		}
+	})
+	stopClose := context.AfterFunc(ctr.Ctx, cancel)
+	return ctx, func() { stopRace(); stopClose(); cancel() }
+}
+
+// tryHost logs in to a host and asks for its role.
+func (ctr *Connector) tryHost(race context.Context, h *host, w *atomic.Pointer[wire.Conn], isRight func(takesWrites bool) bool, answered func()) (candidate, error) {
+	bounded, end := ctr.untilNeeded(race, w)
+	defer end()
+	l, err := ctr.login(bounded, h, h.connector, w)
 	asked := ctr.clock.Now()
 	if err == nil {
 		var takesWrites bool
@@ -293,7 +341,7 @@ func (ctr *Connector) tryHost(ctx context.Context, h *host, isRight func(takesWr
 	if err == nil || isAnswerOfHost(err) {
 		ctr.hostSet.Answered(h.index)
 		answered()
-	} else if bounded.Err() != nil {
+	} else if bounded.Err() != nil || race.Err() != nil {
 		err = errHostSilent
 	}
 	if err != nil {
@@ -370,8 +418,12 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 		texts = append(texts, ctr.hosts[f.Host].addr+": "+f.Err.Error())
 	}
 	for _, h := range ctr.hosts {
-		if !slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
-			texts = append(texts, h.addr+": no answer a moment ago, and not tried again yet")
+		if slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
+			continue
+		}
+		texts = append(texts, h.addr+": no answer a moment ago, and not tried again yet")
+		if e.shortage < outage.NoServer {
+			e.shortage, e.cause = outage.NoServer, errHostSilent
 		}
 	}
 	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(ctr.hosts), strings.Join(texts, "; "))

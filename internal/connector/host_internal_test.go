@@ -127,6 +127,8 @@ func TestErrorOfAllHosts(t *testing.T) {
 	}{
 		{"all are down", hosts.Primary, []fakeHost{down, down}, outage.NoServer, []string{"connection refused", "connection refused"}, 0},
 		{"all are silent", hosts.Primary, []fakeHost{silentHost, silentHost}, outage.NoServer, []string{"no answer", "no answer"}, 0},
+		{"all of many are silent", hosts.Primary, []fakeHost{silentHost, silentHost, silentHost, silentHost}, outage.NoServer, []string{"no answer", "no answer", "no answer", "no answer"}, 0},
+		{"all are silent, and replicas preferred", hosts.PreferReplica, []fakeHost{silentHost, silentHost}, outage.NoServer, []string{"no answer", "no answer"}, 0},
 		{"one is read-only", hosts.Primary, []fakeHost{down, readOnly, silentHost}, outage.NoPrimary, []string{"connection refused", takesNone, "no answer"}, 0},
 		{"one is full", hosts.Primary, []fakeHost{down, full, readOnly}, outage.NoRoom, []string{"connection refused", "Too many connections", takesNone}, 1040},
 		{"the order does not matter", hosts.Primary, []fakeHost{full, readOnly, down}, outage.NoRoom, []string{"Too many connections", takesNone, "connection refused"}, 1040},
@@ -257,6 +259,7 @@ func TestWitnessOfALostCommit(t *testing.T) {
 		{"another one than one that is not known any more", "c", "a", false, "", true},
 		{"a single server that does not say who it is", "a", "", false, "", false},
 		{"the pool has left it and come back", "d", "a", false, "", true},
+		{"the pool was connected to it all the time", "e", "a", false, "of its time", true},
 		{"COMMIT was sent to one that does not", "", "b", false, "", false},
 		{"one of several hosts that does not", "a:3306", "b:3306", false, "", true},
 		{"nodes of a cluster", "a", "b", true, "", false},
@@ -265,12 +268,19 @@ func TestWitnessOfALostCommit(t *testing.T) {
 		ctr.servers.add("a", &knownServer{})
 		ctr.servers.add("b", &knownServer{})
 		ctr.servers.add("d", &knownServer{})
+		ctr.servers.add("e", &knownServer{})
+		e := "e"
+		ctr.register(&conn{ctr: ctr}).currentServer.Store(&e)
+		ctr.noteReached("e")
+		ctr.servers.noteCommit("e", "of its time")
+		ctr.noteReached("a")
+		ctr.noteReached("e")
 		for _, server := range []string{"a", "d", "a", "a", "d"} {
-			ctr.servers.reach(server)
+			ctr.noteReached(server)
 			ctr.servers.noteCommit(server, "of its time")
 		}
-		ctr.servers.reach("a") // and so away from d
-		ctr.servers.reach("d")
+		ctr.noteReached("a") // and so away from d
+		ctr.noteReached("d")
 		ctr.servers.noteCommit("a", "first")
 		ctr.servers.noteCommit("a", "second")
 		ctr.servers.noteCommit("unheard of", "third")

@@ -104,7 +104,7 @@ func TestWatchersOfHostsDoNotPileUp(t *testing.T) {
 // A replica that lags or has stopped is told of once, however long its connections are held; and
 // a primary, which a pool that prefers replicas may use, has no lag.
 func TestReplicaThatIsLeftIsToldOnce(t *testing.T) {
-	stopped, far, near := "", "100", "0"
+	stopped, far, just, near := "", "100", "1", "0"
 	for _, tt := range []struct {
 		name  string
 		host  fakeHost
@@ -117,6 +117,7 @@ func TestReplicaThatIsLeftIsToldOnce(t *testing.T) {
 		{"it lags", readOnly, []*string{&near, &far, &far}, 1, 1},
 		{"it has stopped", readOnly, []*string{&stopped, &stopped}, 1, 1},
 		{"it lags again", readOnly, []*string{&far, &near, &far}, 2, 2},
+		{"it hovers about the limit", readOnly, []*string{&just, &far, &just, &far, &just}, 1, 1},
 		{"it lags, and then stops", readOnly, []*string{&far, &stopped}, 1, 1},
 		{"a primary with a stopped source", writable, []*string{&stopped, &stopped}, 0, 0},
 	} {

@@ -32,6 +32,17 @@ func (ctr *Connector) checkLag(ctx context.Context, l *link) error {
 	if err != nil {
 		return fmt.Errorf("its lag is not known, for which pool_max_lag needs a privilege (REPLICATION CLIENT, on MariaDB REPLICA MONITOR): %w", err)
 	}
+	limit := ctr.Cfg.MaxLag
+	if l.host.isBehind.Load() { // until it has caught up well, or it would come and go with each second
+		limit /= 2
+	}
+	err = judgeLag(rows, limit)
+	l.host.isBehind.Store(err != nil)
+	return err
+}
+
+// judgeLag says why a replica with this status is not fit, nil if it is.
+func judgeLag(rows []map[string]string, limit time.Duration) error {
 	for _, row := range rows {
 		if strings.HasPrefix(row["Channel_Name"], "group_replication_") {
 			continue
@@ -41,8 +52,8 @@ func (ctr *Connector) checkLag(ctx context.Context, l *link) error {
 		switch lag := time.Duration(seconds) * time.Second; {
 		case err != nil: // NULL
 			return roleError{why: "its replication has stopped"}
-		case lag > ctr.Cfg.MaxLag:
-			return roleError{why: fmt.Sprintf("it is %s behind its source, and pool_max_lag is %s", lag, ctr.Cfg.MaxLag)}
+		case lag > limit:
+			return roleError{why: fmt.Sprintf("it is %s behind its source, and pool_max_lag allows %s", lag, limit)}
 		}
 	}
 	return nil

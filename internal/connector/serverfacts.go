@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -236,7 +237,7 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link) (direct bool,
 		return false, "", err
 	}
 	l.facts, l.early = e.facts, nil
-	ctr.servers.reach(l.facts.identity.Server)
+	ctr.noteReached(l.facts.identity.Server)
 	ctr.fitToWaitTimeout(l, server)
 	if e.taken {
 		beacon = e.beacon
@@ -291,16 +292,25 @@ func (ss *servers) add(name string, s *knownServer) {
 	ss.indirect.Store(!s.direct)
 }
 
-// reach notes that a connection to a server was opened. If the last one was to another server,
-// the pool has come back to this one: what this one acknowledged before, the other one has had
-// since, whatever it lacks of what follows.
-func (ss *servers) reach(name string) {
+// noteReached notes that a connection to a server was opened. If the last one was to another
+// server, and none is open to this one, the pool has come back to it: what it acknowledged
+// before, the other one has had since, whatever that lacks of what follows.
+func (ctr *Connector) noteReached(name string) {
+	ss := &ctr.servers
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	if s := ss.known[name]; s != nil && ss.latest != name {
+	if s := ss.known[name]; s != nil && ss.latest != name && !ctr.isConnectedTo(name) {
 		s.lastKey = ""
 	}
 	ss.latest = name
+}
+
+// isConnectedTo says whether one of the pool's connections leads to a server.
+func (ctr *Connector) isConnectedTo(name string) bool {
+	return slices.ContainsFunc(ctr.snapshot(), func(c *conn) bool {
+		server := c.currentServer.Load()
+		return server != nil && *server == name
+	})
 }
 
 // noteCommit notes the key of a unit whose COMMIT the server has acknowledged.

@@ -8,7 +8,6 @@ package connector
 import (
 	"context"
 	"fmt"
-	"slices"
 	"syscall"
 	"time"
 
@@ -67,8 +66,8 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 	m.lastReads = reads
 	for i, h := range ctr.hosts {
 		if waits[i] && now-heard[i] >= silentAfter && now >= time.Duration(h.askAgainAt.Load()) {
-			h.askAgainAt.Store(int64(now + silencePause))
-			ctr.spawn(func() { ctr.checkSilence(h) })
+			h.askAgainAt.Store(int64(clock.Never)) // one check at a time
+			ctr.spawn(func() { h.askAgainAt.Store(int64(ctr.clock.Now() + ctr.checkSilence(h))) })
 		}
 	}
 	return silenceRound
@@ -77,17 +76,18 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 // checkSilence asks a host whether it is there, and the others whether one of them can serve
 // in its place. If only the second is so, the pool leaves the host. The others are asked, and
 // the host a second time, when half of the time is over: a login that is broken off counts
-// against the client (max_connect_errors), and a packet may be lost.
-func (ctr *Connector) checkSilence(h *host) {
-	start, limit := ctr.clock.Now(), h.silentLimit(ctr.Cfg.ConnectTimeout)
+// against the client (max_connect_errors), and a packet may be lost. It returns how long until
+// the host may be asked again.
+func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
+	start, limit, replies := ctr.clock.Now(), h.silentLimit(ctr.Cfg.ConnectTimeout), ctr.repliesOf(h)
 	first := ctr.ask(h)
 	defer first.end()
 	if first.awaitWord(ctr.Ctx, limit/2) {
-		return
+		return silencePause
 	}
 	second := ctr.ask(h)
 	defer second.end()
-	others := slices.DeleteFunc(ctr.hostSet.Order(ctr.clock.Now()), func(i int) bool { return i == h.index })
+	others := ctr.hostSet.Others(h.index, ctr.clock.Now())
 	var patience time.Duration
 	for _, i := range others {
 		patience = max(patience, 2*ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout))
@@ -101,11 +101,34 @@ func (ctr *Connector) checkSilence(h *host) {
 	}
 	switch {
 	case ctr.Ctx.Err() != nil, first.hasWord(), second.hasWord():
-	case won == nil: // another may take over at any time
-		h.askAgainAt.Store(int64(ctr.clock.Now() + silentPause))
-	default:
-		ctr.leaveSilent(h, &won.Value)
+		return silencePause
+	case won == nil, ctr.hasReplied(h, replies): // another may take over at any time, or it was its last word
+		return silentPause
 	}
+	ctr.leaveSilent(h, &won.Value)
+	return silencePause
+}
+
+// repliesOf counts the replies on each connection to a host.
+func (ctr *Connector) repliesOf(h *host) map[*proclist.Thread]uint64 {
+	replies := map[*proclist.Thread]uint64{}
+	for _, c := range ctr.snapshot() {
+		if w := c.currentThread.Load(); w != nil && w.Host == h.index && !w.Closed.Load() { // whose last read has failed
+			replies[w] = w.Reads.Load() / 2
+		}
+	}
+	return replies
+}
+
+// hasReplied says whether the host has sent a reply since, or a connection to it was opened: one
+// that only takes no new ones is there.
+func (ctr *Connector) hasReplied(h *host, before map[*proclist.Thread]uint64) bool {
+	for w, n := range ctr.repliesOf(h) {
+		if last, known := before[w]; !known || n > last {
+			return true
+		}
+	}
+	return false
 }
 
 // mayTakeOver says whether a host of that role can serve what one that is silent does not.

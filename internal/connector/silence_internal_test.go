@@ -105,6 +105,9 @@ func TestSilentHostIsLeftForOneThatServesInItsPlace(t *testing.T) {
 			if left := waiting.AbortErr.Load() != nil; left != tt.left || ctr.hosts[0].generation.Load() > 0 != tt.left {
 				t.Errorf("%+v: left: %v", tt, left)
 			}
+			if waits, _ := ctr.isLeft(0); tt.left && !waits {
+				t.Errorf("%+v: a unit waits for what it has left on the silent host", tt)
+			}
 		})
 	}
 }
@@ -146,9 +149,11 @@ func TestLoginThatWasAnsweredIsNotBrokenOff(t *testing.T) {
 }
 
 // greets is a host that greets, and takes ten seconds for the login.
-var greets fakeHost = func() *fakedb.Host {
-	h := &fakedb.Host{}
-	h.OnConnect = func(ctx context.Context, _ int64) error {
+var greets = greetsAndThen(func(ctx context.Context) error { return sleep(ctx, 10*time.Second) })
+
+// greetsAndThen is a host that greets before it logs in.
+func greetsAndThen(login func(ctx context.Context) error) fakeHost {
+	return hostThat(func(ctx context.Context) error {
 		near, far := net.Pipe()
 		defer far.Close()
 		w := wire.Wrap(near)
@@ -157,9 +162,8 @@ var greets fakeHost = func() *fakedb.Host {
 			return err
 		}
 		ctx.Value(wire.ContextKey{}).(*atomic.Pointer[wire.Conn]).Store(w)
-		return sleep(ctx, 10*time.Second)
-	}
-	return h
+		return login(ctx)
+	})
 }
 
 // losesFirst is a host of whose logins every other one gets lost.

@@ -21,8 +21,10 @@ const (
 	Any
 )
 
-// Silence is for how long a host is waited for, at least, where another one has answered.
-const Silence = time.Second
+// Silence is for how long a host is waited for, at least, where another one has answered: the
+// kernel sends the first packet of a connection again after a second (RFC 6298), and one that
+// was lost is no silence.
+const Silence = 1250 * time.Millisecond
 
 // maxLeftOut is for how long a host that said nothing is left out, at most.
 const maxLeftOut = 8 * time.Second
@@ -58,10 +60,30 @@ func New(n int, target Target) *Set {
 // they were listed, one that was just demoted last; where any of several is right they come in
 // a random order, so that the connections are spread. Hosts that said nothing a moment ago
 // are left out, unless that leaves none.
-func (s *Set) Order(now time.Duration) (order []int) {
+func (s *Set) Order(now time.Duration) []int {
+	order, left := s.split(now)
+	if order == nil {
+		return left
+	}
+	return order
+}
+
+// Others returns all hosts but one, those last that are left out.
+func (s *Set) Others(i int, now time.Duration) []int {
+	order, left := s.split(now)
+	return slices.DeleteFunc(append(order, left...), func(at int) bool { return at == i })
+}
+
+// IsLeftOut says whether a host said nothing a moment ago.
+func (s *Set) IsLeftOut(i int, now time.Duration) bool {
+	_, left := s.split(now)
+	return slices.Contains(left, i)
+}
+
+// split returns the hosts in the order of their preference, those apart that are left out.
+func (s *Set) split(now time.Duration) (order, left []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var left []int
 	for _, at := range s.places() {
 		if now < s.hosts[at].leftOutUntil {
 			left = append(left, at)
@@ -69,10 +91,7 @@ func (s *Set) Order(now time.Duration) (order []int) {
 			order = append(order, at)
 		}
 	}
-	if order == nil {
-		return left
-	}
-	return order
+	return order, left
 }
 
 // places are all hosts in the order of their preference. s.mu is held.
@@ -117,12 +136,13 @@ func (s *Set) Watch() (primary int, changed <-chan struct{}) {
 	return s.primary, s.changed
 }
 
-// Silent notes that a host said nothing: it is left out, for as long as it has been silent.
+// Silent notes that a host said nothing: it is left out, for as long as it has been silent. What
+// it did long ago, before anybody tried it again, says nothing of how long that is.
 func (s *Set) Silent(i int, now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := &s.hosts[i]
-	if h.silentSince < 0 {
+	if h.silentSince < 0 || now-h.leftOutUntil > maxLeftOut {
 		h.silentSince = now - Silence
 	}
 	h.leftOutUntil = now + min(now-h.silentSince, maxLeftOut)

@@ -46,15 +46,16 @@ func TestPrimaryIsTriedFirstAndTheSilentAreLeftOut(t *testing.T) {
 		{"so is the first", []step{writes(0, 1, 2), demoted(0, 3, 4)}, 10, []int{1, 2, 0}},
 		{"it was demoted before another one", []step{writes(0, 1, 2), demoted(0, 3, 4), writes(2, 5, 6)}, 10, []int{2, 0, 1}},
 
-		{"one was silent, for the second that it is waited for", []step{silent(1, 10)}, 10.99, []int{0, 2}},
-		{"that is over", []step{silent(1, 10)}, 11, []int{0, 1, 2}},
+		{"one was silent, for as long as it is waited for", []step{silent(1, 10)}, 11.24, []int{0, 2}},
+		{"that is over", []step{silent(1, 10)}, 11.25, []int{0, 1, 2}},
 		{"the primary itself", []step{writes(2, 1, 2), silent(2, 10)}, 10.5, []int{0, 1}},
-		{"it is silent still, and left out for as long as it has been", []step{silent(1, 10), silent(1, 12)}, 14.99, []int{0, 2}},
-		{"that is over too", []step{silent(1, 10), silent(1, 12)}, 15, []int{0, 1, 2}},
-		{"it has been for an hour, and is tried again after 8s", []step{silent(1, 10), silent(1, 3600)}, 3607.99, []int{0, 2}},
-		{"which are over", []step{silent(1, 10), silent(1, 3600)}, 3608, []int{0, 1, 2}},
-		{"it has answered", []step{silent(1, 10), silent(1, 3600), answered(1)}, 3601, []int{0, 1, 2}},
-		{"and is silent once more, since just now", []step{silent(1, 10), answered(1), silent(1, 3600)}, 3601, []int{0, 1, 2}},
+		{"it is silent still, and left out for as long as it has been", []step{silent(1, 10), silent(1, 12)}, 15.24, []int{0, 2}},
+		{"that is over too", []step{silent(1, 10), silent(1, 12)}, 15.25, []int{0, 1, 2}},
+		{"it has been for long, and is tried again after 8s", []step{silent(1, 10), silent(1, 12), silent(1, 16), silent(1, 24)}, 31.99, []int{0, 2}},
+		{"which are over", []step{silent(1, 10), silent(1, 12), silent(1, 16), silent(1, 24)}, 32, []int{0, 1, 2}},
+		{"it was silent an hour ago, and nobody has tried it since", []step{silent(1, 10), silent(1, 3600)}, 3601.25, []int{0, 1, 2}},
+		{"it has answered", []step{silent(1, 10), silent(1, 12), answered(1)}, 13, []int{0, 1, 2}},
+		{"and is silent once more, since just now", []step{silent(1, 10), answered(1), silent(1, 12)}, 13.25, []int{0, 1, 2}},
 		{"all are silent", []step{writes(1, 1, 2), silent(0, 10), silent(1, 10), silent(2, 10)}, 10.5, []int{1, 0, 2}},
 		{"all but one", []step{writes(1, 1, 2), silent(0, 10), silent(1, 10)}, 10.5, []int{2}},
 	} {
@@ -64,6 +65,18 @@ func TestPrimaryIsTriedFirstAndTheSilentAreLeftOut(t *testing.T) {
 		}
 		if order := s.Order(at(tt.now)); !slices.Equal(order, tt.order) {
 			t.Errorf("%s: %v are tried, want %v", tt.name, order, tt.order)
+		}
+	}
+}
+
+// All others are asked, whatever is known of them, those last that said nothing a moment ago.
+func TestOthersAreAllHostsButOne(t *testing.T) {
+	s := hosts.New(4, hosts.Primary)
+	s.TakesWrites(2, -1, at(1), at(2))
+	s.Silent(0, at(10))
+	for but, want := range [][]int{{2, 1, 3}, {2, 3, 0}, {1, 3, 0}, {2, 1, 0}} {
+		if others := s.Others(but, at(10.5)); !slices.Equal(others, want) || s.IsLeftOut(but, at(10.5)) != (but == 0) {
+			t.Errorf("but %d: %v, want %v", but, others, want)
 		}
 	}
 }
@@ -200,7 +213,7 @@ func TestPrimaryHasALongerHeadStart(t *testing.T) {
 		want   time.Duration // of host 1
 	}{
 		{"nothing is known", hosts.Primary, nil, 250 * time.Millisecond},
-		{"it is the primary", hosts.Primary, []step{writes(1, 1, 2)}, time.Second},
+		{"it is the primary", hosts.Primary, []step{writes(1, 1, 2)}, hosts.Silence},
 		{"another one is", hosts.Primary, []step{writes(0, 1, 2)}, 250 * time.Millisecond},
 		{"it was", hosts.Primary, []step{writes(1, 1, 2), demoted(1, 3, 4)}, 250 * time.Millisecond},
 		{"it is, and a replica is wanted", hosts.Replica, []step{writes(1, 1, 2)}, 250 * time.Millisecond},

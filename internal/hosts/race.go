@@ -16,33 +16,39 @@ type Result[T any] struct {
 	Silent bool
 }
 
-// ErrNotNeeded is the cause for which the context of a try ends when another host has won.
-var ErrNotNeeded = errors.New("another host has won")
+// The causes for which the context of a try ends: another host has won, or this one has said
+// nothing for too long.
+var (
+	ErrNotNeeded = errors.New("another host has won")
+	ErrGivenUp   = errors.New("the host was silent, while another one has answered")
+)
 
 // Race tries hosts in the given order: the next one when the last has failed, or has had its
 // head start. The first that succeeds wins, and the others are cancelled. failed says what came
-// of those that were tried before the winner, and of all if none succeeds; the end of ctx is
-// nobody's failure.
+// of those that were tried before the winner, and of all if none succeeds; those that were being
+// tried when ctx ended were silent.
 //
-// try runs the user's dialer, which may ignore its context, or end its goroutine. So Race waits
-// for none that was cancelled: losers does, and gives drop what they bring all the same. try
-// reports by answered, if it fails, that the server has answered: then those that say nothing
-// are waited for no longer than Silence, or four times as long as that answer took. answered is
-// called before try returns.
-func Race[T any](ctx context.Context, order []int, headStart func(host int) time.Duration,
+// try reports by answered, if it fails, that the server has answered: then those that say nothing
+// are waited for no longer than Silence, four times as long as that answer took, or the patience
+// for them. answered is called before try returns.
+//
+// try runs the user's dialer, which may ignore its context, or end its goroutine; and it may have
+// reasons to go on. So Race waits for none whose context has ended: losers does, and gives drop
+// what they bring.
+func Race[T any](ctx context.Context, order []int, headStart, patience func(host int) time.Duration,
 	try func(ctx context.Context, host int, answered func()) (T, error), drop func(T)) (winner *Result[T], failed []Result[T], losers func()) {
-	r := race[T]{results: make(chan Result[T], len(order)), answers: make(chan time.Duration, len(order))}
+	r := race[T]{results: make(chan Result[T], len(order)), answers: make(chan time.Duration, len(order)), patienceFor: patience}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(ErrNotNeeded)
 	losers = func() { r.dropRest(drop) }
 	start := func(host int) {
 		began := time.Now()
-		one, cancelOne := context.WithCancel(ctx)
+		one, cancelOne := context.WithCancelCause(ctx)
 		r.pending = append(r.pending, pending{host, began, cancelOne})
 		r.running++
 		go func() {
 			result := Result[T]{Host: host, Err: errEnded}
-			defer func() { cancelOne(); r.results <- result }()
+			defer func() { cancelOne(nil); r.results <- result }()
 			result.Value, result.Err = try(one, host, func() { r.answers <- time.Since(began) })
 		}()
 	}
@@ -53,7 +59,7 @@ func Race[T any](ctx context.Context, order []int, headStart func(host int) time
 	for len(order) > 0 || len(r.pending) > 0 {
 		select {
 		case <-ctx.Done():
-			return nil, failed, losers
+			return nil, append(failed, r.passedOver(func(int) time.Duration { return 0 })...), losers
 		case <-next.C:
 			if len(order) > 0 {
 				start(order[0])
@@ -79,7 +85,9 @@ func Race[T any](ctx context.Context, order []int, headStart func(host int) time
 				return &result, append(failed, r.passedOver(headStart)...), losers
 			case result.Err == nil:
 				drop(result.Value)
-			case wasPending && ctx.Err() == nil: // its end is nobody's failure
+			case wasPending && ctx.Err() != nil: // it is silent like the others
+				failed = append(failed, Result[T]{Host: result.Host, Silent: true})
+			case wasPending:
 				failed = append(failed, result)
 				next.Reset(0)
 			}
@@ -93,31 +101,32 @@ var errEnded = errors.New("the attempt has ended its goroutine (runtime.Goexit)"
 
 // race is the state of a Race. Its goroutine alone uses what is not a channel.
 type race[T any] struct {
-	results  chan Result[T]
-	answers  chan time.Duration // how long each answer took
-	pending  []pending          // the tries that are waited for
-	running  int                // those that have not brought a result, also if they are not waited for
-	patience time.Duration      // how long a host is waited for that says nothing; 0: no host has answered
+	results     chan Result[T]
+	answers     chan time.Duration // how long each answer took
+	pending     []pending          // the tries that are waited for
+	running     int                // those that have not brought a result, also if they are not waited for
+	patience    time.Duration      // how long a host is waited for that says nothing, at least; 0: no host has answered
+	patienceFor func(host int) time.Duration
 }
 
 // pending is a try that is waited for.
 type pending struct {
 	host   int
 	began  time.Time
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 }
 
-// giveUpSilent cancels the tries that have said nothing for too long, and returns them and how
+// giveUpSilent gives up the tries that have said nothing for too long, and returns them and how
 // long until it must be called again.
 func (r *race[T]) giveUpSilent() (silent []Result[T], wait time.Duration) {
 	wait = time.Hour
 	r.pending = slices.DeleteFunc(r.pending, func(p pending) bool {
-		left := r.patience - time.Since(p.began)
+		left := max(r.patience, r.patienceFor(p.host)) - time.Since(p.began)
 		if left > 0 {
 			wait = min(wait, left)
 			return false
 		}
-		p.cancel()
+		p.cancel(ErrGivenUp)
 		silent = append(silent, Result[T]{Host: p.host, Silent: true})
 		return true
 	})
@@ -141,7 +150,7 @@ func (r *race[T]) end(host int) (wasPending bool) {
 	return len(r.pending) < before
 }
 
-// dropRest waits for the tries that were cancelled.
+// dropRest waits for the tries that nobody else waits for.
 func (r *race[T]) dropRest(drop func(T)) {
 	for range r.running {
 		if result := <-r.results; result.Err == nil {

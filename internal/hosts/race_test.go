@@ -27,6 +27,8 @@ type act struct {
 	answers bool
 	// late: it succeeds all the same, so long after its context has ended.
 	late time.Duration
+	// patience for it.
+	patience time.Duration
 }
 
 var (
@@ -47,6 +49,8 @@ type ground struct {
 func newGround(acts ...act) *ground {
 	return &ground{acts: acts, began: time.Now(), ends: map[int]time.Duration{}, causes: map[int]error{}, losses: make(chan int, len(acts))}
 }
+
+func (g *ground) patience(host int) time.Duration { return g.acts[host].patience }
 
 // race races them, waits for the losers, and says how long it took without them.
 func (g *ground) race(ctx context.Context, order ...int) (winner *hosts.Result[int], failed []hosts.Result[int], took time.Duration) {
@@ -81,7 +85,7 @@ func (g *ground) race(ctx context.Context, order ...int) (winner *hosts.Result[i
 		}
 		return host, nil
 	}
-	winner, failed, losers := hosts.Race(ctx, order, headStart, try, func(host int) { g.losses <- host })
+	winner, failed, losers := hosts.Race(ctx, order, headStart, g.patience, try, func(host int) { g.losses <- host })
 	took = time.Since(g.began)
 	losers()
 	close(starts)
@@ -206,11 +210,12 @@ func TestSilentHostIsGivenUpOnceAnotherHasAnswered(t *testing.T) {
 		took   time.Duration
 		failed string
 	}{
-		{"after Silence", []act{{}, {after: 10 * ms, fails: true, answers: true}}, 0, time.Second, "0 <nil>!, 1 refused"},
+		{"after Silence", []act{{}, {after: 10 * ms, fails: true, answers: true}}, 0, hosts.Silence, "0 <nil>!, 1 refused"},
 		{"after four times the other's answer", []act{{}, {after: 500 * ms, fails: true, answers: true}}, 0, 2 * time.Second, "0 <nil>!, 1 refused"},
-		{"each from its own beginning", []act{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + time.Second, "0 <nil>!, 1 <nil>!, 2 refused"},
-		{"not because of a failure that is no answer", []act{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "1 refused"},
-		{"not if all are silent", []act{{}, {}}, 5 * time.Second, 5 * time.Second, ""},
+		{"after what is known of it", []act{{patience: 3 * time.Second}, {after: 10 * ms, fails: true, answers: true}}, 0, 3 * time.Second, "0 <nil>!, 1 refused"},
+		{"each from its own beginning", []act{{}, {}, {after: 10 * ms, fails: true, answers: true}}, 0, start + hosts.Silence, "0 <nil>!, 1 <nil>!, 2 refused"},
+		{"not because of a failure that is no answer", []act{{}, {after: 10 * ms, fails: true}}, 5 * time.Second, 5 * time.Second, "0 <nil>!, 1 refused"},
+		{"not if all are silent", []act{{}, {}}, 5 * time.Second, 5 * time.Second, "0 <nil>!, 1 <nil>!"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -242,7 +247,7 @@ func TestSilentHostIsGivenUpAtOnceByALateAnswer(t *testing.T) {
 		g := newGround(act{}, act{}, act{}, act{}, act{}, act{after: 10 * time.Millisecond, fails: true, answers: true})
 		g.race(t.Context(), 0, 1, 2, 3, 4, 5)
 		answered := 5*start + 10*time.Millisecond
-		for host, want := range []time.Duration{answered, answered, 2*start + time.Second, 3*start + time.Second, 4*start + time.Second} {
+		for host, want := range []time.Duration{answered, start + hosts.Silence, 2*start + hosts.Silence, 3*start + hosts.Silence, 4*start + hosts.Silence} {
 			if g.ends[host] != want {
 				t.Errorf("host %d was given up after %s, want %s", host, g.ends[host], want)
 			}
@@ -272,14 +277,14 @@ func TestLoserWithinItsHeadStartIsNotSilent(t *testing.T) {
 	})
 }
 
-// The end of the context ends every try, and is nobody's silence.
+// The end of the context ends every try. What that says of the hosts the caller knows.
 func TestEndOfTheContextEndsARace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 		defer cancel()
 		winner, failed, took := newGround(act{}, act{}).race(ctx, 0, 1)
-		if winner != nil || took != 400*time.Millisecond || text(failed) != "" {
-			t.Errorf("%+v wins after %s, failed: %s; want none, after 400ms, and nobody's failure", winner, took, text(failed))
+		if winner != nil || took != 400*time.Millisecond || text(failed) != "0 <nil>!, 1 <nil>!" {
+			t.Errorf("%+v wins after %s, failed: %s; want none, after 400ms, and both silent", winner, took, text(failed))
 		}
 	})
 }
@@ -292,7 +297,7 @@ func TestHostTriedAfterAnAnswerIsGivenUpToo(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			_, failed, took := newGround(act{after: 10 * time.Millisecond, fails: true, answers: true}, act{}).race(ctx, 0, 1)
-			if want := 1010 * time.Millisecond; took != want || text(failed) != "0 refused, 1 <nil>!" {
+			if want := hosts.Silence + 10*time.Millisecond; took != want || text(failed) != "0 refused, 1 <nil>!" {
 				t.Errorf("it took %s, failed: %s; want %s, and 1 given up as silent", took, text(failed), want)
 			}
 		})
@@ -309,7 +314,7 @@ func TestHostThatIgnoresItsContextIsNotWaitedFor(t *testing.T) {
 		took  time.Duration
 	}{
 		{"the context ends", act{}, 5 * time.Second, 5 * time.Second},
-		{"it is given up", act{after: 10 * time.Millisecond, fails: true, answers: true}, time.Minute, time.Second},
+		{"it is given up", act{after: 10 * time.Millisecond, fails: true, answers: true}, time.Minute, hosts.Silence},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -334,7 +339,7 @@ func TestHostWhoseGoroutineEndsHasFailed(t *testing.T) {
 			}
 			return host, nil
 		}
-		winner, failed, losers := hosts.Race(t.Context(), []int{0, 1}, headStart, try, func(int) {})
+		winner, failed, losers := hosts.Race(t.Context(), []int{0, 1}, headStart, headStart, try, func(int) {})
 		losers()
 		if winner == nil || winner.Host != 1 || len(failed) != 1 || failed[0].Err == nil {
 			t.Errorf("%+v wins, failed: %s; want 1, and the error of 0", winner, text(failed))
