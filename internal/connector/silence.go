@@ -52,7 +52,7 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 		if w == nil {
 			continue
 		}
-		read := lastRead{w.Reads.Load(), now, now}
+		read := lastRead{w.Waits(), now, now}
 		if last, known := m.lastReads[w]; known && last.number/2 == read.number/2 {
 			read.answered = last.answered
 			if last.number == read.number {
@@ -152,12 +152,8 @@ func (ctr *Connector) leaveSilent(h *host, other *candidate) {
 		return
 	}
 	for _, c := range ctr.snapshot() {
-		w := c.currentThread.Load()
-		if w == nil || w.Host != h.index {
-			continue
-		}
-		if read := w.Reads.Load(); read%2 == 1 {
-			w.Abort(read, &hostSilentError{h.addr, other.host.addr}, func() { ctr.Stats.Stalled.Add(1) })
+		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
+			w.AbortWait(&hostSilentError{h.addr, other.host.addr}, func() { ctr.Stats.Stalled.Add(1) })
 		}
 	}
 }

@@ -106,7 +106,8 @@ type Conn struct {
 	MultiStatements bool // the client may send several statements in one request
 	readable        bool // neither TLS nor compression is between this and the driver
 
-	Reads          atomic.Uint64         // twice the number of reads, plus one while a read waits; Abort sets readsAborted
+	Reads          atomic.Uint64         // twice the number of reads, plus one while a read waits; Abort sets aborted
+	largeWrites    atomic.Uint64         // likewise, of large writes, which may wait for the peer to take them
 	BytesSinceRead atomic.Uint64         // bytes written since the last read returned
 	AbortErr       atomic.Pointer[error] // why the connection was aborted: its reply will not come. Abort writes it, once
 
@@ -167,7 +168,7 @@ func (w *Conn) readOnce(b []byte) (int, error) {
 	if err != nil && w.isLimitError(err) {
 		n, err = w.readWhileWorking(b)
 	}
-	if w.Reads.Add(1)&readsAborted != 0 {
+	if w.Reads.Add(1)&aborted != 0 {
 		n, err = 0, w.awaitAbortErr()
 	}
 	return n, err
@@ -190,7 +191,7 @@ func (w *Conn) Write(b []byte) (int, error) {
 		w.loginSentAt = time.Now()
 		w.noteLogin(b)
 	}
-	n, err := w.Conn.Write(b)
+	n, err := w.writeOnce(b)
 	w.Written += uint64(n)
 	w.BytesSinceRead.Add(uint64(n))
 	if w.MaxPacket > 0 && (len(b) > w.MaxPacket || w.sizeSoFar > 0 || len(b) >= maxPacketPiece) {
@@ -198,6 +199,23 @@ func (w *Conn) Write(b []byte) (int, error) {
 	}
 	if err != nil {
 		w.noteIOError(err)
+	}
+	return n, err
+}
+
+// largeWrite is a size from which on a write may fill the kernel's buffer, in bytes. A record of
+// TLS is larger.
+const largeWrite = 8 << 10
+
+// writeOnce writes, and counts a large write, which may be aborted.
+func (w *Conn) writeOnce(b []byte) (int, error) {
+	if len(b) < largeWrite {
+		return w.Conn.Write(b)
+	}
+	w.largeWrites.Add(1)
+	n, err := w.Conn.Write(b)
+	if w.largeWrites.Add(1)&aborted != 0 {
+		err = w.awaitAbortErr()
 	}
 	return n, err
 }
@@ -224,13 +242,31 @@ func (w *Conn) notePacketSize(b []byte) {
 	}
 }
 
-// readsAborted is the bit of Reads that marks an aborted connection.
-const readsAborted = 1 << 63
+// aborted is the bit of Reads and largeWrites that marks an aborted connection.
+const aborted = 1 << 63
+
+// Waits is the number of reads and large writes so far, twice, plus one while one of them
+// waits: they follow each other.
+func (w *Conn) Waits() uint64 { return w.Reads.Load() + w.largeWrites.Load() }
 
 // Abort closes the connection if the read with this count still waits, and says whether
 // it did. before is called before that read returns.
 func (w *Conn) Abort(read uint64, reason error, before func()) bool {
-	if !w.Reads.CompareAndSwap(read, read|readsAborted) {
+	return w.abort(&w.Reads, read, reason, before)
+}
+
+// AbortWait is Abort for the read or the large write that waits now, if one does.
+func (w *Conn) AbortWait(reason error, before func()) bool {
+	for _, counter := range []*atomic.Uint64{&w.Reads, &w.largeWrites} {
+		if n := counter.Load(); n%2 == 1 && n&aborted == 0 && w.abort(counter, n, reason, before) {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *Conn) abort(counter *atomic.Uint64, n uint64, reason error, before func()) bool {
+	if !counter.CompareAndSwap(n, n|aborted) {
 		return false
 	}
 	before()

@@ -193,3 +193,55 @@ func TestWhatEndedAConnection(t *testing.T) {
 		}
 	}
 }
+
+// What waits is aborted, a read as well as a large write that the peer does not take, and nothing
+// else is.
+func TestAbortWait(t *testing.T) {
+	why := errors.New("the host was left")
+	for _, tt := range []struct {
+		name  string
+		begin func(w *Conn) error // nil: nothing is under way
+	}{
+		{"a read", func(w *Conn) error { _, err := w.Read(make([]byte, 1)); return err }},
+		{"a large write", func(w *Conn) error {
+			for {
+				if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+					return err
+				}
+			}
+		}},
+		{"nothing", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, _ := tcpPair(t)
+			before := w.Waits()
+			if tt.begin == nil {
+				if w.AbortWait(why, func() {}) || w.Closed.Load() {
+					t.Error("it was aborted")
+				}
+				return
+			}
+			done := make(chan error, 1)
+			go func() { done <- tt.begin(w) }()
+			for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				if n := w.Waits(); n%2 == 1 && n > before && w.AbortWait(why, func() {}) {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatal("nothing waits")
+				}
+			}
+			if w.AbortWait(why, func() { t.Error("it is aborted twice") }) {
+				t.Error("it is aborted twice")
+			}
+			select {
+			case err := <-done:
+				if !errors.Is(err, why) {
+					t.Errorf("%v, want %v", err, why)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("it waits on")
+			}
+		})
+	}
+}

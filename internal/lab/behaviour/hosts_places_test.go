@@ -325,3 +325,45 @@ func TestCertificatesOfSeveralHosts(t *testing.T) {
 		t.Errorf("%d connections failed", n)
 	}
 }
+
+// A statement that is too large for the kernel's buffer waits to be written, and not for a reply.
+// That does not wait for a primary that has fallen silent either.
+func TestALargeStatementDoesNotWaitForASilentPrimary(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			p := servertest.RunPair(t, kind, "--max-allowed-packet=64M")
+			if err := p.Primary().Exec("CREATE TABLE large (id INT PRIMARY KEY AUTO_INCREMENT, data LONGBLOB)"); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			old, begun := p.Primary(), time.Now()
+			pool := open(t, old.AppDSN(addrsOf(p.Servers())), "pool_timeout=1m&pool_max_elapsed=1m")
+			t.Cleanup(func() { _ = old.Resume() })
+			statement := "INSERT INTO large (data) VALUES ('" + strings.Repeat("x", 14<<20) + "')"
+			err := pool.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+				if _, err := s.ExecContext(ctx, "INSERT INTO large (data) VALUES ('small')"); err != nil {
+					return err
+				}
+				if s.Attempt() == 1 {
+					if err := errors.Join(old.Pause(), p.Promote(t.Context())); err != nil {
+						t.Fatal(err)
+					}
+					begun = time.Now()
+				}
+				_, err := s.ExecContext(ctx, statement)
+				return err
+			})
+			if took := time.Since(begun); err != nil || took > 8*time.Second { // the kernel needs 11 s
+				t.Errorf("%v after %v", err, took)
+			} else {
+				t.Logf("applied by the new primary %v after it took writes", took)
+			}
+			if n := count(t, p.Primary(), "large"); n != 2 {
+				t.Errorf("%d rows, want 2", n)
+			}
+		})
+	}
+}
