@@ -86,7 +86,10 @@ func TestLoserThatWasGreetedEndsItsLogin(t *testing.T) {
 				return err
 			}), tt.other)
 			for range 100 {
-				l, _ := ctr.open(t.Context(), nil, 0, noTurn)
+				l, err := ctr.open(t.Context(), nil, 0, noTurn)
+				if err != nil {
+					t.Fatalf("target %d: %v, though the host has greeted", tt.target, err)
+				}
 				l.close()
 				time.Sleep(time.Second)
 			}
