@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/livepool/livepool/internal/boundctx"
 	"github.com/livepool/livepool/internal/connector"
 	"github.com/livepool/livepool/internal/fifo"
 	"github.com/livepool/livepool/internal/mysqlerr"
@@ -30,8 +31,8 @@ func (s *Session) startTx(ctx context.Context) (*sql.Tx, error) {
 	switch {
 	case s.caller.Err() != nil:
 		err = &sessionDoneError{s.options.name, contextError(s.caller), s.pool.ctr.Outage.LastError()}
-	case s.pool.ctr.Ctx.Err() != nil:
-		err = ErrPoolClosed // database/sql's own error for this is not exported
+	case s.pool.ctr.Ctx.Err() != nil, connector.AsPoolClosed(err) == ErrPoolClosed:
+		err = ErrPoolClosed
 	case err == fifo.ErrTimeout:
 		err = s.pool.poolTimeout(s.options.name, time.Since(start))
 	case ctx.Err() == nil && s.pool.ctr.Classify(err)&mysqlerr.Retry != 0:
@@ -128,7 +129,7 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	waitCtx, cancel := context.WithDeadline(valuedContext{ctx, &s.beginCtx}, deadline)
+	waitCtx, cancel := context.WithDeadline(boundctx.WithValues(ctx, &s.beginCtx), deadline)
 	defer cancel()
 	s.conn, err = s.pool.DB.Conn(waitCtx)
 	if err != nil {
@@ -144,11 +145,3 @@ func (s *Session) beginTx(ctx context.Context, deadline time.Time) (err error) {
 	}
 	return err
 }
-
-// valuedContext ends as a context does, and has the values of another.
-type valuedContext struct {
-	context.Context
-	values context.Context
-}
-
-func (c valuedContext) Value(key any) any { return c.values.Value(key) }

@@ -68,7 +68,7 @@ var params = setting.Table[Config]{
 	setting.Duration("pool_timeout", "PoolTimeout", false, func(c *Config) *time.Duration { return &c.PoolTimeout }),
 	setting.Int("pool_min_idle", "MinIdle", 0, maxConns, func(c *Config) *int { return &c.MinIdle }),
 	setting.Duration("pool_idle_timeout", "IdleTimeout", false, func(c *Config) *time.Duration { return &c.IdleTimeout }),
-	recycleParam,
+	setting.Duration("pool_recycle", "Recycle", false, func(c *Config) *time.Duration { return &c.Recycle }).Alias("-1", "0"), // SQLAlchemy's word for no limit
 	setting.Share("pool_recycle_jitter", "RecycleJitter", "the share of Recycle by which an age limit may be cut",
 		func(c *Config) *float64 { return &c.RecycleJitter }),
 	setting.OneOf("pool_pre_ping", "PrePing", prePingNames, func(c *Config) *PrePing { return &c.PrePing }),
@@ -91,16 +91,3 @@ var params = setting.Table[Config]{
 	setting.Text("pool_commit_table", "CommitTable", "a table name of letters, digits, _ and $, or schema.table", tableName,
 		func(c *Config) *string { return &c.CommitTable }),
 }
-
-// recycleParam takes SQLAlchemy's -1, too, for no limit.
-var recycleParam = func() setting.Setting[Config] {
-	p := setting.Duration("pool_recycle", "Recycle", false, func(c *Config) *time.Duration { return &c.Recycle })
-	set := p.Set
-	p.Set = func(c *Config, value string) bool {
-		if value == "-1" {
-			value = "0"
-		}
-		return set(c, value)
-	}
-	return p
-}()

@@ -87,15 +87,7 @@ func (e *sessionDoneError) Error() string {
 }
 
 func (e *sessionDoneError) Is(target error) bool { return target == ErrSessionDone }
-
-func (e *sessionDoneError) Unwrap() (causes []error) {
-	for _, err := range []error{e.cause, e.outage} {
-		if err != nil {
-			causes = append(causes, err)
-		}
-	}
-	return causes
-}
+func (e *sessionDoneError) Unwrap() error        { return errors.Join(e.cause, e.outage) }
 
 // ErrPoolClosed is what errors.Is finds in the error of a unit that needed a connection
 // after Close. Nothing of it was applied.

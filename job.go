@@ -128,6 +128,10 @@ func (o *sessionOptions) check(p *Pool) error {
 		return errors.New("livepool: FromReplica is for a unit that is ReadOnly")
 	case o.after != "" && !o.fromReplica:
 		return errors.New("livepool: After is for a unit FromReplica; on the primary all is there")
+	case o.after != "" && p.cfg.Target != TargetPrimary:
+		return fmt.Errorf("livepool: After is for a pool on the primary, which serves what no replica has; this one has pool_target=%s", p.cfg.Target)
+	case o.after != "" && (o.tx.Isolation == sql.LevelReadUncommitted || o.tx.Isolation == sql.LevelSerializable):
+		return fmt.Errorf("livepool: After contradicts Isolation(%s): Read Uncommitted sees a token before its unit is committed, Serializable waits for it", o.tx.Isolation)
 	case len(o.once) > committable.MaxKey:
 		return fmt.Errorf("livepool: Once: the key has %d bytes, takes at most %d", len(o.once), committable.MaxKey)
 	}

@@ -82,9 +82,15 @@ func (s *Session) adopt(inner *Session) {
 
 // checkInner says why a unit with such options cannot run inside this one.
 func (s *Session) checkInner(o *sessionOptions) error {
-	if o.tx != s.root.options.tx && (o.tx.Isolation != 0 || o.tx.ReadOnly) {
-		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit",
-			o.name, s.options.name)
+	tx, outer := o.tx, s.root.options
+	if o.fromReplica { // of which that is only the condition
+		tx.ReadOnly = outer.tx.ReadOnly
+	}
+	if tx != outer.tx && (tx.Isolation != 0 || tx.ReadOnly) {
+		return fmt.Errorf("livepool: %s runs inside %s and shares its transaction, of which it cannot change the isolation or make it read-only: use RequiresNew, or give the options to the outer unit", o.name, s.options.name)
+	}
+	if o.after != "" && o.after != outer.after && outer.fromReplica {
+		return fmt.Errorf("livepool: %s runs inside %s, which is FromReplica, and whose replica may lack what this one is After: give After to the outer unit, or use RequiresNew", o.name, outer.name)
 	}
 	if implicit := s.root.attempt.Snapshot().ImplicitCommit; o.hasOnce && implicit != "" {
 		return fmt.Errorf("livepool: %s, inside %s, is refused: %q has committed, or may have, and so ended the transaction: "+

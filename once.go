@@ -59,18 +59,11 @@ func (o *sessionOptions) alreadyApplied() error {
 	return nil
 }
 
-// othersKeyError is ErrAlreadyApplied of another unit, which the function of this one
-// returns. This one is not applied, and its error must not say that it is.
-type othersKeyError struct{ cause error }
-
-func (e *othersKeyError) Error() string {
-	return "livepool: nothing was applied, because the function returned the error of another unit: " + e.cause.Error()
-}
-
-// ownError is what a function returned, as the error of its unit.
+// ownError is what a function returned, as the error of its unit. ErrAlreadyApplied is that of
+// another unit: this one is not applied, and its error must not say that it is.
 func ownError(err error) error {
 	if errors.Is(err, ErrAlreadyApplied) {
-		return &othersKeyError{err}
+		return errors.New("livepool: nothing was applied, because the function returned the error of another unit: " + err.Error())
 	}
 	return err
 }
@@ -110,13 +103,6 @@ func withKey(fn func(context.Context, *Session) error, key string) func(context.
 		}
 		return fn(ctx, s)
 	}
-}
-
-// notAppliedError is a lost COMMIT that did not happen, and cannot happen any more.
-type notAppliedError struct{ commitErr error }
-
-func (e *notAppliedError) Error() string {
-	return "livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + e.commitErr.Error()
 }
 
 // resolveCommit finds out whether the COMMIT of an attempt happened, whose answer was
@@ -197,12 +183,11 @@ func (c *retryState) checkWitness(ctx context.Context, s *Session) error {
 		return nil
 	}
 	if witness != "" {
-		if found, err := c.pool.hasKey(ctx, s, witness); err != nil || found {
+		if found, err := c.pool.hasKey(ctx, s, witness, ""); err != nil || found {
 			return err
 		}
 	}
-	return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: %w",
-		name, c.commitSentTo, errNoWitness)
+	return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: %w", name, c.commitSentTo, errNoWitness)
 }
 
 // errNoWitness: the last unit that the server of the COMMIT had acknowledged is not there.

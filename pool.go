@@ -183,8 +183,7 @@ func (p *Pool) checkContext(ctx context.Context) error {
 		return nil
 	}
 	if p.cfg.Strict {
-		return fmt.Errorf("livepool: refused (pool_strict): a statement of the pool under the context of %s would run outside its transaction; "+
-			"use the Session, or a context that is not the unit's", s.options.name)
+		return fmt.Errorf("livepool: refused (pool_strict): a statement of the pool under the context of %s would run outside its transaction; use the Session, or a context that is not the unit's", s.options.name)
 	}
 	p.bypassedMu.Lock()
 	told := p.bypassed[s.options.name] || len(p.bypassed) >= maxBypassed
@@ -193,8 +192,7 @@ func (p *Pool) checkContext(ctx context.Context) error {
 	}
 	p.bypassedMu.Unlock()
 	if !told {
-		p.cfg.log.Warn("livepool: the pool is used under the context of a unit of work, and so outside its transaction; use the Session "+
-			"(pool_strict refuses this; it is logged once for each unit)", slog.String("unit", s.options.name))
+		p.cfg.log.Warn("livepool: the pool is used under the context of a unit of work, and so outside its transaction; use the Session (pool_strict refuses this; it is logged once for each unit)", slog.String("unit", s.options.name))
 	}
 	return nil
 }
@@ -266,7 +264,7 @@ func (p *Pool) Ready(ctx context.Context) error {
 	case p.ctr.Draining.Load():
 		return errShuttingDown
 	}
-	return p.ctr.Ready(outsideUnits{ctx, p})
+	return connector.AsPoolClosed(p.ctr.Ready(outsideUnits{ctx, p}))
 }
 
 // GetDBConn returns the *sql.DB itself; GORM asks for it.

@@ -54,17 +54,10 @@ func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session)
 		fn = withKey(fn, c.key)
 	}
 	for {
-		c.attempts++
-		c.outcome = trace.NotApplied
-		s := p.newSession(ctx, o, c)
-		err := s.run(fn)
+		s, err := c.attempt(ctx, p, fn)
 		cause := s.retryCause(err)
-		if !s.commitUnknown {
-			c.outcome = trace.NotApplied
-		}
 		switch {
 		case err == nil:
-			c.outcome = trace.Applied
 			c.noteWritable()
 			s.runHooks()
 			return nil
@@ -82,20 +75,33 @@ func (c *retryState) run(ctx context.Context, fn func(context.Context, *Session)
 				s.runHooks()
 				return nil
 			}
-			err = &notAppliedError{err}
+			err = errors.New("livepool: nothing was applied: the COMMIT whose answer was lost did not happen: " + err.Error())
 			cause = err
 		case !s.mayRetry(err):
 			return s.explainFailure(err, c)
 		case s.tx != nil && c.lossCounter.Add(s.observed.LostStatement):
 			return c.unitError(err, connector.RepeatedLossText(s.observed.LostStatement.Query))
 		}
-		c.mayPass = true
 		if err := c.waitToRetry(ctx, cause, err); err != nil {
 			return err
 		}
-		c.mayPass = false
 		p.ctr.AwaitOrphan(ctx, s.attempt.Orphan.Load())
 	}
+}
+
+// attempt runs fn in a session of p, and notes what became of it.
+func (c *retryState) attempt(ctx context.Context, p *Pool, fn func(context.Context, *Session) error) (*Session, error) {
+	c.attempts++
+	c.outcome = trace.NotApplied
+	s := p.newSession(ctx, &c.options, c)
+	err := s.run(fn)
+	switch {
+	case err == nil:
+		c.outcome = trace.Applied
+	case !s.commitUnknown:
+		c.outcome = trace.NotApplied
+	}
+	return s, err
 }
 
 // mayRetry says whether an attempt that failed with err has certainly left
@@ -109,7 +115,8 @@ func (s *Session) mayRetry(err error) bool {
 	case errors.Is(err, mysqlerr.ErrCommitUnknown):
 		return false // another unit's, inside this one: running this again would repeat that
 	}
-	return s.isTransient(err) && !s.isWriteInReadOnly(err)
+	isWriteInReadOnly := s.options.tx.ReadOnly && mysqlerr.Number(s.retryCause(err)) == 1792 // which every server refuses
+	return s.isTransient(err) && !isWriteInReadOnly
 }
 
 // isTransient says whether the unit failed for what its connection saw, and for
@@ -135,12 +142,6 @@ func (s *Session) retryCause(err error) error {
 // which a savepoint has undone, and has not swallowed it.
 func (s *Session) returnsRecovered(err error) bool {
 	return s.observed.Recovered != nil && errors.Is(err, s.observed.Recovered)
-}
-
-// isWriteInReadOnly: a write in a unit that is ReadOnly is refused by every
-// server.
-func (s *Session) isWriteInReadOnly(err error) bool {
-	return s.options.tx.ReadOnly && mysqlerr.Number(s.retryCause(err)) == 1792
 }
 
 // explainFailure adds what the caller of a failed unit must know, for example that only
@@ -178,7 +179,6 @@ type retryState struct {
 	backOff           backoff.BackOff // made at the first retry
 	lossCounter       connector.LossCounter
 	commitSentTo      string // the server that the lost COMMIT was sent to, while that is resolved
-	mayPass           bool   // it has failed for what its connection saw, and may be run again
 	idempotent        bool   // it is a function of Retry, and no unit
 }
 
@@ -188,7 +188,6 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	if !errors.Is(err, cause) {
 		err = errors.Join(err, cause)
 	}
-	cfg := c.pool.cfg
 	class := c.pool.ctr.Classify(cause)
 	level, wait := slog.LevelInfo, time.Duration(0)
 	waited := c.awaitAvailable(ctx, cause)
@@ -207,10 +206,17 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 		return c.retryableError(err, "the limit of MaxAttempts (pool_max_attempts)")
 	case wait == backoff.Stop:
 		return c.retryableError(err, "where BackOff stops")
-	case cfg.MaxElapsed > 0 && c.elapsed()+wait > cfg.MaxElapsed:
-		return c.retryableError(err, "the limit of MaxElapsed (pool_max_elapsed)")
 	}
 	c.retriedAfterPause = c.retriedAfterPause || lostByPause
+	return c.runAgain(ctx, level, wait, cause, err)
+}
+
+// runAgain tells that the unit is run again, and waits before; or it returns the error that
+// ends the unit.
+func (c *retryState) runAgain(ctx context.Context, level slog.Level, wait time.Duration, cause, err error) error {
+	if limit := c.pool.cfg.MaxElapsed; limit > 0 && ctx.Err() == nil && c.elapsed()+wait > limit {
+		return c.retryableError(err, "the limit of MaxElapsed (pool_max_elapsed)")
+	}
 	c.pool.ctr.Stats.Retried.Add(1)
 	c.pool.ctr.Tracer.Event(ctx, trace.Retry{Unit: c.options.name, Attempt: c.attempts, Wait: wait, Cause: cause})
 	c.logRetry(ctx, level, wait, cause)
@@ -224,8 +230,8 @@ func (c *retryState) waitToRetry(ctx context.Context, cause, err error) error {
 	return nil
 }
 
-// logRetry logs that the unit is run again. An attempt that was refused by an outage is not
-// counted among those that MaxAttempts allows.
+// logRetry logs that the unit is run again. An attempt that was refused by an outage, or was
+// made on a replica, is not counted among those that MaxAttempts allows.
 func (c *retryState) logRetry(ctx context.Context, level slog.Level, wait time.Duration, cause error) {
 	log := c.pool.cfg.log
 	if !log.Enabled(ctx, level) {
@@ -300,9 +306,9 @@ func (c *retryState) elapsed() time.Duration {
 }
 
 // noteWritable ends the wait of other units for writes, if this one was refused before
-// and has succeeded now.
+// and has succeeded now. One that only reads says nothing of writes.
 func (c *retryState) noteWritable() {
-	if c.freeAttempts > 0 {
+	if c.freeAttempts > 0 && !c.options.tx.ReadOnly {
 		c.pool.ctr.RecordWritable()
 	}
 }

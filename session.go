@@ -123,8 +123,7 @@ func (p *Pool) WithSession(ctx context.Context, fn func(context.Context, *Sessio
 		return &sessionDoneError{unit: o.name, cause: contextError(ctx)}
 	}
 	if o.hasOnce && isKeyHeld(ctx, p, o.once, o.requiresNew) {
-		return fmt.Errorf("livepool: %s: Once(%q): a unit that it is inside of holds this key, and has not committed it: "+
-			"it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
+		return fmt.Errorf("livepool: %s: Once(%q): a unit that it is inside of holds this key, and has not committed it: it would be taken for done, or wait for itself; give it a key of its own", o.name, o.once)
 	}
 	if outer, ok := p.FromContext(ctx); ok && !o.requiresNew {
 		return outer.runInner(ctx, fn, o)
@@ -158,7 +157,7 @@ func (p *Pool) newSession(ctx context.Context, o *sessionOptions, c *retryState)
 	s := &Session{pool: p, options: o, retryState: c, attemptNumber: c.attempts, caller: ctx}
 	s.root = s
 	s.fnContext = sessionContext{ctx, s}
-	s.beginCtx = connector.BeginContext{Context: ctx, Attempt: &s.attempt, MayRunAgain: c.attempts-c.freeAttempts < o.maxAttempts}
+	s.beginCtx = connector.BeginContext{Context: ctx, Attempt: &s.attempt, MayRunAgain: c.attempts-c.freeAttempts < o.maxAttempts, NeedsPrimary: o.after != "" && p.above == nil}
 	s.attempt.Name, s.attempt.Key = o.name, c.key
 	s.attempt.HasKey.Store(c.key != "")
 	return s

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/livepool/livepool/internal/connector"
-	"github.com/livepool/livepool/internal/outage"
 )
 
 // Stats is what a pool has done since it was opened. The counters only grow, but
@@ -124,16 +123,8 @@ func (p *Pool) Stats() Stats {
 	stats.Idle += unseen
 	stats.OpenConnections += unseen
 	unreachable, readOnly := p.ctr.Outage.Current()
-	stats.WritesRefusedSince, stats.OutageCause = began(readOnly, "")
-	stats.UnreachableSince, stats.OutageCause = began(unreachable, stats.OutageCause)
+	stats.WritesRefusedSince, stats.OutageCause = readOnly.Began("")
+	stats.UnreachableSince, stats.OutageCause = unreachable.Began(stats.OutageCause)
 	stats.SessionsWaited, stats.SessionWait, stats.SessionsTimedOut = p.queue.Stats()
 	return stats
-}
-
-// began is when an outage began and why, the zero time and otherwise if there is none.
-func began(o *outage.Error, otherwise string) (since time.Time, cause string) {
-	if o == nil {
-		return time.Time{}, otherwise
-	}
-	return time.Now().Add(-o.Lasted), o.Cause.Error()
 }

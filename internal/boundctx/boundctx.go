@@ -21,6 +21,17 @@ func (c *ended) Err() error            { return c.err }
 // Ended returns a context with the values of ctx that has ended with err.
 func Ended(ctx context.Context, err error) context.Context { return &ended{ctx, err} }
 
+// valued ends as one context does, and has the values of another.
+type valued struct {
+	context.Context
+	values context.Context
+}
+
+func (c valued) Value(key any) any { return c.values.Value(key) }
+
+// WithValues returns a context that ends as ctx does, and has the values of another one.
+func WithValues(ctx, values context.Context) context.Context { return valued{ctx, values} }
+
 // Context ends with its caller's context or with the unit's, whichever ends first.
 // After Release it no longer refers to either, nor do they to it.
 type Context struct {

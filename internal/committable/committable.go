@@ -115,6 +115,17 @@ func Inspect(ddl string) (key string, defects []string) {
 	return unique[2], defects
 }
 
+// Lookup is the query for how many units with this key there are: 1 or 0.
+func (ct *Table) Lookup(key string) string {
+	return "SELECT COUNT(*) FROM " + ct.Name + " WHERE unit = " + KeyLiteral(key)
+}
+
+// IfCommitted is the end of a Lookup that finds only what has been committed, by all that its
+// transaction sees later on. READ UNCOMMITTED sees more, and SERIALIZABLE would wait for a row
+// that is being written: there the condition is false before the table is read. MySQL takes
+// what begins with /*M! for a comment, MariaDB what begins with /*!507.
+const IfCommitted = " AND /*!50720 @@transaction_isolation */ /*M! @@tx_isolation */ IN ('READ-COMMITTED', 'REPEATABLE-READ')"
+
 // MaxKey is the length of the key column, in bytes.
 const MaxKey = 255
 

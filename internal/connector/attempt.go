@@ -118,6 +118,7 @@ type BeginContext struct {
 	DialDeadline time.Time     // until when a connection is waited for; zero: no limit
 	Unbounded    *atomic.Int32 // counts the sessions that wait without a limit; nil when this is not one of them
 	MayRunAgain  bool          // the unit may have another attempt after this one
+	NeedsPrimary bool          // the unit may not begin on a host that was the primary
 }
 
 // NoteServed records that database/sql has a connection for the session.

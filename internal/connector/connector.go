@@ -172,6 +172,15 @@ func innermostFunc(is func(name string) bool) string {
 // ErrPoolClosed is the error of whatever needs a connection after Close.
 var ErrPoolClosed = errors.New("livepool: the pool is closed")
 
+// AsPoolClosed is err, in the place of database/sql's own error for a closed pool, which is not
+// exported, ErrPoolClosed: database/sql has it before Close is called.
+func AsPoolClosed(err error) error {
+	if err != nil && err.Error() == "sql: database is closed" {
+		return ErrPoolClosed
+	}
+	return err
+}
+
 // useDriver has the connector use the MySQL driver with a wrapped dialer. A network that
 // was registered with the driver under a name of its own is dialed by the driver, which
 // does not give access to that dialer.
@@ -222,15 +231,15 @@ func (ctr *Connector) Driver() driver.Driver { return ctr.hosts[0].connector.Dri
 // shortly before are still killed, within PingTimeout.
 func (ctr *Connector) Close() error {
 	var errs []error
-	if ctr.OnClose != nil {
-		errs = append(errs, ctr.OnClose())
-	}
 	m := ctr.maintainer
 	if m != nil {
 		m.stop()
 	}
 	ctr.drainReapers()
 	ctr.cancel()
+	if ctr.OnClose != nil { // which takes a while: the callers of this pool are told by now
+		errs = append(errs, ctr.OnClose())
+	}
 	if m != nil {
 		<-m.done
 	}

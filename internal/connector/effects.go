@@ -8,7 +8,9 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"strings"
 
+	"github.com/livepool/livepool/internal/committable"
 	"github.com/livepool/livepool/internal/mysqlerr"
 	"github.com/livepool/livepool/internal/sqltext"
 )
@@ -16,13 +18,20 @@ import (
 // effects is what query does besides its work. It is read once, before query is sent.
 // Outside units the statements of another driver, with another grammar, are not read.
 func (c *conn) effects(query string) sqltext.Effects {
+	scan := sqltext.Scan
 	switch {
 	case !c.ctr.IsMySQL && c.transaction.unit == nil:
 		return 0
 	case c.wire == nil || c.wire.MultiStatements:
-		return sqltext.ScanSeveral(query)
+		scan = sqltext.ScanSeveral
 	}
-	return sqltext.Scan(query)
+	effects := scan(query)
+	if effects != 0 { // of a comment that is executed, unless it is livepool's own
+		if rest, isOwn := strings.CutSuffix(query, committable.IfCommitted); isOwn {
+			return scan(rest)
+		}
+	}
+	return effects
 }
 
 // mayBeMultiStatement says whether the server may read query as several statements. It

@@ -246,6 +246,9 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if err != nil {
 		return nil, err
 	}
+	if err := c.checkPrimary(ctx, mark); err != nil {
+		return nil, c.parkWith(err)
+	}
 	inner, asked, err := c.begin(ctx, opts)
 	// If BEGIN failed the level may have been set for the next transaction. On a node of a
 	// Galera cluster it may stay for the next one even if all went well: seen once in hours
@@ -271,6 +274,27 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	*t = tx{c: c, driverTx: inner}
 	c.park()
 	return t, nil
+}
+
+// checkPrimary asks before a unit that must see the last writes whether they are made here.
+// Nothing tells a pool that only reads that its primary was demoted: no write is refused.
+func (c *conn) checkPrimary(ctx context.Context, mark uint64) error {
+	if unit, ok := ctx.(*BeginContext); !ok || !unit.NeedsPrimary || !c.ctr.followsPrimary() {
+		return nil
+	}
+	asked, watched := c.ctr.clock.Now(), c.watch(ctx)
+	takesWrites, err := c.takesWrites(watched, false)
+	if err = c.unwatch(watched, err); err != nil {
+		return c.handleFailure(ctx, err, "BEGIN", mark, effectlessRequest)
+	}
+	c.touch()
+	if takesWrites {
+		return nil
+	}
+	c.dead = true
+	refusal := newRoleError(false, asked)
+	c.ctr.noteDemotion(c.host, asked, refusal)
+	return c.newBadConnError(refusal, "before anything was sent")
 }
 
 // Ping is a ping that the caller asks for. Before the first request after a checkout it

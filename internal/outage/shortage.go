@@ -62,3 +62,11 @@ func (e *Error) Error() string {
 }
 func (e *Error) Is(target error) bool { return target == mysqlerr.ErrUnreachable }
 func (e *Error) Unwrap() error        { return e.Cause }
+
+// Began is when the outage began and why; for nil, which is none, the zero time and otherwise.
+func (e *Error) Began(otherwise string) (since time.Time, cause string) {
+	if e == nil {
+		return time.Time{}, otherwise
+	}
+	return time.Now().Add(-e.Lasted), e.Cause.Error()
+}

@@ -57,6 +57,18 @@ func Duration[C any](dsn, field string, positive bool, at func(*C) *time.Duratio
 	}
 }
 
+// Alias returns the setting with another name for one of its values.
+func (s Setting[C]) Alias(name, value string) Setting[C] {
+	set := s.Set
+	s.Set = func(c *C, given string) bool {
+		if given == name {
+			given = value
+		}
+		return set(c, given)
+	}
+	return s
+}
+
 // parseDuration reads a Go duration or plain seconds.
 func parseDuration(value string) (time.Duration, error) {
 	if strings.Trim(value, "0123456789.+-") == "" {

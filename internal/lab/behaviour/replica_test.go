@@ -4,6 +4,7 @@ package behaviour_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -161,6 +162,165 @@ func TestThePrimaryServesWhatNoReplicaCan(t *testing.T) {
 		if err := p.WithSession(t.Context(), labtest.Work, opts...); err == nil {
 			t.Error("options that contradict each other are accepted")
 		}
+	}
+}
+
+// openAccounts opens pools on a pair with an account, whose balance is 0, and the commit table.
+func openAccounts(t *testing.T, pair *server.Pair, params ...string) (pools []*livepool.Pool) {
+	t.Helper()
+	for _, more := range params {
+		pools = append(pools, open(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), more))
+	}
+	if err := errors.Join(pair.Primary().Exec("CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)"),
+		pair.Primary().Exec("INSERT INTO test.account VALUES (1, 0)"), pools[0].CreateCommitTable(t.Context()), pair.CatchUp(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	return pools
+}
+
+// setBalance returns the token of the unit that has set it.
+func setBalance(t *testing.T, p *livepool.Pool, balance int) (token string) {
+	t.Helper()
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		token = s.Token()
+		_, err := s.ExecContext(ctx, "UPDATE account SET balance = ? WHERE id = 1", balance)
+		return err
+	}, livepool.VerifyCommit()); err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// balanceFrom reads it in a unit FromReplica.
+func balanceFrom(t *testing.T, p *livepool.Pool, opts ...livepool.SessionOption) (balance int, port string) {
+	t.Helper()
+	if err := p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+		return s.QueryRowContext(ctx, "SELECT balance, @@port FROM account WHERE id = 1").Scan(&balance, &port)
+	}, append(opts, livepool.ReadOnly(), livepool.FromReplica())...); err != nil {
+		t.Error(err)
+	}
+	return balance, port
+}
+
+// A program that only reads is told by nobody that the primary was demoted: the pool asks it
+// before it serves, in a replica's place, what must be fresh.
+func TestDemotedPrimaryServesNothingStale(t *testing.T) {
+	t.Parallel()
+	pair := servertest.RunPair(t, server.MariaDB)
+	pools := openAccounts(t, pair, "", "")
+	reader, writer := pools[0], pools[1]
+	for range 5 { // the reader has connections to both
+		_ = portOf(t, reader)
+		balanceFrom(t, reader)
+		time.Sleep(time.Second)
+	}
+	if err := pair.Switch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := pair.Primary().KillConnections(); err != nil { // the new primary's, as switching tools do
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	if err := pair.Replica().Exec("STOP REPLICA SQL_THREAD"); err != nil {
+		t.Fatal(err)
+	}
+	stale := 0
+	for i := 1; i <= 20; i++ {
+		if seen, _ := balanceFrom(t, reader, livepool.After(setBalance(t, writer, i))); seen != i {
+			stale++
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if stale > 0 {
+		t.Errorf("%d of 20 reads were stale", stale)
+	}
+	if err := pair.Replica().Exec("START REPLICA SQL_THREAD"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A token proves something only at the levels at which a transaction sees what is committed, and
+// waits for nobody: a session whose own level is another reads from the primary. Meanwhile a
+// replica is applying the transaction with the token, and waits for a lock.
+func TestTokenIsBelievedAtLevelsThatSeeWhatIsCommitted(t *testing.T) {
+	for _, kind := range server.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			pair := servertest.RunPair(t, kind)
+			levels := []string{"READ-UNCOMMITTED", "READ-COMMITTED", "REPEATABLE-READ", "SERIALIZABLE"}
+			variable := "tx_isolation"
+			if kind == server.MySQL {
+				variable = "transaction_isolation"
+			}
+			var params []string
+			for _, level := range levels {
+				params = append(params, variable+"=%27"+level+"%27&sql_mode=%27ANSI,ONLY_FULL_GROUP_BY,NO_BACKSLASH_ESCAPES%27")
+			}
+			pools := openAccounts(t, pair, params...)
+			replica := openPlain(t, pair.Replica().DSN())
+			balance := 0
+			for i, level := range levels {
+				p := pools[i]
+				// What it has is read from there, at the levels that are believed.
+				balance++
+				token := setBalance(t, p, balance)
+				if err := pair.CatchUp(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				isBelieved := i == 1 || i == 2
+				if seen, port := balanceFrom(t, p, livepool.After(token)); seen != balance || isAt(pair.Replica(), port) != isBelieved {
+					t.Errorf("%s: %d of %d, by the replica: %v, want %v", level, seen, balance, isAt(pair.Replica(), port), isBelieved)
+				}
+				if seen, port := balanceFrom(t, p, livepool.After(token), livepool.Isolation(sql.LevelReadCommitted)); seen != balance || !isAt(pair.Replica(), port) {
+					t.Errorf("%s, where the unit asks for another: %d of %d, by the replica: %v", level, seen, balance, isAt(pair.Replica(), port))
+				}
+				// Somebody there holds the row that is being applied.
+				tx, err := replica.Begin()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := tx.Exec("SELECT * FROM test.account WHERE id = 1 LOCK IN SHARE MODE"); err != nil {
+					t.Fatal(err)
+				}
+				balance++
+				token = setBalance(t, p, balance)
+				time.Sleep(time.Second)
+				start := time.Now()
+				if seen, _ := balanceFrom(t, p, livepool.After(token)); seen != balance || time.Since(start) > 2*time.Second {
+					t.Errorf("%s: %d of %d, after %s", level, seen, balance, time.Since(start))
+				}
+				if err := errors.Join(tx.Rollback(), pair.CatchUp(t.Context())); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// The look for a token does not wait for long: somebody may have locked the table.
+func TestLookForATokenIsBounded(t *testing.T) {
+	t.Parallel()
+	pair := servertest.RunPair(t, server.MariaDB)
+	p := openAccounts(t, pair, "")[0]
+	token := setBalance(t, p, 1)
+	if err := pair.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	locker, err := openPlain(t, pair.Replica().DSN()).Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locker.Close()
+	if seen, port := balanceFrom(t, p, livepool.After(token)); seen != 1 || !isAt(pair.Replica(), port) {
+		t.Fatalf("%d, by the replica: %v", seen, isAt(pair.Replica(), port))
+	}
+	err = pair.Replica().Exec("SET GLOBAL read_only = 0") // else it refuses to lock
+	if _, lockErr := locker.ExecContext(t.Context(), "LOCK TABLES test.livepool_commits WRITE"); err != nil || lockErr != nil {
+		t.Fatal(err, lockErr)
+	}
+	start := time.Now()
+	if seen, port := balanceFrom(t, p, livepool.After(token)); seen != 1 || !isAt(pair.Primary(), port) || time.Since(start) > 2*time.Second {
+		t.Errorf("%d, by the primary: %v, after %s", seen, isAt(pair.Primary(), port), time.Since(start))
 	}
 }
 
