@@ -29,8 +29,7 @@ type host struct {
 	stalls     proclist.Stalls
 	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
 	isBehind   atomic.Bool  // it lagged, when it was last asked; checkLag
-	// fastestLogin is how long the fastest login took, 0 before the first; in ns.
-	fastestLogin atomic.Int64
+	loginTakes atomic.Int64 // how long its logins take, 0 before the first, in ns; noteLogin
 }
 
 // addrOf is the address of a connection, that of the pool where it has none.

@@ -259,7 +259,7 @@ func TestWitnessOfALostCommit(t *testing.T) {
 		{"another one than one that is not known any more", "c", "a", false, "", true},
 		{"a single server that does not say who it is", "a", "", false, "", false},
 		{"the pool has left it and come back", "d", "a", false, "", true},
-		{"the pool was connected to it all the time", "e", "a", false, "of its time", true},
+		{"so it has, and a connection was held", "e", "a", false, "", true},
 		{"COMMIT was sent to one that does not", "", "b", false, "", false},
 		{"one of several hosts that does not", "a:3306", "b:3306", false, "", true},
 		{"nodes of a cluster", "a", "b", true, "", false},
@@ -287,6 +287,25 @@ func TestWitnessOfALostCommit(t *testing.T) {
 		ctr.InCluster.Store(tt.inCluster)
 		if key, needed := ctr.Witness(tt.sentTo, tt.on); key != tt.key || needed != tt.needed {
 			t.Errorf("%s: %q, needed %v, want %q, %v", tt.name, key, needed, tt.key, tt.needed)
+		}
+	}
+}
+
+// A pool that uses several servers at the same time has left none to which it is connected.
+func TestWitnessOfOneOfSeveralServersInUse(t *testing.T) {
+	for _, isConnected := range []bool{false, true} {
+		ctr, _ := openHosts(t, hosts.Any, writable, writable)
+		for _, server := range []string{"a", "b"} {
+			ctr.servers.add(server, &knownServer{})
+			ctr.noteReached(server)
+			ctr.servers.noteCommit(server, "of "+server)
+			if isConnected {
+				ctr.register(&conn{ctr: ctr}).currentServer.Store(&server)
+			}
+		}
+		ctr.noteReached("a")
+		if key, _ := ctr.Witness("a", "b"); (key == "of a") != isConnected {
+			t.Errorf("connected %v: %q", isConnected, key)
 		}
 	}
 }

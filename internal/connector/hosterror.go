@@ -73,6 +73,10 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 		if slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
 			continue
 		}
+		if !ctr.hostSet.IsLeftOut(h.index, ctr.clock.Now()) {
+			texts = append(texts, h.addr+": not tried")
+			continue
+		}
 		texts = append(texts, h.addr+": no answer a moment ago, and not tried again yet")
 		if e.shortage < outage.NoServer {
 			e.shortage, e.cause = outage.NoServer, errHostSilent

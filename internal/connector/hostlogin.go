@@ -52,8 +52,14 @@ func (ctr *Connector) loginToAny(caller context.Context) (link, error) {
 // no second choice either is what they said at first.
 func (ctr *Connector) loginToWanted(ctx context.Context) (*candidate, []hosts.Result[candidate]) {
 	var failed []hosts.Result[candidate]
-	for i, isRight := range ctr.wanted() {
-		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isRight)
+	wanted := ctr.wanted()
+	for i, isRight := range wanted {
+		ctx, cancel := ctx, context.CancelFunc(func() {})
+		if i+1 < len(wanted) { // a silent host leaves time for the second choice
+			ctx, cancel = context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout/2)
+		}
+		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), ctr.headStart, isRight)
+		cancel()
 		if won != nil {
 			won.Value.isStopgap = i > 0
 			return &won.Value, nil
@@ -75,7 +81,7 @@ func (ctr *Connector) loginToPrimary(ctx context.Context) (*candidate, []hosts.R
 	var failed []hosts.Result[candidate]
 	for range maxRaces {
 		before, _ := ctr.hostSet.Watch()
-		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), isWritable)
+		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), ctr.headStart, isWritable)
 		failed = failures
 		if won == nil {
 			break
@@ -109,27 +115,30 @@ func (ctr *Connector) isThereAfter(err error) bool {
 	return short == outage.NoRoom || short == outage.None
 }
 
-// raceHosts tries these hosts until one is right, and notes what the failures say. One that has
-// greeted is not silent, and neither is one whose logins always take long.
-func (ctr *Connector) raceHosts(ctx context.Context, order []int, isRight func(takesWrites bool) bool) (*hosts.Result[candidate], []hosts.Result[candidate]) {
-	wires := make([]atomic.Pointer[wire.Conn], len(ctr.hosts))
+// headStart is how long a host is waited for before the next one is tried as well: so short that
+// ConnectTimeout is enough for all.
+func (ctr *Connector) headStart(i int) time.Duration {
+	limit := ctr.Cfg.ConnectTimeout / 4
+	if !ctr.isPrimary(ctr.hosts[i]) {
+		limit /= time.Duration(len(ctr.hosts))
+	}
+	return min(ctr.hostSet.HeadStart(i), limit)
+}
+
+// raceHosts tries these hosts until one is right, and notes what the failures say. One whose
+// logins always take long is not silent.
+func (ctr *Connector) raceHosts(ctx context.Context, order []int, headStart func(i int) time.Duration, isRight func(takesWrites bool) bool) (*hosts.Result[candidate], []hosts.Result[candidate]) {
 	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
-		return ctr.tryHost(ctx, ctr.hosts[i], &wires[i], isRight, answered)
+		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
 	}
-	headStart := func(i int) time.Duration { return min(ctr.hostSet.HeadStart(i), ctr.Cfg.ConnectTimeout/4) }
-	patience := func(i int) time.Duration {
-		if wires[i].Load().HasSpoken() {
-			return ctr.Cfg.ConnectTimeout
-		}
-		return ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout)
-	}
-	start := ctr.clock.Now()
+	patience := func(i int) time.Duration { return ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout) }
 	won, failed, losers := hosts.Race(ctx, order, headStart, patience, try, func(c candidate) { c.close() })
 	if !ctr.startAttempt(losers) {
 		go losers()
 	}
-	if won != nil || ctx.Err() == nil || ctx.Err() == context.DeadlineExceeded && ctr.clock.Now()-start >= hosts.Silence { // else nobody has waited long enough to know
-		for _, f := range failed {
+	hadTime := ctx.Err() != context.Canceled // who gives up has waited for nobody long enough to know
+	for _, f := range failed {
+		if f.Err != nil || won != nil || hadTime && f.Waited >= min(hosts.Silence, ctr.Cfg.ConnectTimeout/4) {
 			ctr.noteHostFailure(ctr.hosts[f.Host], f.Err, f.Silent)
 		}
 	}
@@ -157,10 +166,11 @@ func (ctr *Connector) untilNeeded(race context.Context, w *atomic.Pointer[wire.C
 }
 
 // tryHost logs in to a host and asks for its role.
-func (ctr *Connector) tryHost(race context.Context, h *host, w *atomic.Pointer[wire.Conn], isRight func(takesWrites bool) bool, answered func()) (candidate, error) {
-	bounded, end := ctr.untilNeeded(race, w)
+func (ctr *Connector) tryHost(race context.Context, h *host, isRight func(takesWrites bool) bool, answered func()) (candidate, error) {
+	var w atomic.Pointer[wire.Conn]
+	bounded, end := ctr.untilNeeded(race, &w)
 	defer end()
-	l, err := ctr.login(bounded, h, h.connector, w)
+	l, err := ctr.login(bounded, h, h.connector, &w)
 	asked := ctr.clock.Now()
 	if err == nil {
 		var takesWrites bool

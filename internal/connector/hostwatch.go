@@ -62,7 +62,7 @@ func (ctr *Connector) watchHost(h, primary *host) {
 func (ctr *Connector) askHost(h *host) (takesWrites, answers bool) {
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
-	won, failed := ctr.raceHosts(ctx, []int{h.index}, isWritable)
+	won, failed := ctr.raceHosts(ctx, []int{h.index}, ctr.headStart, isWritable)
 	if won != nil {
 		won.Value.close()
 		return true, true

@@ -31,8 +31,8 @@ type maintainer struct {
 	// Only the maintainer's goroutine reads and writes these.
 	nextDue time.Duration // when the next round is due
 	pending []*conn       // connections that wait for a free task
-	// lastReads are those of all connections at the last look for a silent host.
-	lastReads   map[*proclist.Thread]lastRead
+	// lastWaits are those of all connections at the last look for a silent host.
+	lastWaits   map[*proclist.Thread]lastWait
 	pingEarlyBy time.Duration // how much sooner than necessary a ping may be sent
 
 	// Any goroutine may read and write the following.

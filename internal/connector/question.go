@@ -6,25 +6,30 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/driverconn"
+	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/wire"
 )
 
 // silentLimit is how long a host may say nothing to a new connection: longer where its logins
-// always take long, as with names that resolve slowly.
+// take long, as with names that resolve slowly.
 func (h *host) silentLimit(connectTimeout time.Duration) time.Duration {
-	return min(max(silentLimit, 2*time.Duration(h.fastestLogin.Load())), connectTimeout)
+	return min(max(silentLimit, 2*time.Duration(h.loginTakes.Load())), connectTimeout)
 }
 
-// noteLogin notes how long a login took.
+// noteLogin notes how long a login took. One that is longer than any host is waited for counts at
+// once; of others the fastest does, since it may be the client that is slow.
 func (h *host) noteLogin(took time.Duration) {
 	for {
-		fastest := h.fastestLogin.Load()
-		if fastest > 0 && fastest <= int64(took) || h.fastestLogin.CompareAndSwap(fastest, int64(took)) {
+		last := time.Duration(h.loginTakes.Load())
+		isFaster := last == 0 || last > hosts.Silence || took < last
+		if took <= hosts.Silence && !isFaster || h.loginTakes.CompareAndSwap(int64(last), int64(took)) {
 			return
 		}
 	}
@@ -34,7 +39,7 @@ func (h *host) noteLogin(took time.Duration) {
 type question struct {
 	wire   atomic.Pointer[wire.Conn]
 	done   chan struct{} // closed when the login has ended
-	isTold bool          // the host has answered the login; read after done
+	isTold bool          // the host has answered, or refused the connection; read after done
 	giveUp context.CancelFunc
 }
 
@@ -48,7 +53,7 @@ func (ctr *Connector) ask(h *host) *question {
 		defer cancel()
 		l, err := ctr.login(ctx, h, h.side, &q.wire)
 		l.close()
-		q.isTold = err == nil || driverconn.IsAnswer(err)
+		q.isTold = err == nil || driverconn.IsAnswer(err) || errors.Is(err, syscall.ECONNREFUSED)
 	}) {
 		cancel()
 	}

@@ -293,13 +293,14 @@ func (ss *servers) add(name string, s *knownServer) {
 }
 
 // noteReached notes that a connection to a server was opened. If the last one was to another
-// server, and none is open to this one, the pool has come back to it: what it acknowledged
-// before, the other one has had since, whatever that lacks of what follows.
+// server, the pool has come back to this one: what it acknowledged before, the other one has had
+// since, whatever that lacks of what follows. Where several servers are used at the same time
+// the pool has never left one to which it is connected.
 func (ctr *Connector) noteReached(name string) {
 	ss := &ctr.servers
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	if s := ss.known[name]; s != nil && ss.latest != name && !ctr.isConnectedTo(name) {
+	if s := ss.known[name]; s != nil && ss.latest != name && (ctr.followsPrimary() || !ctr.isConnectedTo(name)) {
 		s.lastKey = ""
 	}
 	ss.latest = name

@@ -28,10 +28,10 @@ const (
 	silentPause  = 200 * time.Millisecond
 )
 
-// lastRead is the number of a connection's last read, odd while that waits for a reply, since
-// when it is the last, at the latest, and when one was last answered.
-type lastRead struct {
-	number          uint64
+// lastWait is the number of a connection's last read or large write, odd while that waits, and
+// since when it is the last, at the latest; and the number of replies, and when one last came.
+type lastWait struct {
+	number, replies uint64
 	since, answered time.Duration
 }
 
@@ -45,25 +45,27 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 	if !ctr.findsSilence() {
 		return clock.Never
 	}
-	now, reads := ctr.clock.Now(), map[*proclist.Thread]lastRead{}
+	now, seen := ctr.clock.Now(), map[*proclist.Thread]lastWait{}
 	heard, waits := make([]time.Duration, len(ctr.hosts)), make([]bool, len(ctr.hosts))
 	for _, c := range all {
 		w := c.currentThread.Load()
 		if w == nil {
 			continue
 		}
-		read := lastRead{w.Waits(), now, now}
-		if last, known := m.lastReads[w]; known && last.number/2 == read.number/2 {
-			read.answered = last.answered
-			if last.number == read.number {
-				read.since = last.since
+		wait := lastWait{w.Waits(), w.Replies.Load(), now, now}
+		if last, known := m.lastWaits[w]; known {
+			if last.number == wait.number {
+				wait.since = last.since
+			}
+			if last.replies == wait.replies {
+				wait.answered = last.answered
 			}
 		}
-		reads[w] = read
-		heard[w.Host] = max(heard[w.Host], read.answered)
-		waits[w.Host] = waits[w.Host] || read.number%2 == 1 && now-read.since >= silentAfter
+		seen[w] = wait
+		heard[w.Host] = max(heard[w.Host], wait.answered)
+		waits[w.Host] = waits[w.Host] || wait.number%2 == 1 && now-wait.since >= silentAfter
 	}
-	m.lastReads = reads
+	m.lastWaits = seen
 	for i, h := range ctr.hosts {
 		if waits[i] && now-heard[i] >= silentAfter && now >= time.Duration(h.askAgainAt.Load()) {
 			h.askAgainAt.Store(int64(clock.Never)) // one check at a time
@@ -79,7 +81,8 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 // against the client (max_connect_errors), and a packet may be lost. It returns how long until
 // the host may be asked again.
 func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
-	start, limit, replies := ctr.clock.Now(), h.silentLimit(ctr.Cfg.ConnectTimeout), ctr.repliesOf(h)
+	start, limit := ctr.clock.Now(), h.silentLimit(ctr.Cfg.ConnectTimeout)
+	replies := ctr.repliesOf(h)
 	first := ctr.ask(h)
 	defer first.end()
 	if first.awaitWord(ctr.Ctx, limit/2) {
@@ -94,7 +97,7 @@ func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, patience)
 	defer cancel()
-	won, _ := ctr.raceHosts(ctx, others, ctr.mayTakeOver)
+	won, _ := ctr.raceHosts(ctx, others, func(int) time.Duration { return 0 }, ctr.mayTakeOver)
 	if won != nil {
 		defer won.Value.close()
 		first.awaitWord(ctr.Ctx, start+limit-ctr.clock.Now())
@@ -102,7 +105,7 @@ func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
 	switch {
 	case ctr.Ctx.Err() != nil, first.hasWord(), second.hasWord():
 		return silencePause
-	case won == nil, ctr.hasReplied(h, replies): // another may take over at any time, or it was its last word
+	case won == nil, ctr.hasReplied(h, replies, start): // another may take over at any time, or it was its last word
 		return silentPause
 	}
 	ctr.leaveSilent(h, &won.Value)
@@ -113,18 +116,18 @@ func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
 func (ctr *Connector) repliesOf(h *host) map[*proclist.Thread]uint64 {
 	replies := map[*proclist.Thread]uint64{}
 	for _, c := range ctr.snapshot() {
-		if w := c.currentThread.Load(); w != nil && w.Host == h.index && !w.Closed.Load() { // whose last read has failed
-			replies[w] = w.Reads.Load() / 2
+		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
+			replies[w] = w.Replies.Load()
 		}
 	}
 	return replies
 }
 
-// hasReplied says whether the host has sent a reply since, or a connection to it was opened: one
-// that only takes no new ones is there.
-func (ctr *Connector) hasReplied(h *host, before map[*proclist.Thread]uint64) bool {
+// hasReplied says whether the host has sent a reply since start, or a connection to it was opened:
+// one that only takes no new ones for a moment is there.
+func (ctr *Connector) hasReplied(h *host, before map[*proclist.Thread]uint64, start time.Duration) bool {
 	for w, n := range ctr.repliesOf(h) {
-		if last, known := before[w]; !known || n > last {
+		if last, known := before[w]; known && n > last || w.BornAt > start {
 			return true
 		}
 	}

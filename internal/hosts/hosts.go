@@ -117,11 +117,11 @@ func (s *Set) HeadStart(i int) time.Duration {
 	if p, known := s.Primary(); known && p == i && s.target == Primary {
 		return Silence
 	}
-	return headStart
+	return attemptDelay
 }
 
-// headStart is what RFC 8305 recommends as the delay between two attempts to connect.
-const headStart = 250 * time.Millisecond
+// attemptDelay is what RFC 8305 recommends as the delay between two attempts to connect.
+const attemptDelay = 250 * time.Millisecond
 
 // Primary returns the host that was last known to take writes; not known after Demoted.
 func (s *Set) Primary() (i int, known bool) {

@@ -14,6 +14,7 @@ type Result[T any] struct {
 	Err   error
 	// Silent: it had said nothing, while another host was answering. Err is nil then.
 	Silent bool
+	Waited time.Duration // how long a silent one was waited for
 }
 
 // The causes for which the context of a try ends: another host has won, or this one has said
@@ -59,7 +60,7 @@ func Race[T any](ctx context.Context, order []int, headStart, patience func(host
 	for len(order) > 0 || len(r.pending) > 0 {
 		select {
 		case <-ctx.Done():
-			return nil, append(failed, r.passedOver(func(int) time.Duration { return 0 })...), losers
+			return nil, append(failed, r.silent(func(int) time.Duration { return 0 })...), losers
 		case <-next.C:
 			if len(order) > 0 {
 				start(order[0])
@@ -80,13 +81,12 @@ func Race[T any](ctx context.Context, order []int, headStart, patience func(host
 			silence.Reset(wait)
 		case result := <-r.results:
 			r.running--
-			switch wasPending := r.end(result.Host); {
-			case result.Err == nil && wasPending:
+			switch began, wasPending := r.end(result.Host); {
+			case result.Err == nil: // also if it was given up
+				failed = slices.DeleteFunc(failed, func(f Result[T]) bool { return f.Host == result.Host })
 				return &result, append(failed, r.passedOver(headStart)...), losers
-			case result.Err == nil:
-				drop(result.Value)
 			case wasPending && ctx.Err() != nil: // it is silent like the others
-				failed = append(failed, Result[T]{Host: result.Host, Silent: true})
+				failed = append(failed, Result[T]{Host: result.Host, Silent: true, Waited: time.Since(began)})
 			case wasPending:
 				failed = append(failed, result)
 				next.Reset(0)
@@ -127,27 +127,37 @@ func (r *race[T]) giveUpSilent() (silent []Result[T], wait time.Duration) {
 			return false
 		}
 		p.cancel(ErrGivenUp)
-		silent = append(silent, Result[T]{Host: p.host, Silent: true})
+		silent = append(silent, Result[T]{Host: p.host, Silent: true, Waited: time.Since(p.began)})
 		return true
 	})
 	return silent, wait
 }
 
-// passedOver are the tries that have had their head start when another one has won.
-func (r *race[T]) passedOver(headStart func(host int) time.Duration) (silent []Result[T]) {
+// passedOver are the tries that have had their head start when another one has won, or what is
+// usual for that.
+func (r *race[T]) passedOver(headStart func(host int) time.Duration) []Result[T] {
+	return r.silent(func(i int) time.Duration { return max(headStart(i), attemptDelay) })
+}
+
+// silent are the tries that are waited for, for at least so long.
+func (r *race[T]) silent(atLeast func(host int) time.Duration) (silent []Result[T]) {
 	for _, p := range r.pending {
-		if time.Since(p.began) >= headStart(p.host) {
-			silent = append(silent, Result[T]{Host: p.host, Silent: true})
+		if waited := time.Since(p.began); waited >= atLeast(p.host) {
+			silent = append(silent, Result[T]{Host: p.host, Silent: true, Waited: waited})
 		}
 	}
 	return silent
 }
 
-// end removes a try that has brought its result, and says whether it was waited for.
-func (r *race[T]) end(host int) (wasPending bool) {
-	before := len(r.pending)
-	r.pending = slices.DeleteFunc(r.pending, func(p pending) bool { return p.host == host })
-	return len(r.pending) < before
+// end removes a try that has brought its result, and says whether it was waited for, since when.
+func (r *race[T]) end(host int) (began time.Time, wasPending bool) {
+	for i, p := range r.pending {
+		if p.host == host {
+			r.pending = slices.Delete(r.pending, i, i+1)
+			return p.began, true
+		}
+	}
+	return began, false
 }
 
 // dropRest waits for the tries that nobody else waits for.

@@ -107,7 +107,8 @@ type Conn struct {
 	readable        bool // neither TLS nor compression is between this and the driver
 
 	Reads          atomic.Uint64         // twice the number of reads, plus one while a read waits; Abort sets aborted
-	largeWrites    atomic.Uint64         // likewise, of large writes, which may wait for the peer to take them
+	Replies        atomic.Uint64         // the number of reads that brought anything
+	largeWrites    atomic.Uint64         // as Reads, of large writes, which may wait for the peer to take them
 	BytesSinceRead atomic.Uint64         // bytes written since the last read returned
 	AbortErr       atomic.Pointer[error] // why the connection was aborted: its reply will not come. Abort writes it, once
 
@@ -169,7 +170,10 @@ func (w *Conn) readOnce(b []byte) (int, error) {
 		n, err = w.readWhileWorking(b)
 	}
 	if w.Reads.Add(1)&aborted != 0 {
-		n, err = 0, w.awaitAbortErr()
+		return 0, w.awaitAbortErr()
+	}
+	if n > 0 {
+		w.Replies.Add(1)
 	}
 	return n, err
 }
