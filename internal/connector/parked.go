@@ -32,8 +32,10 @@ func (c *conn) park() {
 	}
 }
 
+// parkNow does not park a dead connection: there is nothing to keep alive, and its owner, who does
+// not wait for a ping of it, writes what the maintainer would read.
 func (c *conn) parkNow() {
-	if c.openResults == 0 && !c.rawExposed {
+	if c.openResults == 0 && !c.rawExposed && !c.dead {
 		c.state.CompareAndSwap(inUse, parked) // unless a ping is still under way
 	}
 }
