@@ -172,10 +172,10 @@ var mutants = []mutant{
 
 	// A connection whose owner is elsewhere.
 	{"it is pinged while a result is open",
-		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed {", "if !c.rawExposed {",
+		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed && !c.dead {", "if !c.rawExposed && !c.dead {",
 		"TestNoPingBesideAnOpenResult"},
 	{"it is pinged although its owner may be using the driver's connection",
-		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed {", "if c.openResults == 0 {",
+		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed && !c.dead {", "if c.openResults == 0 && !c.dead {",
 		"TestHeldConnectionThatIsBusy/mariadb$"},
 	{"its owner does not wait for a ping",
 		"internal/connector/parked.go", "for v := c.reservation; v != nil; v = c.reservation {\n\t\tc.mu.Unlock()\n\t\tselect {\n\t\tcase <-v.done:\n\t\tcase <-ctx.Done():\n\t\t}\n\t\tc.mu.Lock()\n\t\tif c.reservation == v {", "for v := c.reservation; false; v = c.reservation {\n\t\tif c.reservation == v {",
