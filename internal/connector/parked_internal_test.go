@@ -478,3 +478,15 @@ func TestIdlePoolIsLeftAlone(t *testing.T) {
 		})
 	}
 }
+
+// A dead connection is not the maintainer's to look at: its owner does not wait for that.
+func TestDeadConnectionIsNotParked(t *testing.T) {
+	for _, isDead := range []bool{false, true} {
+		c := &conn{ctr: &Connector{keepParkedAlive: true}, dead: isDead}
+		c.state.Store(inUse)
+		c.park()
+		if isParked := c.state.Load() == parked; isParked == isDead {
+			t.Errorf("dead %v: parked %v", isDead, isParked)
+		}
+	}
+}

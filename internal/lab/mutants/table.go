@@ -171,6 +171,9 @@ var mutants = []mutant{
 		"TestPoisonEndsWithItsTransaction"},
 
 	// A connection whose owner is elsewhere.
+	{"a dead connection is kept alive, while its owner goes on",
+		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed && !c.dead {", "if c.openResults == 0 && !c.rawExposed {",
+		"TestDeadConnectionIsNotParked"},
 	{"it is pinged while a result is open",
 		"internal/connector/parked.go", "if c.openResults == 0 && !c.rawExposed && !c.dead {", "if !c.rawExposed && !c.dead {",
 		"TestNoPingBesideAnOpenResult"},
