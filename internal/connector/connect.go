@@ -188,7 +188,7 @@ func (o *connectAttempt) finish() {
 	switch wasLeft := o.drop(); {
 	case o.err == nil:
 		ctr.keepLateLink(o)
-	case wasLeft && !noted && (o.side == nil || ctr.hostSet == nil || ctr.isPrimary(o.side)): // it was not aborted
+	case wasLeft && !noted && (o.side == nil || ctr.tellsOfPool(o.side, o.err)): // it was not aborted
 		ctr.recordConnectFailure(o.err)
 	}
 }
@@ -304,7 +304,7 @@ func (ctr *Connector) keepLateLink(o *connectAttempt) {
 	l := o.link
 	if o.side != nil { // it allows several statements in one request, which the pool must not
 		l.close()
-		if ctr.hostSet == nil {
+		if ctr.tellsOfPool(o.side, nil) {
 			ctr.reached(&l)
 		}
 		return

@@ -54,10 +54,11 @@ func (ctr *Connector) loginToWanted(ctx context.Context) (*candidate, []hosts.Re
 	var failed []hosts.Result[candidate]
 	wanted := ctr.wanted()
 	for i, isRight := range wanted {
-		ctx, cancel := ctx, context.CancelFunc(func() {})
-		if i+1 < len(wanted) { // a silent host leaves time for the second choice
-			ctx, cancel = context.WithTimeout(ctx, ctr.Cfg.ConnectTimeout/2)
+		limit := ctr.Cfg.ConnectTimeout // of which ctx leaves less
+		if i+1 < len(wanted) {          // a silent host leaves time for the second choice
+			limit /= 2
 		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		won, failures := ctr.raceHosts(ctx, ctr.hostSet.Order(ctr.clock.Now()), ctr.headStart, isRight)
 		cancel()
 		if won != nil {

@@ -133,12 +133,18 @@ func (ctr *Connector) openSide(ctx context.Context, h *host) (*proclist.Side, er
 	return s, nil
 }
 
-// dialSide opens a connection to the host that is not for the pool. With several hosts only
-// its failure says something of the pool's outages, and only where the host is the primary.
+// tellsOfPool says whether what came of a connection to the host that is not for the pool says
+// something of the pool's outages: with several hosts only its failure does, and only where the
+// host is the primary.
+func (ctr *Connector) tellsOfPool(h *host, err error) bool {
+	return ctr.hostSet == nil || err != nil && ctr.isPrimary(h)
+}
+
+// dialSide opens a connection to the host that is not for the pool.
 func (ctr *Connector) dialSide(ctx context.Context, h *host) (link, error) {
 	l, err := ctr.openQueued(ctx, h)
 	switch {
-	case ctr.hostSet != nil && (err == nil || !ctr.isPrimary(h)):
+	case !ctr.tellsOfPool(h, err):
 	case err == nil:
 		ctr.reached(&l)
 	case errors.As(err, new(*outage.Error)):

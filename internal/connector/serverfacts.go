@@ -77,19 +77,19 @@ func (f *serverFacts) isHandshakeID(w *wire.Conn) bool {
 	return f != nil && f.identity.IsHandshakeID(w)
 }
 
-// queryFacts asks for them. Given the name of a beacon it takes that lock too, and says
-// whether it got it. rest are the values of more columns.
-func queryFacts(ctx context.Context, in *driverconn.Conn, beacon, more string) (f *serverFacts, taken bool, rest []string, err error) {
+// queryFacts asks for them. Given the name of a beacon it takes that lock too; taken is that
+// name if it got it. rest are the values of more columns.
+func queryFacts(ctx context.Context, in *driverconn.Conn, beacon, more string) (f *serverFacts, taken string, rest []string, err error) {
 	lock := "NULL"
 	if beacon != "" {
 		lock = "GET_LOCK('" + beacon + "', 0)"
 	}
 	row, err := in.QueryRow(ctx, factsQuery+lock+more)
 	if err != nil {
-		return nil, false, nil, err
+		return nil, "", nil, err
 	}
 	if len(row) < 10 || more == "" && len(row) > 10 {
-		return nil, false, nil, fmt.Errorf("livepool: the server shows %d columns where 10 were asked for", len(row))
+		return nil, "", nil, fmt.Errorf("livepool: the server shows %d columns where 10 were asked for", len(row))
 	}
 	f = &serverFacts{identity: proclist.Identity{Server: row[0], ConnectionID: row[1], User: row[2]}, version: row[3], lockWaitEndsTx: row[5] != "0"}
 	if i := strings.LastIndexByte(f.identity.User, '@'); i >= 0 {
@@ -97,21 +97,24 @@ func queryFacts(ctx context.Context, in *driverconn.Conn, beacon, more string) (
 	}
 	seconds, err := strconv.Atoi(row[4])
 	if err != nil {
-		return nil, false, nil, fmt.Errorf("livepool: the server's wait_timeout: %w", err)
+		return nil, "", nil, fmt.Errorf("livepool: the server's wait_timeout: %w", err)
 	}
 	f.waitTimeout = time.Duration(seconds) * time.Second
 	f.mariaDB = strings.Contains(f.version, "MariaDB")
 	f.maxAllowedPacket, _ = strconv.Atoi(row[6])
 	f.identity.ThreadPool = row[7] == "pool-of-threads" || row[7] == "loaded-dynamically" // MariaDB, Percona; MySQL
 	f.autocommit = row[8] == "1"
-	return f, row[9] == "1", row[10:], nil
+	if row[9] == "1" {
+		taken = beacon
+	}
+	return f, taken, row[10:], nil
 }
 
-// earlyFacts are a link's facts, and its beacon, that were asked together with its role.
+// earlyFacts are a link's facts that were asked together with its role, and the beacon that was
+// taken with them, "" for none.
 type earlyFacts struct {
 	facts  *serverFacts
 	beacon string
-	taken  bool
 }
 
 // askRole asks a new connection's server whether it takes writes, and for its facts in the same
@@ -120,20 +123,18 @@ func (ctr *Connector) askRole(ctx context.Context, l *link) (takesWrites bool, e
 	if ctr.Cfg.AfterConnect != nil || ctr.servers.askNothing.Load() {
 		return l.takesWrites(ctx, false)
 	}
-	e := &earlyFacts{beacon: ctr.firstBeacon(l)}
-	var role []string
-	e.facts, e.taken, role, err = queryFacts(ctx, &l.driverConn, e.beacon, ", "+readOnlyColumns)
+	facts, beacon, role, err := queryFacts(ctx, &l.driverConn, ctr.firstBeacon(l), ", "+readOnlyColumns)
 	switch {
 	case driverconn.IsAnswer(err) && !mysqlerr.IsNodeNotReady(err):
 		return l.takesWrites(ctx, false)
 	case err != nil:
 		return false, err
 	}
-	l.early = e
+	l.early = &earlyFacts{facts, beacon}
 	return !saysReadOnly(role), nil
 }
 
-// firstBeacon is the name of the beacon that a connection takes when it asks for its facts, ""
+// firstBeacon is the name of the beacon that a connection is to take with its facts, ""
 // for none.
 func (ctr *Connector) firstBeacon(l *link) string {
 	if l.wire != nil && ctr.needsBeacon(!ctr.servers.indirect.Load()) {
@@ -220,8 +221,8 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link) (direct bool,
 	}
 	e := l.early
 	if e == nil {
-		e = &earlyFacts{beacon: ctr.firstBeacon(l)}
-		e.facts, e.taken, _, err = queryFacts(ctx, &l.driverConn, e.beacon, "")
+		e = &earlyFacts{}
+		e.facts, e.beacon, _, err = queryFacts(ctx, &l.driverConn, ctr.firstBeacon(l), "")
 	}
 	switch {
 	case driverconn.IsAnswer(err):
@@ -239,10 +240,7 @@ func (ctr *Connector) identifyServer(ctx context.Context, l *link) (direct bool,
 	l.facts, l.early = e.facts, nil
 	ctr.noteReached(l.facts.identity.Server)
 	ctr.fitToWaitTimeout(l, server)
-	if e.taken {
-		beacon = e.beacon
-	}
-	return server.direct && l.facts.isHandshakeID(l.wire), beacon, nil
+	return server.direct && l.facts.isHandshakeID(l.wire), e.beacon, nil
 }
 
 // serverFor returns what is known of a connection's server. Of the connections that are

@@ -76,16 +76,20 @@ func (s *Set) Others(i int, now time.Duration) []int {
 
 // IsLeftOut says whether a host said nothing a moment ago.
 func (s *Set) IsLeftOut(i int, now time.Duration) bool {
-	_, left := s.split(now)
-	return slices.Contains(left, i)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.isLeftOut(i, now)
 }
+
+// isLeftOut is IsLeftOut. s.mu is held.
+func (s *Set) isLeftOut(i int, now time.Duration) bool { return now < s.hosts[i].leftOutUntil }
 
 // split returns the hosts in the order of their preference, those apart that are left out.
 func (s *Set) split(now time.Duration) (order, left []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, at := range s.places() {
-		if now < s.hosts[at].leftOutUntil {
+		if s.isLeftOut(at, now) {
 			left = append(left, at)
 		} else {
 			order = append(order, at)
