@@ -34,22 +34,16 @@ func TestFullPrimaryBesideASilentHost(t *testing.T) {
 
 // lateHost has its login answered late.
 func lateHost(d time.Duration, fail error) fakeHost {
-	return func() *fakedb.Host {
-		h := &fakedb.Host{}
-		h.OnConnect = func(ctx context.Context, _ int64) error {
-			if w, ok := ctx.Value(wire.ContextKey{}).(*atomic.Pointer[wire.Conn]); ok {
-				end, _ := net.Pipe()
-				w.Store(wire.Wrap(end))
-			}
-			select {
-			case <-time.After(d):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			return fail
+	return hostThat(func(ctx context.Context) error {
+		if w, ok := ctx.Value(wire.ContextKey{}).(*atomic.Pointer[wire.Conn]); ok {
+			end, _ := net.Pipe()
+			w.Store(wire.Wrap(end))
 		}
-		return h
-	}
+		if err := sleep(ctx, d); err != nil {
+			return err
+		}
+		return fail
+	})
 }
 
 // A login by which the pool asks a host that it has left says nothing of the pool.

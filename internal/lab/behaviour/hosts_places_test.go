@@ -167,7 +167,7 @@ func TestTargets(t *testing.T) {
 	if err := pair.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	both := pair.Replica().AppDSN(pair.Primary().Addr() + "," + pair.Replica().Addr())
+	both := pair.Replica().AppDSN(addrsOf(pair.Servers()))
 	ports := func(p *livepool.Pool) (primary, replica int) {
 		for range 16 {
 			p.Recycle()

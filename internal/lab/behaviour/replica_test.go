@@ -36,7 +36,7 @@ func TestReadsFromAReplicaSeeWhatTheyAreAfter(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			pair := servertest.RunPair(t, kind)
-			p := open(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "pool_size=32&pool_max_overflow=0")
+			p := open(t, pair.Primary().AppDSN(addrsOf(pair.Servers())), "pool_size=32&pool_max_overflow=0")
 			err := errors.Join(pair.Primary().Exec("CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)"), p.CreateCommitTable(t.Context()), pair.CatchUp(t.Context()))
 			if err != nil {
 				t.Fatal(err)
@@ -110,7 +110,7 @@ func lagNowAndThen(s *server.Server, stop <-chan struct{}) error {
 func TestThePrimaryServesWhatNoReplicaCan(t *testing.T) {
 	t.Parallel()
 	pair := servertest.RunPair(t, server.MariaDB)
-	p := open(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "")
+	p := open(t, pair.Primary().AppDSN(addrsOf(pair.Servers())), "")
 	if err := errors.Join(p.CreateCommitTable(t.Context()), pair.CatchUp(t.Context())); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestThePrimaryServesWhatNoReplicaCan(t *testing.T) {
 func openAccounts(t *testing.T, pair *server.Pair, params ...string) (pools []*livepool.Pool) {
 	t.Helper()
 	for _, more := range params {
-		pools = append(pools, open(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), more))
+		pools = append(pools, open(t, pair.Primary().AppDSN(addrsOf(pair.Servers())), more))
 	}
 	if err := errors.Join(pair.Primary().Exec("CREATE TABLE test.account (id INT PRIMARY KEY, balance INT NOT NULL)"),
 		pair.Primary().Exec("INSERT INTO test.account VALUES (1, 0)"), pools[0].CreateCommitTable(t.Context()), pair.CatchUp(t.Context())); err != nil {
@@ -348,7 +348,7 @@ func TestAReplicaThatLagsIsLeft(t *testing.T) {
 			t.Parallel()
 			pair := servertest.RunPair(t, kind)
 			letAskForLag(t, pair)
-			p, log := openLogged(t, pair.Primary().AppDSN(pair.Primary().Addr()+","+pair.Replica().Addr()), "pool_target=prefer-replica&pool_max_lag=5s")
+			p, log := openLogged(t, pair.Primary().AppDSN(addrsOf(pair.Servers())), "pool_target=prefer-replica&pool_max_lag=5s")
 			if port := portOf(t, p); !isAt(pair.Replica(), port) {
 				t.Fatalf("the pool is at port %s", port)
 			}

@@ -142,22 +142,30 @@ func (r *readers) by(s *server.Server) int {
 	return r.served[s.Addr()]
 }
 
+// startSpreadReaders starts readers on a pool whose connections are spread over both replicas, and
+// returns first the one that serves more reads: few connections are in use at a time.
+func startSpreadReaders(t *testing.T, p *livepool.Pool, triple *server.Pair) (r *readers, one, other *server.Server) {
+	t.Helper()
+	one, other = triple.Servers()[1], triple.Servers()[2]
+	if !isSpread(t, p, one, other) {
+		t.Error("the connections are not spread over the replicas")
+	}
+	r = startReaders(t, p, 8)
+	labtest.Eventually(t, "reads are served", func() bool { return r.by(one)+r.by(other) > 100 })
+	if r.by(one) < r.by(other) {
+		return r, other, one
+	}
+	return r, one, other
+}
+
 // Connections to replicas are spread. When one dies the other one serves what it was to serve.
 func TestReadsAreSpreadOverTwoReplicas(t *testing.T) {
 	for _, kind := range server.Kinds() {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			triple := servertest.RunTriple(t, kind)
-			one, other := triple.Servers()[1], triple.Servers()[2]
 			p, _ := replicasOf(t, triple, "")
-			if !isSpread(t, p, one, other) {
-				t.Error("the connections are not spread over the replicas")
-			}
-			r := startReaders(t, p, 8)
-			labtest.Eventually(t, "reads are served", func() bool { return r.by(one)+r.by(other) > 100 })
-			if r.by(one) < r.by(other) { // few connections are in use at a time
-				one, other = other, one
-			}
+			r, one, other := startSpreadReaders(t, p, triple)
 			if err := one.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -184,16 +192,8 @@ func TestAReplicaThatLagsIsLeftForTheOtherOne(t *testing.T) {
 			t.Parallel()
 			triple := servertest.RunTriple(t, kind)
 			letAskForLag(t, triple)
-			one, other := triple.Servers()[1], triple.Servers()[2]
 			p, log := replicasOf(t, triple, "&pool_max_lag=2s")
-			if !isSpread(t, p, one, other) {
-				t.Error("the connections are not spread over the replicas")
-			}
-			r := startReaders(t, p, 8)
-			labtest.Eventually(t, "reads are served", func() bool { return r.by(one)+r.by(other) > 100 })
-			if r.by(one) < r.by(other) { // few connections are in use at a time
-				one, other = other, one
-			}
+			r, one, other := startSpreadReaders(t, p, triple)
 			begun := time.Now()
 			if err := one.Exec("STOP REPLICA SQL_THREAD"); err != nil {
 				t.Fatal(err)
