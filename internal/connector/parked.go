@@ -32,7 +32,7 @@ func (c *conn) park() {
 	}
 }
 
-// parkNow does not park a dead connection: there is nothing to keep alive, and its owner, who does
+// parkNow does not park a dead connection: there is nothing to keep alive, and its owner, who would
 // not wait for a ping of it, writes what the maintainer would read.
 func (c *conn) parkNow() {
 	if c.openResults == 0 && !c.rawExposed && !c.dead {
@@ -73,10 +73,10 @@ func (c *conn) resume(ctx context.Context, query string) error {
 // the connection. It waits for CommitTimeout. If the ping has not ended by then the
 // connection is given up, and closed when the ping ends.
 func (c *conn) resumeBounded() error {
-	if !c.ctr.keepParkedAlive || c.state.CompareAndSwap(parked, inUse) {
+	switch {
+	case !c.ctr.keepParkedAlive, c.state.Load() == inUse, c.state.CompareAndSwap(parked, inUse):
 		return nil
-	}
-	if c.dead {
+	case c.dead: // given up already
 		return driver.ErrBadConn
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.ctr.Cfg.CommitTimeout)
@@ -84,14 +84,17 @@ func (c *conn) resumeBounded() error {
 	failure, err := c.awaitPing(ctx)
 	switch {
 	case err != nil:
-		err = fmt.Errorf("%w: its keep-alive ping has had no answer for CommitTimeout (pool_commit_timeout), %s", driver.ErrBadConn, c.ctr.Cfg.CommitTimeout)
 		c.abandon()
+		c.mu.Lock()
+		c.dead = true // read at the end of the ping
+		c.mu.Unlock()
+		return fmt.Errorf("%w: its keep-alive ping has had no answer for CommitTimeout (pool_commit_timeout), %s", driver.ErrBadConn, c.ctr.Cfg.CommitTimeout)
 	case failure != nil:
-		err = failure.err
+		c.dead = true
 		c.setUnitOrphan(failure.orphan)
+		return failure.err
 	}
-	c.dead = c.dead || err != nil
-	return err
+	return nil
 }
 
 // awaitPing waits for the end of a ping, and returns the failure that it found, if any.
@@ -243,9 +246,11 @@ func (c *conn) releaseParked(v *reservation, l link, failure *parkedFailure) boo
 	c.lastRoundTrip, c.lossReported, c.parkedFailure = l.lastRoundTrip, l.lossReported, failure
 	close(v.done)
 	c.reservation = nil
-	c.state.Store(parked)
-	if failure != nil {
+	switch {
+	case failure != nil:
 		c.state.Store(parkedFailed)
+	case !c.dead: // see parkNow
+		c.state.Store(parked)
 	}
 	return true
 }

@@ -483,10 +483,35 @@ func TestIdlePoolIsLeftAlone(t *testing.T) {
 func TestDeadConnectionIsNotParked(t *testing.T) {
 	for _, isDead := range []bool{false, true} {
 		c := &conn{ctr: &Connector{keepParkedAlive: true}, dead: isDead}
-		c.state.Store(inUse)
-		c.park()
-		if isParked := c.state.Load() == parked; isParked == isDead {
-			t.Errorf("dead %v: parked %v", isDead, isParked)
+		for what, end := range map[string]func(){
+			"the end of a request": func() { c.state.Store(inUse); c.park() },
+			"the end of a ping, which the owner has given up": func() {
+				c.state.Store(parkedReserved)
+				c.reservation = &reservation{done: make(chan struct{})}
+				c.releaseParked(c.reservation, link{}, nil)
+			},
+		} {
+			if end(); (c.state.Load() == parked) == isDead {
+				t.Errorf("dead %v: state %d after %s", isDead, c.state.Load(), what)
+			}
+		}
+	}
+}
+
+// Whether its connection is kept alive or not: a transaction whose statement lost the
+// connection is told by COMMIT for what it is, with the cause.
+func TestCommitOfATransactionThatLostItsConnectionSaysWhy(t *testing.T) {
+	for _, isKeptAlive := range []bool{false, true} {
+		l := &exclusiveDB{onExec: func(*exclusiveConn, string) error { return &mysql.MySQLError{Number: 1153} }}
+		p := l.pool(t, nil)
+		p.ctr.keepParkedAlive = isKeptAlive
+		tx, err := p.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = tx.Exec("INSERT") // swallowed
+		if err := tx.Commit(); !errors.Is(err, ErrPoisoned) || mysqlerr.Number(err) != 1153 {
+			t.Errorf("kept alive %v: %v", isKeptAlive, err)
 		}
 	}
 }
