@@ -49,8 +49,8 @@ var beaconNames = []setting.Word[Beacon]{{Name: "off", Value: BeaconOff}, {Name:
 type Target int
 
 const (
-	// TargetPrimary, the default, is the host that takes writes. With a single host it is
-	// that one, and not asked for its role.
+	// TargetPrimary, the default, is the host that takes writes. A single host is asked for
+	// its role if it is in Config.Addrs; in a DSN, if pool_target is.
 	TargetPrimary Target = iota
 	// TargetReplica is any host that takes no writes.
 	TargetReplica
@@ -84,9 +84,9 @@ type Config struct {
 	// cannot be reached, which livepool logs itself. What the driver's default logger
 	// would write to standard error goes to Logger below, at debug level.
 	MySQL *mysql.Config
-	// Addrs are the addresses of several hosts, all reached by MySQL.Net, of which the pool
-	// uses those that Target asks for; in a DSN a list, as in tcp(db1:3306,db2,[::1]:3307).
-	// The default is MySQL.Addr alone.
+	// Addrs are the addresses of hosts, all reached by MySQL.Net, of which the pool uses those
+	// that Target asks for; in a DSN a list, as in tcp(db1:3306,db2,[::1]:3307). Each address
+	// of a name is a host. The default is MySQL.Addr alone, whatever its role.
 	Addrs []string
 	// Target (pool_target) is what the pool wants of a host, default TargetPrimary.
 	Target Target
@@ -304,7 +304,7 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// hosts are Addrs with their ports, nil if there is one host.
+// hosts are Addrs with their ports.
 func (c *Config) hosts() ([]string, error) {
 	my := c.MySQL
 	if len(c.Addrs) == 0 || my == nil {

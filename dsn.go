@@ -27,21 +27,19 @@ func ParseDSN(dsn string) (*Config, error) {
 		return nil, err
 	}
 	cfg.MySQL, cfg.Addrs = my, addrs
-	if err := cfg.read(ours); err != nil {
+	given, err := params.Read(cfg, ours)
+	if given["pool_target"] && addrs == nil {
+		cfg.Addrs = []string{my.Addr} // which is asked for its role then
+	}
+	if err == nil {
+		err = cfg.validate()
+	}
+	if err != nil {
 		return nil, dsntext.HidePassword(dsn, err)
 	}
+	cfg.connectTimeoutGiven = given["pool_connect_timeout"]
 	cfg.fitConnectTimeout()
 	return cfg, nil
-}
-
-// read reads the name=value pairs of a DSN, and validates what comes of it.
-func (c *Config) read(pairs []string) error {
-	given, err := params.Read(c, pairs)
-	if err != nil {
-		return err
-	}
-	c.connectTimeoutGiven = given["pool_connect_timeout"]
-	return c.validate()
 }
 
 // fitConnectTimeout gives way to the driver's own timeout, which bounds the dial

@@ -160,7 +160,7 @@ func (o *connectAttempt) run(ctx context.Context) {
 		o.link, o.err = o.ctr.loginToAny(ctx)
 		o.wire.Store(o.link.wire)
 	default:
-		h := o.ctr.hosts[0]
+		h := o.ctr.hosts()[0]
 		o.link, o.err = o.ctr.login(ctx, h, h.connector, &o.wire)
 	}
 	o.loggedIn.Store(true)
@@ -198,6 +198,9 @@ func (o *connectAttempt) finish() {
 func (ctr *Connector) login(ctx context.Context, h *host, by driver.Connector, w *atomic.Pointer[wire.Conn]) (link, error) {
 	if ctr.ownDialer {
 		ctx = context.WithValue(ctx, wire.ContextKey{}, w)
+	}
+	if h.at != "" {
+		ctx = context.WithValue(ctx, wire.AddressKey{}, h.at)
 	}
 	generation, start := h.generation.Load(), ctr.clock.Now()
 	dc, err := ctr.connectWithCredentials(ctx, by)

@@ -30,11 +30,12 @@ import (
 
 // Connector opens the connections of one pool and holds what they share.
 type Connector struct {
-	hosts   []*host    // at least one; New sets it
-	hostSet *hosts.Set // nil where there is one host, whatever its role is
-	Cfg     *Settings
-	Tracer  Tracer
-	addr    string // of all hosts, for errors and logs, without user and password
+	hostList atomic.Pointer[[]*host] // at least one; hostname.go adds others
+	hostSet  *hosts.Set              // nil where there is one host, whatever its role is
+	names    names
+	Cfg      *Settings
+	Tracer   Tracer
+	addr     string // of all hosts, for errors and logs, without user and password
 	// schema is the DSN's; "": none, or not known. New sets it.
 	schema      string
 	CommitTable committable.Table
@@ -100,7 +101,7 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	ctr.Ctx, ctr.cancel = context.WithCancel(context.Background())
 	if c != nil {
 		_, ctr.IsMySQL = c.Driver().(*mysql.MySQLDriver)
-		ctr.hosts = []*host{{addr: ctr.addr, connector: c, side: c}}
+		ctr.hostList.Store(&[]*host{{addr: ctr.addr, connector: c, side: c}})
 	} else if err := ctr.useDriver(ctr.Cfg.MySQL); err != nil {
 		return nil, err
 	}
@@ -109,7 +110,9 @@ func New(c driver.Connector, cfg *Settings) (*Connector, error) {
 	}
 	ctr.CommitTable = committable.New(ctr.Cfg.CommitTable, ctr.schema, c == nil)
 	ctr.Outage = ctr.newGate()
-	ctr.initProclist()
+	for _, h := range ctr.hosts() {
+		ctr.initProclist(h, bareReapLimit)
+	}
 	return ctr, nil
 }
 
@@ -185,6 +188,7 @@ func AsPoolClosed(err error) error {
 // was registered with the driver under a name of its own is dialed by the driver, which
 // does not give access to that dialer.
 func (ctr *Connector) useDriver(my *mysql.Config) error {
+	resolvesNames := my.DialFunc == nil
 	if my.DialFunc != nil || isStandardNetwork(my.Net) {
 		ctr.ownDialer, ctr.peekSockets = true, my.CheckConnLiveness
 		my.DialFunc, my.CheckConnLiveness = wire.WrapDialer(my.DialFunc), false
@@ -198,7 +202,7 @@ func (ctr *Connector) useDriver(my *mysql.Config) error {
 			slog.String("addr", address(my)))
 	}
 	my.Logger = ctr.driverLogger(my.Logger)
-	if err := ctr.makeHosts(my); err != nil {
+	if err := ctr.makeHosts(my, resolvesNames); err != nil {
 		return fmt.Errorf("livepool: the driver refuses Config.MySQL: %w", err)
 	}
 	ctr.IsMySQL = true
@@ -212,7 +216,7 @@ func (ctr *Connector) wrapDriver() error {
 	if wrap == nil {
 		return nil
 	}
-	for _, h := range ctr.hosts {
+	for _, h := range ctr.hosts() {
 		for _, c := range []*driver.Connector{&h.connector, &h.side} {
 			inner := *c
 			if !ctr.Cfg.catchPanic("Config.Wrap", func() { *c = wrap(inner) }) || *c == nil {
@@ -224,7 +228,7 @@ func (ctr *Connector) wrapDriver() error {
 }
 
 // Driver returns the driver's own.
-func (ctr *Connector) Driver() driver.Driver { return ctr.hosts[0].connector.Driver() }
+func (ctr *Connector) Driver() driver.Driver { return ctr.hosts()[0].connector.Driver() }
 
 // Close stops what runs in the background, and closes the driver's connectors if they can
 // be closed. sql.DB.Close calls it, once. The orphans of connections that were abandoned
@@ -250,8 +254,8 @@ func (ctr *Connector) Close() error {
 	ctr.awaitAttempts()
 	ctr.closeSpares()
 	ctr.clock.Close()
-	for _, h := range ctr.hosts {
-		if closer, ok := h.connector.(io.Closer); ok {
+	for _, h := range ctr.hosts() {
+		if closer, ok := h.connector.(io.Closer); ok && h.at == "" {
 			errs = append(errs, closer.Close())
 		}
 	}

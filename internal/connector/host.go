@@ -4,6 +4,7 @@
 package connector
 
 import (
+	"cmp"
 	"database/sql/driver"
 	"errors"
 	"log/slog"
@@ -18,10 +19,12 @@ import (
 	"github.com/livepool/livepool/internal/proclist"
 )
 
-// host is one address, and what belongs to it alone. The first four fields do not change.
+// host is one address, and what belongs to it alone. The first six fields do not change.
 type host struct {
 	index      int
 	addr       string           // for errors and logs
+	at         string           // the address that is dialed, one of several of a name; "": the connectors' own
+	named      *host            // the host by whose name it was found; nil: it is listed
 	connector  driver.Connector // for the pool's connections
 	side       driver.Connector // for side connections, which may send several statements in one request
 	generation atomic.Uint64    // one more each time that all its connections are retired
@@ -43,11 +46,12 @@ func (ctr *Connector) addrOf(l *link) string {
 func (c *conn) addr() string { return c.ctr.addrOf(&c.link) }
 
 // makeHosts makes the hosts of the settings; my has all that they have in common.
-func (ctr *Connector) makeHosts(my *mysql.Config) error {
+func (ctr *Connector) makeHosts(my *mysql.Config, resolvesNames bool) error {
 	addrs := ctr.Cfg.Addrs
 	if len(addrs) == 0 {
 		addrs = []string{my.Addr}
 	}
+	var all []*host
 	for i, addr := range addrs {
 		own := my.Clone()
 		own.Addr = addr
@@ -64,19 +68,26 @@ func (ctr *Connector) makeHosts(my *mysql.Config) error {
 		if h.side, err = mysql.NewConnector(several); err != nil {
 			return err
 		}
-		ctr.hosts = append(ctr.hosts, h)
+		all = append(all, h)
 	}
-	ctr.addr = ctr.hosts[0].addr
+	ctr.hostList.Store(&all)
+	ctr.addr = all[0].addr
 	if len(addrs) > 1 {
-		all := my.Clone()
-		all.Addr = strings.Join(addrs, ",")
-		ctr.addr = address(all)
+		joined := my.Clone()
+		joined.Addr = strings.Join(addrs, ",")
+		ctr.addr = address(joined)
 	}
-	if len(addrs) > 1 || ctr.Cfg.Target != hosts.Primary {
+	if len(ctr.Cfg.Addrs) > 0 || ctr.Cfg.Target != hosts.Primary {
 		ctr.hostSet = hosts.New(len(addrs), ctr.Cfg.Target)
+		if resolvesNames {
+			ctr.names.init(cmp.Or(my.Net, "tcp"), all, addrs)
+		}
 	}
 	return nil
 }
+
+// hosts are all hosts by their number. A connection's host is among them.
+func (ctr *Connector) hosts() []*host { return *ctr.hostList.Load() }
 
 // hostName is the name in an address, by which a certificate is checked.
 func hostName(addr string) string {
@@ -91,10 +102,10 @@ func hostName(addr string) string {
 func (ctr *Connector) mainHost() *host {
 	if ctr.hostSet != nil {
 		if i, known := ctr.hostSet.Primary(); known {
-			return ctr.hosts[i]
+			return ctr.hosts()[i]
 		}
 	}
-	return ctr.hosts[0]
+	return ctr.hosts()[0]
 }
 
 // isLeft says whether the pool has left a host for another one that takes writes; changed is
@@ -168,10 +179,10 @@ func (ctr *Connector) noteHostWon(c *candidate, last int) bool {
 	if last < 0 {
 		return true
 	}
-	ctr.retire(ctr.hosts[last])
-	if !ctr.Outage.IsDown() { // whose end tells it
+	ctr.retire(ctr.hosts()[last])
+	if !ctr.Outage.IsDown() && c.host.named != ctr.hosts()[last] { // the end of an outage tells it; and a name has come to have several addresses
 		ctr.Cfg.Log.Warn("livepool: another host takes writes, while the one that did cannot be reached; connections to that are replaced",
-			slog.String("addr", ctr.addr), slog.String("host", c.host.addr), slog.String("last", ctr.hosts[last].addr))
+			slog.String("addr", ctr.addr), slog.String("host", c.host.addr), slog.String("last", ctr.hosts()[last].addr))
 	}
 	return true
 }

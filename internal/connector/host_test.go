@@ -40,6 +40,9 @@ func openHosts(t *testing.T, change func(*livepool.Config), hosts ...*fakedb.Hos
 	for i := range hosts {
 		cfg.Addrs = append(cfg.Addrs, string(rune('a'+i))+":3306")
 	}
+	if len(hosts) == 1 { // which is then used as it is
+		cfg.MySQL.Addr, cfg.Addrs = cfg.Addrs[0], nil
+	}
 	cfg.Wrap = fakedb.Wrap(hosts...)
 	if change != nil {
 		change(cfg)

@@ -67,9 +67,10 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 		if short := ctr.shortageOfHost(f.Err); i == 0 || short > e.shortage {
 			e.shortage, e.cause = short, f.Err
 		}
-		texts = append(texts, ctr.hosts[f.Host].addr+": "+f.Err.Error())
+		texts = append(texts, ctr.hosts()[f.Host].addr+": "+f.Err.Error())
 	}
-	for _, h := range ctr.hosts {
+	present := ctr.presentHosts()
+	for _, h := range present {
 		if slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == h.index }) {
 			continue
 		}
@@ -82,7 +83,7 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 			e.shortage, e.cause = outage.NoServer, errHostSilent
 		}
 	}
-	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(ctr.hosts), strings.Join(texts, "; "))
+	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(present), strings.Join(texts, "; "))
 	return e
 }
 

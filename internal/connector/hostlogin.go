@@ -38,6 +38,7 @@ func (ctr *Connector) loginToAny(caller context.Context) (link, error) {
 	if ctr.followsPrimary() {
 		login = ctr.loginToPrimary
 	}
+	ctr.resolveNames(ctx)
 	won, failed := login(ctx)
 	switch {
 	case won != nil:
@@ -120,8 +121,8 @@ func (ctr *Connector) isThereAfter(err error) bool {
 // ConnectTimeout is enough for all.
 func (ctr *Connector) headStart(i int) time.Duration {
 	limit := ctr.Cfg.ConnectTimeout / 4
-	if !ctr.isPrimary(ctr.hosts[i]) {
-		limit /= time.Duration(len(ctr.hosts))
+	if !ctr.isPrimary(ctr.hosts()[i]) {
+		limit /= time.Duration(ctr.hostSet.Len())
 	}
 	return min(ctr.hostSet.HeadStart(i), limit)
 }
@@ -130,9 +131,9 @@ func (ctr *Connector) headStart(i int) time.Duration {
 // logins always take long is not silent.
 func (ctr *Connector) raceHosts(ctx context.Context, order []int, headStart func(i int) time.Duration, isRight func(takesWrites bool) bool) (*hosts.Result[candidate], []hosts.Result[candidate]) {
 	try := func(ctx context.Context, i int, answered func()) (candidate, error) {
-		return ctr.tryHost(ctx, ctr.hosts[i], isRight, answered)
+		return ctr.tryHost(ctx, ctr.hosts()[i], isRight, answered)
 	}
-	patience := func(i int) time.Duration { return ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout) }
+	patience := func(i int) time.Duration { return ctr.hosts()[i].silentLimit(ctr.Cfg.ConnectTimeout) }
 	won, failed, losers := hosts.Race(ctx, order, headStart, patience, try, func(c candidate) { c.close() })
 	if !ctr.startAttempt(losers) {
 		go losers()
@@ -140,7 +141,7 @@ func (ctr *Connector) raceHosts(ctx context.Context, order []int, headStart func
 	hadTime := ctx.Err() != context.Canceled // who gives up has waited for nobody long enough to know
 	for _, f := range failed {
 		if f.Err != nil || won != nil || hadTime && f.Waited >= min(hosts.Silence, ctr.Cfg.ConnectTimeout/4) {
-			ctr.noteHostFailure(ctr.hosts[f.Host], f.Err, f.Silent)
+			ctr.noteHostFailure(ctr.hosts()[f.Host], f.Err, f.Silent)
 		}
 	}
 	return won, failed

@@ -59,10 +59,10 @@ func TestLateLoginThatIsNotThePoolsIsNoOutage(t *testing.T) {
 			defer l.close()
 			time.Sleep(time.Second)
 			if fail == nil { // an outage is on
-				ctr.noteDemotion(ctr.hosts[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
+				ctr.noteDemotion(ctr.hosts()[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
 			}
 			was := ctr.Outage.IsDown()
-			_, err = ctr.dialSide(ctr.Ctx, ctr.hosts[1])
+			_, err = ctr.dialSide(ctr.Ctx, ctr.hosts()[1])
 			t.Log(err)
 			time.Sleep(4 * time.Second)
 			synctest.Wait()

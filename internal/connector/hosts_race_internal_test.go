@@ -102,8 +102,8 @@ func TestLostPacketIsNoSilence(t *testing.T) {
 				t.Fatal(err)
 			}
 			l.close()
-			if l.host != ctr.hosts[0] || ctr.Outage.IsDown() || !ctr.isPrimary(ctr.hosts[0]) {
-				t.Errorf("connected to %s; the first is the primary: %v; there is an outage: %v", l.host.addr, ctr.isPrimary(ctr.hosts[0]), ctr.Outage.IsDown())
+			if l.host != ctr.hosts()[0] || ctr.Outage.IsDown() || !ctr.isPrimary(ctr.hosts()[0]) {
+				t.Errorf("connected to %s; the first is the primary: %v; there is an outage: %v", l.host.addr, ctr.isPrimary(ctr.hosts()[0]), ctr.Outage.IsDown())
 			}
 		})
 	}
@@ -182,7 +182,7 @@ func TestDemotionBesideASilentHostIsNoted(t *testing.T) {
 		time.Sleep(time.Second)
 		all[0].ReadOnly.Store(true)
 		_, err := ctr.open(t.Context(), nil, 0, noTurn)
-		if ctr.isPrimary(ctr.hosts[0]) || ctr.hosts[0].generation.Load() == 0 {
+		if ctr.isPrimary(ctr.hosts()[0]) || ctr.hosts()[0].generation.Load() == 0 {
 			t.Errorf("it is still the primary: %v", err)
 		}
 	})
@@ -354,7 +354,7 @@ func TestSilentHostIsLeftForOneThatHasComeBack(t *testing.T) {
 func TestAHostIsAskedOnceAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctr, all := openHosts(t, hosts.Primary, slowHost(3*time.Second), readOnly)
-		ctr.hosts[0].noteLogin(3 * time.Second)
+		ctr.hosts()[0].noteLogin(3 * time.Second)
 		addThread(ctr, 0, 7)
 		m := &maintainer{ctr: ctr}
 		for start := time.Now(); time.Since(start) < 2500*time.Millisecond; {

@@ -35,15 +35,15 @@ func TestCloseDoesNotWaitForADeafDialer(t *testing.T) {
 		target hosts.Target
 		begin  func(ctr *Connector)
 	}{
-		{"the watch for a second primary", hosts.Primary, func(ctr *Connector) { ctr.watchOthers(ctr.hosts[0]) }},
+		{"the watch for a second primary", hosts.Primary, func(ctr *Connector) { ctr.watchOthers(ctr.hosts()[0]) }},
 		{"the watch for lag", hosts.Replica, func(ctr *Connector) {
 			addThread(ctr, 1, 8)
-			ctr.spawn(func() { ctr.watchLag(ctr.hosts[1]) })
+			ctr.spawn(func() { ctr.watchLag(ctr.hosts()[1]) })
 		}},
-		{"a question to a silent host", hosts.Primary, func(ctr *Connector) { ctr.spawn(func() { ctr.checkSilence(ctr.hosts[1]) }) }},
-		{"a question to the others", hosts.Primary, func(ctr *Connector) { ctr.spawn(func() { ctr.checkSilence(ctr.hosts[0]) }) }},
+		{"a question to a silent host", hosts.Primary, func(ctr *Connector) { ctr.spawn(func() { ctr.checkSilence(ctr.hosts()[1]) }) }},
+		{"a question to the others", hosts.Primary, func(ctr *Connector) { ctr.spawn(func() { ctr.checkSilence(ctr.hosts()[0]) }) }},
 		{"the prober", hosts.Primary, func(ctr *Connector) {
-			ctr.noteDemotion(ctr.hosts[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
+			ctr.noteDemotion(ctr.hosts()[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
 			ctr.spawn(func() { ctr.Outage.AwaitServer(ctr.Ctx, time.Now().Add(time.Hour)) })
 		}},
 	} {
@@ -85,7 +85,7 @@ func TestWatchersOfHostsDoNotPileUp(t *testing.T) {
 			}
 			for range 50 {
 				time.Sleep(10 * time.Second)
-				if !ctr.noteHostWon(&candidate{link{host: ctr.hosts[0]}, ctr.clock.Now()}, -1) {
+				if !ctr.noteHostWon(&candidate{link{host: ctr.hosts()[0]}, ctr.clock.Now()}, -1) {
 					t.Fatal("it is not the primary")
 				}
 				time.Sleep(5 * time.Minute) // until they look seldom
@@ -128,14 +128,14 @@ func TestReplicaThatIsLeftIsToldOnce(t *testing.T) {
 				ctr.Cfg.MaxLag = time.Second
 				log := serve(ctr)
 				addThread(ctr, 0, 8)
-				ctr.spawn(func() { ctr.watchLag(ctr.hosts[0]) })
+				ctr.spawn(func() { ctr.watchLag(ctr.hosts()[0]) })
 				for _, lag := range tt.lag {
 					all[0].Lag.Store(lag)
 					time.Sleep(10 * time.Second)
 				}
 				synctest.Wait()
-				if n := strings.Count(log.String(), "a replica is left"); n != tt.lines || ctr.hosts[0].generation.Load() != tt.left {
-					t.Errorf("left %d times, told %d times; want %d, %d:\n%s", ctr.hosts[0].generation.Load(), n, tt.left, tt.lines, log)
+				if n := strings.Count(log.String(), "a replica is left"); n != tt.lines || ctr.hosts()[0].generation.Load() != tt.left {
+					t.Errorf("left %d times, told %d times; want %d, %d:\n%s", ctr.hosts()[0].generation.Load(), n, tt.left, tt.lines, log)
 				}
 				if n := all[0].Connects.Load(); n != 1 {
 					t.Errorf("%d logins to ask for the lag, want one connection", n)
@@ -158,7 +158,7 @@ func TestLateAnswersOfADemotedHost(t *testing.T) {
 		time.Sleep(time.Second)
 		demote := func() {
 			all[0].ReadOnly.Store(true)
-			ctr.noteDemotion(ctr.hosts[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
+			ctr.noteDemotion(ctr.hosts()[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
 		}
 		demote()
 		ctr.reached(&l)
@@ -178,7 +178,7 @@ func TestLateAnswersOfADemotedHost(t *testing.T) {
 		all[0].OnRole = func(context.Context) error {
 			if all[0].Asked.Load() == asked+1 { // demoted, and taken back, before its first answer has come
 				time.Sleep(time.Millisecond)
-				ctr.noteDemotion(ctr.hosts[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
+				ctr.noteDemotion(ctr.hosts()[0], ctr.clock.Now(), fakedb.ServerError(1290, "read-only"))
 			}
 			return nil
 		}

@@ -25,7 +25,7 @@ func (ctr *Connector) watchOthers(primary *host) {
 	if ctr.maintainer == nil {
 		return
 	}
-	for _, h := range ctr.hosts {
+	for _, h := range ctr.presentHosts() {
 		if h != primary {
 			ctr.spawn(func() { ctr.watchHost(h, primary) })
 		}

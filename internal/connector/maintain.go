@@ -57,7 +57,7 @@ const maxTasks = 4
 // is closed when the connector is closed.
 func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-chan struct{}) {
 	ctr.Limits.db, ctr.Limits.resize = db, resize
-	for _, h := range ctr.hosts {
+	for _, h := range ctr.hosts() {
 		h.reaper.KeepFor = poolReapLimit
 	}
 	ctr.keepParkedAlive = ctr.ownDialer && ctr.Cfg.KeepAlive > 0 && ctr.Cfg.HoldLimit > 0
@@ -74,7 +74,7 @@ func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-c
 func (ctr *Connector) StartMaintainer() {
 	go ctr.maintainer.run()
 	if ctr.watchesLag() {
-		for _, h := range ctr.hosts {
+		for _, h := range ctr.hosts() {
 			ctr.spawn(func() { ctr.watchLag(h) })
 		}
 	}

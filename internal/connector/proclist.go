@@ -24,25 +24,23 @@ const (
 	bareReapLimit = time.Minute // of a connector that may be wrapped by one that hides its Close
 )
 
-// initProclist readies the reapers and the stall checks, after the gate. ServePool changes
+// initProclist readies a host's reaper and its stall checks, after the gate. ServePool changes
 // the reapers' limit.
-func (ctr *Connector) initProclist() {
-	for _, h := range ctr.hosts {
-		env := &proclist.Env{Ctx: ctr.Ctx, Clock: ctr.clock, Log: ctr.Cfg.Log, Addr: h.addr, PingTimeout: ctr.Cfg.PingTimeout,
-			Counters: &ctr.Stats.Counters, OpenSide: func(ctx context.Context) (*proclist.Side, error) { return ctr.openOrBorrowSide(ctx, h) },
-			Trace: ctr.Tracer.backgroundEvent, Spawn: ctr.spawn}
-		h.reaper = proclist.Reaper{Env: env, KeepFor: bareReapLimit, OutageEnd: ctr.Outage.End}
-		if ctr.hostSet != nil { // that is of all hosts, and says nothing of one
-			h.reaper.OutageEnd = func() <-chan struct{} { return nil }
-		}
-		h.stalls = proclist.Stalls{Env: env, After: ctr.Cfg.StallAfter}
+func (ctr *Connector) initProclist(h *host, reapLimit time.Duration) {
+	env := &proclist.Env{Ctx: ctr.Ctx, Clock: ctr.clock, Log: ctr.Cfg.Log, Addr: h.addr, PingTimeout: ctr.Cfg.PingTimeout,
+		Counters: &ctr.Stats.Counters, OpenSide: func(ctx context.Context) (*proclist.Side, error) { return ctr.openOrBorrowSide(ctx, h) },
+		Trace: ctr.Tracer.backgroundEvent, Spawn: ctr.spawn}
+	h.reaper = proclist.Reaper{Env: env, KeepFor: reapLimit, OutageEnd: ctr.Outage.End}
+	if ctr.hostSet != nil { // that is of all hosts, and says nothing of one
+		h.reaper.OutageEnd = func() <-chan struct{} { return nil }
 	}
+	h.stalls = proclist.Stalls{Env: env, After: ctr.Cfg.StallAfter}
 }
 
 // drainReapers waits until nothing is left to kill, for PingTimeout at most.
 func (ctr *Connector) drainReapers() {
 	var all sync.WaitGroup
-	for _, h := range ctr.hosts {
+	for _, h := range ctr.hosts() {
 		all.Go(func() { h.reaper.Drain(ctr.Cfg.PingTimeout) })
 	}
 	all.Wait()
@@ -92,7 +90,7 @@ func (m *maintainer) findStalls(all []*conn) time.Duration {
 		return clock.Never
 	}
 	wait := clock.Never
-	for _, h := range m.ctr.hosts {
+	for _, h := range m.ctr.hosts() {
 		wait = min(wait, h.stalls.Look(func(yield func(*proclist.Thread) bool) {
 			for _, c := range all {
 				if w := c.currentThread.Load(); w != nil && w.Host == h.index && !yield(w) {

@@ -29,7 +29,7 @@ func TestBareConnectorGivesUpAServerThatIsGone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := link{host: ctr.hosts[0], wire: wire.Wrap(addrConn{})}
+		l := link{host: ctr.hosts()[0], wire: wire.Wrap(addrConn{})}
 		l.wire.Handshake.ThreadID = 7
 		l.thread = &proclist.Thread{Conn: l.wire}
 		orphan := ctr.abandon(&l, true)

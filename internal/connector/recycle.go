@@ -42,7 +42,7 @@ func (l *link) retirement(now time.Duration) Verdict {
 
 // RecycleAll retires every connection that exists now.
 func (ctr *Connector) RecycleAll() {
-	for _, h := range ctr.hosts {
+	for _, h := range ctr.hosts() {
 		h.generation.Add(1)
 	}
 	ctr.maintainer.wake()

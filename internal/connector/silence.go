@@ -36,7 +36,7 @@ type lastWait struct {
 }
 
 // findsSilence says whether the pool looks for silent hosts.
-func (ctr *Connector) findsSilence() bool { return len(ctr.hosts) > 1 && ctr.ownDialer }
+func (ctr *Connector) findsSilence() bool { return ctr.hostSet != nil && ctr.ownDialer }
 
 // findSilence has a host asked on which a statement has had no reply for silentAfter, and no
 // other one either. It returns how long until it must run again.
@@ -46,7 +46,7 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 		return clock.Never
 	}
 	now, seen := ctr.clock.Now(), map[*proclist.Thread]lastWait{}
-	heard, waits := make([]time.Duration, len(ctr.hosts)), make([]bool, len(ctr.hosts))
+	heard, waits := map[int]time.Duration{}, map[int]bool{}
 	for _, c := range all {
 		w := c.currentThread.Load()
 		if w == nil {
@@ -66,7 +66,7 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 		waits[w.Host] = waits[w.Host] || wait.number%2 == 1 && now-wait.since >= silentAfter
 	}
 	m.lastWaits = seen
-	for i, h := range ctr.hosts {
+	for i, h := range ctr.hosts() {
 		if waits[i] && now-heard[i] >= silentAfter && now >= time.Duration(h.askAgainAt.Load()) {
 			h.askAgainAt.Store(int64(clock.Never)) // one check at a time
 			ctr.spawn(func() { h.askAgainAt.Store(int64(ctr.clock.Now() + ctr.checkSilence(h))) })
@@ -93,7 +93,7 @@ func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
 	others := ctr.hostSet.Others(h.index, ctr.clock.Now())
 	var patience time.Duration
 	for _, i := range others {
-		patience = max(patience, 2*ctr.hosts[i].silentLimit(ctr.Cfg.ConnectTimeout))
+		patience = max(patience, 2*ctr.hosts()[i].silentLimit(ctr.Cfg.ConnectTimeout))
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, patience)
 	defer cancel()

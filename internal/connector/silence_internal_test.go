@@ -49,12 +49,12 @@ func TestSilentPrimaryIsLeftForOneThatTakesWrites(t *testing.T) {
 				ctr, all := openHosts(t, hosts.Primary, tt.primary, tt.second)
 				time.Sleep(time.Second)
 				ctr.hostSet.TakesWrites(0, -1, ctr.clock.Now(), ctr.clock.Now())
-				l, _ := ctr.dialSide(t.Context(), ctr.hosts[0]) // so that it is known how long that takes
+				l, _ := ctr.dialSide(t.Context(), ctr.hosts()[0]) // so that it is known how long that takes
 				l.close()
 				time.Sleep(time.Second)
 				waiting, idle, elsewhere := addThread(ctr, 0, 7), addThread(ctr, 0, 8), addThread(ctr, 1, 7)
 				start := time.Now()
-				ctr.checkSilence(ctr.hosts[0])
+				ctr.checkSilence(ctr.hosts()[0])
 				if took := time.Since(start); took > 3*silentLimit || tt.left && took > silentLimit {
 					t.Errorf("it took %s", took)
 				}
@@ -70,7 +70,7 @@ func TestSilentPrimaryIsLeftForOneThatTakesWrites(t *testing.T) {
 				if tt.left {
 					want = 1
 				}
-				if primary, _ := ctr.hostSet.Primary(); primary != want || ctr.hosts[0].generation.Load() != uint64(want) {
+				if primary, _ := ctr.hostSet.Primary(); primary != want || ctr.hosts()[0].generation.Load() != uint64(want) {
 					t.Errorf("host %d is the primary, want %d, and the connections to the other retired", primary, want)
 				}
 				if n := all[0].OpenConns() + all[1].OpenConns(); n != 0 {
@@ -101,8 +101,8 @@ func TestSilentHostIsLeftForOneThatServesInItsPlace(t *testing.T) {
 			ctr, _ := openHosts(t, tt.target, silentHost, tt.other)
 			ctr.Cfg.HasPrimary = tt.hasPrimary
 			waiting := addThread(ctr, 0, 7)
-			ctr.checkSilence(ctr.hosts[0])
-			if left := waiting.AbortErr.Load() != nil; left != tt.left || ctr.hosts[0].generation.Load() > 0 != tt.left {
+			ctr.checkSilence(ctr.hosts()[0])
+			if left := waiting.AbortErr.Load() != nil; left != tt.left || ctr.hosts()[0].generation.Load() > 0 != tt.left {
 				t.Errorf("%+v: left: %v", tt, left)
 			}
 			if waits, _ := ctr.isLeft(0); tt.left && !waits {
@@ -134,7 +134,7 @@ func TestLoginThatWasAnsweredIsNotBrokenOff(t *testing.T) {
 			ctr.Cfg.ConnectTimeout = time.Minute
 			ctr.hostSet.TakesWrites(0, -1, 1, 1)
 			addThread(ctr, 0, 7)
-			ctr.checkSilence(ctr.hosts[0])
+			ctr.checkSilence(ctr.hosts()[0])
 			time.Sleep(20 * time.Second)
 			if len(ended) == 0 {
 				t.Error("no login has ended")

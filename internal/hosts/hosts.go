@@ -45,15 +45,38 @@ type Set struct {
 type host struct {
 	silentSince  time.Duration // -1: it has answered
 	leftOutUntil time.Duration
+	isGone       bool // it is not to be tried
 }
 
 // New returns a Set of n hosts, of which nothing is known.
 func New(n int, target Target) *Set {
-	s := &Set{target: target, hosts: make([]host, n), primary: -1, demoted: -1, changedAt: -1, changed: make(chan struct{})}
-	for i := range s.hosts {
-		s.hosts[i].silentSince = -1
+	s := &Set{target: target, primary: -1, demoted: -1, changedAt: -1, changed: make(chan struct{})}
+	for range n {
+		s.Add()
 	}
 	return s
+}
+
+// Add adds a host, whose number is the next one.
+func (s *Set) Add() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hosts = append(s.hosts, host{silentSince: -1})
+}
+
+// Len is how many hosts may be tried.
+func (s *Set) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.places())
+}
+
+// SetGone notes that a host is not to be tried, as one that a name no longer leads to, or that it
+// is to be tried again.
+func (s *Set) SetGone(i int, isGone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hosts[i].isGone = isGone
 }
 
 // Order returns the hosts to try: first the primary, if that is wanted, then the others as
@@ -100,18 +123,26 @@ func (s *Set) split(now time.Duration) (order, left []int) {
 
 // places are all hosts in the order of their preference. s.mu is held.
 func (s *Set) places() []int {
-	all := make([]int, len(s.hosts))
-	for i := range all {
-		all[i] = i
+	var all []int
+	for i, h := range s.hosts {
+		if !h.isGone {
+			all = append(all, i)
+		}
 	}
-	switch {
-	case s.target != Primary:
-		return rand.Perm(len(all))
-	case s.primary > 0:
-		return append([]int{s.primary}, slices.Delete(all, s.primary, s.primary+1)...)
-	case s.primary < 0 && s.demoted >= 0:
-		return append(slices.Delete(all, s.demoted, s.demoted+1), s.demoted)
+	if s.target != Primary {
+		rand.Shuffle(len(all), func(a, b int) { all[a], all[b] = all[b], all[a] })
+		return all
 	}
+	rank := func(i int) int {
+		switch {
+		case i == s.primary:
+			return -1
+		case i == s.demoted && s.primary < 0:
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(all, func(a, b int) int { return rank(a) - rank(b) })
 	return all
 }
 
@@ -156,7 +187,7 @@ func (s *Set) Silent(i int, now time.Duration) {
 func (s *Set) Answered(i int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.hosts[i] = host{silentSince: -1}
+	s.hosts[i].silentSince, s.hosts[i].leftOutUntil = -1, 0
 }
 
 // TakesWrites notes that a host has said so, in answer to a question that was sent at asked,

@@ -33,17 +33,28 @@ var keepAliveConfig = net.KeepAliveConfig{
 }
 
 // dialNetwork is livepool's own dialer.
-var dialNetwork DialFunc = (&net.Dialer{
+var dialNetwork DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	if at, ok := ctx.Value(AddressKey{}).(string); ok {
+		addr = at
+	}
+	return dialer.DialContext(ctx, network, addr)
+}
+
+var dialer = net.Dialer{
 	KeepAliveConfig: keepAliveConfig,
 	Control: func(network, _ string, c syscall.RawConn) error {
 		_ = setUserTimeout(network, c, UserTimeout) // where the kernel has no such option, keep-alive remains
 		return nil
 	},
-}).DialContext
+}
 
 // ContextKey is the context key of an *atomic.Pointer[Conn], in which a dial stores the
 // Conn that it makes.
 type ContextKey struct{}
+
+// AddressKey is the context key of the address that livepool's own dialer dials, in place of the
+// name that leads to it.
+type AddressKey struct{}
 
 // WrapDialer returns dial (livepool's own dialer for nil) with each connection wrapped
 // in a *Conn, which it also stores under ContextKey. A TCP connection gets livepool's

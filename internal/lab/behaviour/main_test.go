@@ -3,7 +3,11 @@ package behaviour_test
 import (
 	"testing"
 
+	"github.com/livepool/livepool/internal/lab/dns"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	dns.Default.Use()
+	goleak.VerifyTestMain(m)
+}

@@ -963,7 +963,7 @@ var mutants = []mutant{
 
 	// Several hosts: connections, and who is told.
 	{"a single host is asked for its role, though nothing is wanted of it",
-		"internal/connector/host.go", "if len(addrs) > 1 || ctr.Cfg.Target != hosts.Primary {", "if len(addrs) > 0 || ctr.Cfg.Target != hosts.Primary {",
+		"internal/connector/host.go", "if len(ctr.Cfg.Addrs) > 0 || ctr.Cfg.Target != hosts.Primary {", "if len(addrs) > 0 || ctr.Cfg.Target != hosts.Primary {",
 		"TestPoolConnectsToAHostOfTheRole"},
 	{"a host is used whatever its role",
 		"internal/connector/hostlogin.go", "err == nil && !isRight(takesWrites) {", "err == nil && !isRight(takesWrites) && bounded == nil {",

@@ -1,0 +1,102 @@
+package behaviour_test
+
+// One name that leads to several servers, as that of a headless Service of Kubernetes does.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/livepool/livepool/internal/lab/dns"
+	"github.com/livepool/livepool/internal/lab/server"
+)
+
+// named gives a name to these addresses, which are then to be had by their number at one port of
+// 127.0.0.2 and so on. It returns the name with its port.
+func named(t *testing.T, addrs ...string) string {
+	t.Helper()
+	for {
+		listeners, err := listenAlike(len(addrs))
+		if err != nil {
+			continue // the port is in use at one of the addresses
+		}
+		name, port := fmt.Sprintf("db%d.test", listeners[0].Addr().(*net.TCPAddr).Port), listeners[0].Addr().(*net.TCPAddr).Port
+		var ips []string
+		for i, l := range listeners {
+			forward(t, l, addrs[i])
+			ips = append(ips, l.Addr().(*net.TCPAddr).IP.String())
+		}
+		dns.Default.Set(name, ips...)
+		return fmt.Sprintf("%s:%d", name, port)
+	}
+}
+
+func listenAlike(n int) (all []net.Listener, err error) {
+	port := 0
+	for i := range n {
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.%d:%d", i+2, port))
+		if err != nil {
+			for _, l := range all {
+				l.Close()
+			}
+			return nil, err
+		}
+		all, port = append(all, l), l.Addr().(*net.TCPAddr).Port
+	}
+	return all, nil
+}
+
+// forward passes on what comes to l.
+func forward(t *testing.T, l net.Listener, to string) {
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			upstream, err := net.Dial("tcp4", to)
+			if err != nil {
+				client.(*net.TCPConn).SetLinger(0)
+				client.Close()
+				continue
+			}
+			pass := func(from, to net.Conn) {
+				if _, err := io.Copy(to, from); err != nil && !errors.Is(err, io.EOF) {
+					to.(*net.TCPConn).SetLinger(0)
+				}
+				to.Close()
+				from.Close()
+			}
+			all.Go(func() { pass(client, upstream) })
+			all.Go(func() { pass(upstream, client) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); all.Wait() })
+}
+
+// The servers behind a name are told apart: a failover among them is as one among several hosts.
+func TestUnitsSurviveAFailoverBehindOneName(t *testing.T) {
+	for _, kind := range []server.Kind{server.MariaDB, server.MySQL} {
+		for _, f := range failovers {
+			t.Run(fmt.Sprintf("%s/%s", kind, f.name), func(t *testing.T) {
+				t.Parallel()
+				h := hostPairOf(t, kind, "")
+				h.pool.Close()
+				var addrs []string
+				for _, s := range h.Servers() {
+					addrs = append(addrs, h.via[s].Addr())
+				}
+				h.pool, h.log = openLogged(t, h.Primary().AppDSN(named(t, addrs[1], addrs[0])), "pool_target=primary&pool_timeout=1m&pool_max_elapsed=1m")
+				h.survives(f)
+				if lines := h.log.LinesWith("two hosts take writes"); len(lines) > 0 {
+					t.Error(strings.Join(lines, "\n"))
+				}
+			})
+		}
+	}
+}
