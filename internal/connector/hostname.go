@@ -18,9 +18,9 @@ import (
 const (
 	// lookUpEvery is the time between two lookups of a name, at least.
 	lookUpEvery = time.Second
-	// firstLookUp is how long a connection waits for the first lookup. Later ones go on beside
-	// the connections, for which what is known will do.
-	firstLookUp = 250 * time.Millisecond
+	// lookUpLimit is how long a lookup may delay connections. It goes on beside them then, for
+	// which what is known will do.
+	lookUpLimit = 250 * time.Millisecond
 	// goneAfter is for how long an address is tried that its name no longer has: a DNS server
 	// may give another part of them each time.
 	goneAfter = time.Minute
@@ -38,11 +38,11 @@ type dnsName struct {
 	name, port string
 	wants      func(netip.Addr) bool // what the network can have, as tcp4
 	host       *host
-	first      chan struct{} // closed when the first lookup has ended
 
-	isAsked   bool // a lookup is under way
-	askedAt   time.Duration
-	addresses map[string]*hostAddress
+	isAsked   bool                    // a lookup is under way
+	askedAt   time.Duration           // when the last lookup began
+	answered  chan struct{}           // closed when that has ended
+	addresses map[string]*hostAddress // nil: there is one, and the dialer resolves the name
 }
 
 type hostAddress struct {
@@ -58,34 +58,36 @@ func (n *names) init(network string, all []*host, addrs []string) {
 	for i, addr := range addrs {
 		name, port, err := net.SplitHostPort(addr)
 		if _, literal := netip.ParseAddr(name); isTCP && err == nil && literal != nil {
-			n.all = append(n.all, &dnsName{name: name, port: port, wants: wants, host: all[i], first: make(chan struct{}), askedAt: -lookUpEvery})
+			n.all = append(n.all, &dnsName{name: name, port: port, wants: wants, host: all[i], askedAt: -lookUpEvery})
 		}
 	}
 }
 
-// resolveNames has the names looked up again, and waits for the first time only.
+// resolveNames has the names looked up, all at the same time, and waits until lookUpLimit.
 func (ctr *Connector) resolveNames(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, firstLookUp)
-	defer cancel()
 	for _, n := range ctr.names.all {
 		ctr.lookUp(n)
 	}
 	for _, n := range ctr.names.all {
-		clock.Wait(ctx, n.first, clock.Never)
+		answered, askedAt := ctr.lookUp(n)
+		clock.Wait(ctx, answered, askedAt+lookUpLimit-ctr.clock.Now())
 	}
 }
 
-// lookUp begins a lookup, unless there was one a moment ago.
-func (ctr *Connector) lookUp(n *dnsName) {
+// lookUp begins a lookup, unless one is under way or was a moment ago. It returns when the last
+// one began, and what is closed when that has ended.
+func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, askedAt time.Duration) {
 	ctr.names.mu.Lock()
 	defer ctr.names.mu.Unlock()
 	now := ctr.clock.Now()
 	if n.isAsked || now-n.askedAt < lookUpEvery {
-		return
+		return n.answered, n.askedAt
 	}
-	isFirst := n.askedAt < 0
 	n.isAsked, n.askedAt = true, now
+	done := make(chan struct{})
+	n.answered = done
 	ctr.spawn(func() {
+		defer close(done)
 		ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 		defer cancel()
 		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", n.name)
@@ -94,10 +96,8 @@ func (ctr *Connector) lookUp(n *dnsName) {
 		if n.isAsked = false; err == nil { // what is known remains true otherwise
 			ctr.noteAddresses(n, ips)
 		}
-		if isFirst {
-			close(n.first)
-		}
 	})
+	return done, now
 }
 
 // noteAddresses has the addresses of a name take its place, once there are several.

@@ -14,8 +14,9 @@ import (
 // Server is a DNS server, whose zero value has no names. Use makes it that of the
 // process.
 type Server struct {
-	mu  sync.Mutex
-	ips map[string][]netip.Addr
+	mu    sync.Mutex
+	ips   map[string][]netip.Addr
+	hangs bool
 }
 
 // Default is that of the packages whose TestMain calls its Use.
@@ -32,6 +33,13 @@ func (s *Server) Set(name string, ips ...string) {
 	for _, ip := range ips {
 		s.ips[name] = append(s.ips[name], netip.MustParseAddr(ip))
 	}
+}
+
+// Hang has it say nothing to what it is asked from now on.
+func (s *Server) Hang(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hangs = on
 }
 
 // Use has all names of the process looked up here, but for those in /etc/hosts. Call it before
@@ -59,6 +67,9 @@ func (s *Server) serve(c net.Conn) {
 			return
 		}
 		reply := s.reply(question)
+		if reply == nil {
+			continue
+		}
 		if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...)); err != nil {
 			return
 		}
@@ -72,7 +83,7 @@ const (
 	noName    = 3 // NXDOMAIN
 )
 
-// reply is the reply to a question (RFC 1035, 4.1).
+// reply is the reply to a question (RFC 1035, 4.1), nil for none.
 func (s *Server) reply(question []byte) []byte {
 	var labels []string
 	at := dnsHeader
@@ -85,6 +96,9 @@ func (s *Server) reply(question []byte) []byte {
 	asked := question[dnsHeader : at+5]
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.hangs {
+		return nil
+	}
 	ips := s.ips[strings.Join(labels, ".")]
 	var answers []byte
 	count := 0
