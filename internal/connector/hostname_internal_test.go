@@ -3,8 +3,10 @@ package connector
 import (
 	"context"
 	"database/sql/driver"
+	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -25,6 +27,9 @@ func (s byAddress) Driver() driver.Driver { return nil }
 
 func (s byAddress) Connect(ctx context.Context) (driver.Conn, error) {
 	at, _ := ctx.Value(wire.AddressKey{}).(string)
+	if s[at] == nil {
+		panic("nothing is to be at address " + at)
+	}
 	return s[at].Connect(ctx)
 }
 
@@ -96,6 +101,8 @@ func TestEachAddressOfANameIsAHost(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctr, all := openName(t, tt.target, tt.behind, tt.listed...)
+				log := &strings.Builder{}
+				ctr.Cfg.Log = slog.New(slog.NewTextHandler(log, nil))
 				used := map[string]bool{}
 				for i := range 40 {
 					at, took := loginTo(t, ctr)
@@ -107,6 +114,9 @@ func TestEachAddressOfANameIsAHost(t *testing.T) {
 					t.Errorf("connected to %q, want each of %q", got, tt.want)
 				}
 				synctest.Wait()
+				if strings.Contains(log.String(), "panic") {
+					t.Error(log)
+				}
 				for at, h := range all {
 					if n := h.OpenConns(); n != 0 {
 						t.Errorf("%d connections to %q are left open", n, at)
@@ -117,12 +127,37 @@ func TestEachAddressOfANameIsAHost(t *testing.T) {
 	}
 }
 
+func TestAddressesAreOfOneFamily(t *testing.T) {
+	for _, tt := range []struct{ listed, want string }{
+		{"10.0.0.1", "10.0.0.1"},
+		{"10.0.0.1 fd00::1", "10.0.0.1"},
+		{"fd00::1 10.0.0.1", "fd00::1"},
+		{"fd00::1 10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
+		{"fd00::1 fd00::2 10.0.0.1 10.0.0.2", "fd00::1 fd00::2"},
+		{"::ffff:10.0.0.1 10.0.0.2", "::ffff:10.0.0.1 10.0.0.2"},
+		{"", ""},
+	} {
+		var ips, got = []netip.Addr{}, []string{}
+		for _, ip := range strings.Fields(tt.listed) {
+			ips = append(ips, netip.MustParseAddr(ip))
+		}
+		for _, ip := range ofOneFamily(ips) {
+			got = append(got, ip.String())
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("of %q: %q, want %q", tt.listed, got, tt.want)
+		}
+	}
+}
+
 // What a name leads to is looked up again, without a restart: a new address is used by the next
 // connection, and one that the name has lost is left after a while.
 func TestAddressesOfANameThatChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 		ctr, all := openName(t, hosts.Primary, map[string]fakeHost{"": writable, a: writable, b: readOnly, c: readOnly}, a)
+		var told strings.Builder
+		ctr.Cfg.Log = slog.New(slog.NewTextHandler(&told, nil))
 		expect := func(ip string) {
 			t.Helper()
 			time.Sleep(time.Second)
@@ -136,7 +171,9 @@ func TestAddressesOfANameThatChange(t *testing.T) {
 		}
 		expect("")
 		dns.Default.Set("db.test", a, b) // as a Service that grows
-		expect(a)
+		if expect(a); told.Len() > 0 {
+			t.Errorf("told:\n%s", &told)
+		}
 		all[a+":3306"].ReadOnly.Store(true)
 		all[c+":3306"].ReadOnly.Store(false)
 		dns.Default.Set("db.test", b, c)
@@ -150,9 +187,73 @@ func TestAddressesOfANameThatChange(t *testing.T) {
 		}
 		dns.Default.Set("db.test", c)
 		expect(c)
-		dns.Default.Set("db.test") // the DNS server knows nothing for a moment
-		expect(c)
+		dns.Default.Set("db.test") // the DNS server knows nothing for a while
+		for range 3 {
+			expect(c)
+			time.Sleep(goneAfter)
+		}
 	})
+}
+
+// A DNS server may give another part of a name's addresses each time: the pool does not go from one
+// to the other.
+func TestAddressIsKeptForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const a, b, c, d = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
+		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{a: writable, b: readOnly, c: readOnly, d: writable}, a, b)
+		for i := range 20 {
+			dns.Default.Set("db.test", [][]string{{a, b}, {c, d}}[i%2]...)
+			if at, _ := loginTo(t, ctr); at != a+":3306" {
+				t.Fatalf("connected to %s", at)
+			}
+			time.Sleep(2 * time.Second)
+		}
+	})
+}
+
+func TestNamesAreLookedUpOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"": writable}, "10.0.0.1")
+		asked := dns.Default.Asked.Load()
+		for range 35 {
+			loginTo(t, ctr)
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := dns.Default.Asked.Load() - asked; n != 4 {
+			t.Errorf("looked up %d times in 3.5 s, want 4", n)
+		}
+	})
+}
+
+// What livepool's dialer does not dial is not looked up either.
+func TestOnlyNamesThatLivepoolDialsAreLookedUp(t *testing.T) {
+	dns.Default.Set("db.test", "10.0.0.1", "10.0.0.2")
+	defer dns.Default.Set("db.test")
+	for _, tt := range []struct {
+		network, addr string
+		dial          func(context.Context, string, string) (net.Conn, error)
+		names         int
+	}{
+		{"", "db.test:3306", nil, 1},
+		{"tcp", "db.test:3306", nil, 1},
+		{"tcp6", "db.test:3306", nil, 1},
+		{"tcp", "db.test:3306", (&net.Dialer{}).DialContext, 0},
+		{"tcp", "10.0.0.1:3306", nil, 0},
+		{"tcp", "[fe80::1%eth0]:3306", nil, 0},
+		{"unix", "/run/mysqld.sock", nil, 0},
+	} {
+		cfg := defaults()
+		cfg.MySQL = &mysql.Config{User: "app", Net: tt.network, DialFunc: tt.dial}
+		cfg.Addrs = []string{tt.addr}
+		ctr, err := New(nil, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(ctr.names.all); n != tt.names {
+			t.Errorf("%s(%s), with a dialer: %v: %d names, want %d", tt.network, tt.addr, tt.dial != nil, n, tt.names)
+		}
+		ctr.Close()
+	}
 }
 
 // A name that leads elsewhere, while nobody has connected for long, leads there at once.

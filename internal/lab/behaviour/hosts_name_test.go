@@ -92,6 +92,9 @@ func TestUnitsSurviveAFailoverBehindOneName(t *testing.T) {
 					addrs = append(addrs, h.via[s].Addr())
 				}
 				h.pool, h.log = openLogged(t, h.Primary().AppDSN(named(t, addrs[1], addrs[0])), "pool_target=primary&pool_timeout=1m&pool_max_elapsed=1m")
+				if port := portOf(t, h.pool); !isAt(h.Primary(), port) {
+					t.Fatalf("the pool is at port %s", port)
+				}
 				h.survives(f)
 				if lines := h.log.LinesWith("two hosts take writes"); len(lines) > 0 {
 					t.Error(strings.Join(lines, "\n"))

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/labtest"
 	"github.com/livepool/livepool/internal/lab/proxy"
@@ -307,10 +308,14 @@ func TestCertificatesOfSeveralHosts(t *testing.T) {
 	t.Parallel()
 	s := servertest.RunOptions(t, server.MariaDB, server.Options{TLS: true})
 	_, port, _ := net.SplitHostPort(s.Addr())
-	p := openWith(t, s.AppDSN(s.Addr()+",localhost:"+port+",other.example:"+port), func(c *livepool.Config) {
+	certs := s.TLSConfig()
+	certs.ServerName = "" // the driver sets it to the name of the first host
+	if err := mysql.RegisterTLSConfig("of several hosts", certs); err != nil {
+		t.Fatal(err)
+	}
+	defer mysql.DeregisterTLSConfig("of several hosts")
+	p := openWith(t, s.AppDSN("other.example:"+port+","+s.Addr()+",localhost:"+port)+"?tls=of+several+hosts", func(c *livepool.Config) {
 		c.Target = livepool.TargetAny
-		c.MySQL.TLS = s.TLSConfig()
-		c.MySQL.TLS.ServerName = "" // the driver sets it to the name of the host
 		c.MySQL.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, s.Addr())
 		}

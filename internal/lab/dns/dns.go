@@ -9,11 +9,14 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // Server is a DNS server, whose zero value has no names. Use makes it that of the
 // process.
 type Server struct {
+	Asked atomic.Int64 // how often it was asked for addresses of IPv4
+
 	mu    sync.Mutex
 	ips   map[string][]netip.Addr
 	hangs bool
@@ -94,6 +97,9 @@ func (s *Server) reply(question []byte) []byte {
 	}
 	kind := binary.BigEndian.Uint16(question[at+1:])
 	asked := question[dnsHeader : at+5]
+	if kind == typeA {
+		s.Asked.Add(1)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.hangs {
