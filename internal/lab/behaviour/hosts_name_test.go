@@ -3,6 +3,7 @@ package behaviour_test
 // One name that leads to several servers, as that of a headless Service of Kubernetes does.
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,11 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/dns"
+	"github.com/livepool/livepool/internal/lab/labtest"
 	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // named gives a name to these addresses, which are then to be had by their number at one port of
@@ -101,5 +105,37 @@ func TestUnitsSurviveAFailoverBehindOneName(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// One address that leads to a server that takes no writes, as a balancer's or an endpoint's may
+// after a failover: with pool_target in the DSN no unit meets that server.
+func TestSingleHostIsAskedForItsRole(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []server.Kind{server.MariaDB, server.MySQL} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			pair := servertest.RunPair(t, kind)
+			if err := errors.Join(pair.Primary().Exec("CREATE TABLE test.t (v INT)"), pair.CatchUp(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			via := proxyTo(t, pair.Replica())
+			p, log := openLogged(t, pair.Primary().AppDSN(via.Addr()), "pool_target=primary&pool_timeout=1m&pool_max_elapsed=1m")
+			runs, done := 0, make(chan error, 1)
+			go func() {
+				done <- p.WithSession(context.Background(), func(ctx context.Context, s *livepool.Session) error {
+					runs++
+					return labtest.Insert(1)(ctx, s)
+				})
+			}()
+			labtest.Eventually(t, "it is told that the host takes no writes", func() bool { return len(log.LinesWith("none of the hosts takes writes")) > 0 })
+			via.SetUpstream(pair.Primary().Addr())
+			if err := <-done; err != nil || runs != 1 {
+				t.Errorf("%d runs: %v", runs, err)
+			}
+			if n := count(t, pair.Primary(), "t"); n != 1 {
+				t.Errorf("%d rows", n)
+			}
+		})
 	}
 }
