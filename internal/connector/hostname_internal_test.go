@@ -138,7 +138,7 @@ func TestAddressesAreOfOneFamily(t *testing.T) {
 		{"", ""},
 	} {
 		var ips, got = []netip.Addr{}, []string{}
-		for _, ip := range strings.FieldsSeq(tt.listed) {
+		for ip := range strings.FieldsSeq(tt.listed) {
 			ips = append(ips, netip.MustParseAddr(ip))
 		}
 		for _, ip := range ofOneFamily(ips) {
