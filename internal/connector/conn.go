@@ -48,6 +48,9 @@ type conn struct {
 	requestStarted time.Duration
 	// dead: it must not be used again; it is closed when it is returned.
 	dead bool
+	// failedEnd is why the end of its transaction failed, which may still be open: nothing
+	// more is sent, or it would belong to that. nil for none.
+	failedEnd error
 	// dirty: session state was left on it that the next user must not see; it is closed
 	// when it is returned.
 	dirty bool

@@ -24,6 +24,7 @@ type exclusiveDB struct {
 	opDelay                func(call string) time.Duration            // how long a call takes
 	onPing                 func(ctx context.Context) error            // in place of that
 	onExec                 func(c *exclusiveConn, query string) error // what a statement says
+	refusesEnd             bool                                       // of a transaction
 }
 
 type exclusiveConn struct {
@@ -66,9 +67,17 @@ func (c *exclusiveConn) end() { c.busy.Add(-1) }
 
 func (c *exclusiveConn) Close() error              { c.closed.Store(true); return nil }
 func (c *exclusiveConn) Begin() (driver.Tx, error) { c.begin("BEGIN"); c.end(); return c, nil }
-func (c *exclusiveConn) Commit() error             { c.begin("COMMIT"); c.end(); return nil }
-func (c *exclusiveConn) Rollback() error           { c.begin("ROLLBACK"); c.end(); return nil }
-func (c *exclusiveConn) IsValid() bool             { return !c.closed.Load() }
+func (c *exclusiveConn) Commit() error             { return c.endTx("COMMIT") }
+func (c *exclusiveConn) Rollback() error           { return c.endTx("ROLLBACK") }
+func (c *exclusiveConn) endTx(how string) error {
+	c.begin(how)
+	defer c.end()
+	if c.db.refusesEnd {
+		return &mysql.MySQLError{Number: 1047, Message: "WSREP has not yet prepared node for application use"}
+	}
+	return nil
+}
+func (c *exclusiveConn) IsValid() bool { return !c.closed.Load() }
 func (c *exclusiveConn) ResetSession(context.Context) error {
 	c.begin("")
 	c.end()
@@ -512,6 +521,41 @@ func TestCommitOfATransactionThatLostItsConnectionSaysWhy(t *testing.T) {
 		_, _ = tx.Exec("INSERT") // swallowed
 		if err := tx.Commit(); !errors.Is(err, ErrPoisoned) || mysqlerr.Number(err) != 1153 {
 			t.Errorf("kept alive %v: %v", isKeptAlive, err)
+		}
+	}
+}
+
+// COMMIT or ROLLBACK has failed, or was given up beside a ping without an answer: the transaction
+// may still be open, and what is sent after it would be committed or lost with it.
+func TestNothingIsSentIntoATransactionWhoseEndFailed(t *testing.T) {
+	for name, end := range map[string]func(*sql.Tx) error{"commit": (*sql.Tx).Commit, "rollback": (*sql.Tx).Rollback} {
+		for _, isRefused := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				l, answer, c, tx, p := pingUnderWay(t, true)
+				l.refusesEnd = isRefused
+				if isRefused { // the ping is answered, and the end is not taken
+					answer <- nil
+				}
+				err := end(tx)
+				if err == nil || errors.Is(err, driver.ErrBadConn) {
+					t.Errorf("%s, refused: %v: %v", name, isRefused, err)
+				}
+				close(answer)
+				synctest.Wait()
+				sent := l.calls.Load()
+				if _, err := c.ExecContext(t.Context(), "INSERT"); !errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "may still be open") {
+					t.Errorf("%s, refused: %v: then a statement: %v", name, isRefused, err)
+				}
+				if _, err := c.BeginTx(t.Context(), nil); !errors.Is(err, sql.ErrConnDone) {
+					t.Errorf("%s, refused: %v: the connection is still in use: %v", name, isRefused, err)
+				}
+				if n := l.calls.Load() - sent; n != 0 || l.overlaps.Load() != 0 {
+					t.Errorf("%s, refused: %v: %d calls, %d overlaps", name, isRefused, n, l.overlaps.Load())
+				}
+				if n := p.DB.Stats().OpenConnections; n != 0 {
+					t.Errorf("%d connections are kept", n)
+				}
+			})
 		}
 	}
 }

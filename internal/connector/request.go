@@ -17,6 +17,9 @@ import (
 // beginRequest comes before anything that is sent. It returns how many bytes had been
 // written by then: after a failure that shows whether anything was sent.
 func (c *conn) beginRequest(ctx context.Context, query string, effects sqltext.Effects) (mark uint64, err error) {
+	if c.failedEnd != nil {
+		return 0, c.hideBadConn(&failedEndError{c.addr(), c.threadID(), c.failedEnd})
+	}
 	if c.ctr.keepParkedAlive {
 		if err := c.resume(ctx, query); err != nil {
 			return 0, err

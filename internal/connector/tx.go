@@ -76,6 +76,21 @@ func (e *notCommittedError) Error() string {
 }
 func (e *notCommittedError) Unwrap() error { return e.cause }
 
+// failedEndError refuses what comes after a COMMIT or ROLLBACK that failed. On it database/sql
+// closes a sql.Conn.
+type failedEndError struct {
+	addr     string
+	threadID uint32
+	cause    error
+}
+
+func (e *failedEndError) Error() string {
+	return fmt.Sprintf("livepool: connection %d to %s is not used any more: the end of its last transaction failed, "+
+		"which may still be open there; nothing was sent: %v", e.threadID, e.addr, e.cause)
+}
+func (e *failedEndError) Is(target error) bool { return target == driver.ErrBadConn }
+func (e *failedEndError) Unwrap() error        { return e.cause }
+
 // tx wraps the open transaction of a connection, which has one at a time. It is part of
 // its conn, so that it costs no allocation.
 type tx struct {
@@ -182,6 +197,7 @@ func (t *tx) Commit() error {
 func (t *tx) commit() error {
 	c := t.c
 	if err := c.resumeBounded(); err != nil {
+		c.failedEnd = err
 		return &notCommittedError{c.addr(), c.threadID(), err}
 	}
 	if unit := c.transaction.unit; unit != nil && !unit.CommitState.CompareAndSwap(CommitAllowed, commitStarted) {
@@ -194,7 +210,7 @@ func (t *tx) commit() error {
 		return &poisonedError{"commit refused", c.transaction.poison, c.transaction.recoverable}
 	}
 	if err := c.checkBeforeCommit(); err != nil {
-		c.dead = true
+		c.dead, c.failedEnd = true, err
 		c.abandon()
 		if c.isBroken() {
 			c.reportLoss(err)
@@ -215,7 +231,7 @@ func (t *tx) commit() error {
 		}
 		return nil
 	}
-	c.dead = true // whatever is left of the transaction ends with the connection
+	c.dead, c.failedEnd = true, err // whatever is left of the transaction ends with the connection
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
 	switch {
 	case c.wire == nil && errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark: // ErrBadConn is no proof: TLS says that nothing was written where all was
@@ -258,6 +274,7 @@ func (c *conn) checkBeforeCommit() error {
 func (t *tx) Rollback() error {
 	defer t.c.endTx()
 	if err := t.c.resumeBounded(); err != nil {
+		t.c.failedEnd = err
 		return t.c.hideBadConn(err) // the server rolls back when the connection is closed
 	}
 	return t.c.hideBadConn(t.rollback())
@@ -273,7 +290,7 @@ func (t *tx) rollback() error {
 		c.touch()
 		return nil
 	}
-	c.dead = true
+	c.dead, c.failedEnd = true, err
 	_ = c.handleFailure(context.Background(), err, "ROLLBACK", mark, statementRequest)
 	return err
 }

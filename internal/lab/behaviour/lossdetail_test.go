@@ -98,3 +98,44 @@ func TestReadTimeoutIsNamedAndNotMetAgainAndAgain(t *testing.T) {
 		}
 	})
 }
+
+// A COMMIT that was given up, since the server answers nothing, is told as one that did not
+// happen: then what follows on the connection must not commit it either.
+func TestCommitThatWasGivenUpIsNotMadeUpFor(t *testing.T) {
+	t.Parallel()
+	servertest.Each(t, func(t *testing.T, s *server.Server) {
+		withTable(t, s)
+		p := open(t, s.DSN(), "pool_keepalive=1s&pool_commit_timeout=1s&pool_stall_after=0&pool_kill_abandoned=false")
+		c, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		tx, err := c.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec("INSERT INTO t (v) VALUES (1)"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Resume() })
+		labtest.Eventually(t, "a ping is under way", func() bool { return p.Stats().KeptAlive > 0 })
+		if err := tx.Commit(); err == nil || errors.Is(err, livepool.ErrCommitUnknown) {
+			t.Fatalf("commit: %v", err)
+		}
+		if err := s.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		_, insert := c.ExecContext(t.Context(), "INSERT INTO t (v) VALUES (2)")
+		if tx, err := c.BeginTx(t.Context(), nil); err == nil {
+			_ = tx.Commit()
+		}
+		c.Close()
+		if n := count(t, s, "t WHERE v = 1"); n != 0 || insert == nil {
+			t.Errorf("%d rows of the transaction that was not committed; then a statement: %v", n, insert)
+		}
+	})
+}

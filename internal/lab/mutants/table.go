@@ -177,6 +177,12 @@ var mutants = []mutant{
 	{"nor is one whose owner has given up its ping",
 		"internal/connector/parked.go", "case !c.dead: // see parkNow", "default:",
 		"TestDeadConnectionIsNotParked"},
+	{"what follows a COMMIT that was given up is sent into its transaction",
+		"internal/connector/request.go", "if c.failedEnd != nil {", "if false {",
+		"TestNothingIsSentIntoATransactionWhoseEndFailed"},
+	{"what follows a ROLLBACK that was given up is sent into its transaction",
+		"internal/connector/tx.go", "\t\tt.c.failedEnd = err\n", "",
+		"TestNothingIsSentIntoATransactionWhoseEndFailed"},
 	{"COMMIT on a dead connection does not say what ended the transaction",
 		"internal/connector/parked.go", "case !c.ctr.keepParkedAlive, c.state.Load() == inUse, c.state", "case !c.ctr.keepParkedAlive, c.state",
 		"TestCommitOfATransactionThatLostItsConnectionSaysWhy"},
@@ -567,7 +573,7 @@ var mutants = []mutant{
 
 	// What a connection leaves to the next.
 	{"a connection whose ROLLBACK failed stays in the pool",
-		"internal/connector/tx.go", "c.dead = true\n\t_ = c.handleFailure(context.Background(), err, \"ROLLBACK\"", `_ = c.handleFailure(context.Background(), err, "ROLLBACK"`,
+		"internal/connector/tx.go", "c.dead, c.failedEnd = true, err\n\t_ = c.handleFailure(context.Background(), err, \"ROLLBACK\"", `_ = c.handleFailure(context.Background(), err, "ROLLBACK"`,
 		"TestConnectionWhoseRollbackFailedIsClosed"},
 	{"a connection goes back with what a session has left on it",
 		"internal/connector/conn.go", "case c.dirty:", "case c.dirty && c.dead:",
