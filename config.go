@@ -152,8 +152,8 @@ type Config struct {
 	// if that is longer and this one is not set. An attempt that the server has
 	// accepted and not answered by then may go on for the pool.
 	ConnectTimeout time.Duration
-	// connectTimeoutGiven: a DSN said so, even if what it said is the default.
-	connectTimeoutGiven bool
+	// A DSN said so, even if what it said is the default.
+	connectTimeoutGiven, targetGiven bool
 	// ConnectLimit (pool_connect_limit) is how many connections are opened at a
 	// time, for all callers, default 16. After trouble it begins with two, and
 	// grows as long as they are opened quickly.
@@ -304,6 +304,9 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// asksRole says whether a host is asked for its role, also if it is the only one.
+func (c *Config) asksRole() bool { return c.targetGiven || len(c.Addrs) > 0 }
+
 // hosts are Addrs with their ports.
 func (c *Config) hosts() ([]string, error) {
 	my := c.MySQL
@@ -339,6 +342,7 @@ func (c *Config) settings() *connector.Settings {
 	return &connector.Settings{
 		MySQL:          c.MySQL,
 		Addrs:          c.Addrs,
+		AsksRole:       c.asksRole(),
 		Target:         hosts.Target(c.Target),
 		MaxLag:         c.MaxLag,
 		PoolSize:       c.PoolSize,

@@ -252,8 +252,8 @@ func FuzzParseDSN(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q, written as %q: %v", dsn, written, err)
 		}
-		read.MySQL, read.BackOff, cfg.MySQL, cfg.BackOff, read.Addrs, cfg.Addrs = nil, nil, nil, nil, nil, nil
-		read.connectTimeoutGiven = cfg.connectTimeoutGiven // as every setting is when it is written
+		read.MySQL, read.BackOff, cfg.MySQL, cfg.BackOff, cfg.Addrs = nil, nil, nil, nil, nil
+		read.connectTimeoutGiven, read.targetGiven = cfg.connectTimeoutGiven, cfg.targetGiven // as every setting is when it is written
 		if !reflect.DeepEqual(read, cfg) {
 			t.Errorf("%q, written as %q: got %+v, want %+v", dsn, written, read, cfg)
 		}

@@ -122,8 +122,6 @@ func TestDSNParameters(t *testing.T) {
 		{"pool_recycle_jitter=0.5", func(c *livepool.Config) any { return c.RecycleJitter }, 0.5},
 		{"pool_size=1", func(c *livepool.Config) any { return c.Target }, livepool.TargetPrimary},
 		{"pool_target=primary", func(c *livepool.Config) any { return c.Target }, livepool.TargetPrimary},
-		{"pool_target=primary", func(c *livepool.Config) any { return len(c.Addrs) }, 1}, // so that it is asked
-		{"pool_size=1", func(c *livepool.Config) any { return len(c.Addrs) }, 0},
 		{"pool_target=replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetReplica},
 		{"pool_target=Prefer-Replica", func(c *livepool.Config) any { return c.Target }, livepool.TargetPreferReplica},
 		{"pool_target=any", func(c *livepool.Config) any { return c.Target }, livepool.TargetAny},

@@ -28,16 +28,13 @@ func ParseDSN(dsn string) (*Config, error) {
 	}
 	cfg.MySQL, cfg.Addrs = my, addrs
 	given, err := params.Read(cfg, ours)
-	if given["pool_target"] && addrs == nil {
-		cfg.Addrs = []string{my.Addr} // which is asked for its role then
-	}
 	if err == nil {
 		err = cfg.validate()
 	}
 	if err != nil {
 		return nil, dsntext.HidePassword(dsn, err)
 	}
-	cfg.connectTimeoutGiven = given["pool_connect_timeout"]
+	cfg.connectTimeoutGiven, cfg.targetGiven = given["pool_connect_timeout"], given["pool_target"]
 	cfg.fitConnectTimeout()
 	return cfg, nil
 }

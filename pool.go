@@ -137,7 +137,7 @@ func openPool(c driver.Connector, cfg *Config) (*Pool, error) {
 	db.SetMaxIdleConns(cfg.PoolSize)
 	db.SetConnMaxIdleTime(cfg.IdleTimeout)
 	p := &Pool{DB: db, cfg: cfg, ctr: ctr, bypassed: map[string]bool{}}
-	if len(cfg.Addrs) > 0 && cfg.Target == TargetPrimary {
+	if cfg.asksRole() && cfg.Target == TargetPrimary {
 		p.replicas.cfg = given.clone()
 	}
 	ctr.Cfg.CheckContext, ctr.OnClose = p.checkContext, p.closeReplicas

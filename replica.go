@@ -60,11 +60,11 @@ func (p *Pool) unitsPool() *Pool { return cmp.Or(p.above, p) }
 
 // replicaPool returns it, nil where the pool has one host or is on replicas itself.
 func (p *Pool) replicaPool() *Pool {
+	cfg := p.replicas.cfg
+	if cfg == nil || !p.ctr.HasOtherHosts() {
+		return nil
+	}
 	p.replicas.once.Do(func() {
-		cfg := p.replicas.cfg
-		if cfg == nil {
-			return
-		}
 		cfg.Target, cfg.MinIdle = TargetReplica, 0
 		cfg.PoolTimeout = min(cfg.PoolTimeout, awaitToken) // there is the primary
 		r, err := OpenConfig(cfg)

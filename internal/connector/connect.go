@@ -198,9 +198,7 @@ func (o *connectAttempt) finish() {
 func (ctr *Connector) login(ctx context.Context, h *host, by driver.Connector, w *atomic.Pointer[wire.Conn]) (link, error) {
 	if ctr.ownDialer {
 		ctx = context.WithValue(ctx, wire.ContextKey{}, w)
-	}
-	if h.at != "" {
-		ctx = context.WithValue(ctx, wire.AddressKey{}, h.at)
+		ctx = context.WithValue(ctx, wire.AddressKey{}, h.at) // also if it is "": the hooks of another pool may be under way
 	}
 	generation, start := h.generation.Load(), ctr.clock.Now()
 	dc, err := ctr.connectWithCredentials(ctx, by)

@@ -21,18 +21,19 @@ import (
 
 // host is one address, and what belongs to it alone. The first six fields do not change.
 type host struct {
-	index      int
-	addr       string           // for errors and logs
-	at         string           // the address that is dialed, one of several of a name; "": the connectors' own
-	named      *host            // the host by whose name it was found; nil: it is listed
-	connector  driver.Connector // for the pool's connections
-	side       driver.Connector // for side connections, which may send several statements in one request
-	generation atomic.Uint64    // one more each time that all its connections are retired
-	reaper     proclist.Reaper
-	stalls     proclist.Stalls
-	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
-	isBehind   atomic.Bool  // it lagged, when it was last asked; checkLag
-	loginTakes atomic.Int64 // how long its logins take, 0 before the first, in ns; noteLogin
+	index        int
+	addr         string           // for errors and logs
+	at           string           // the address that is dialed, one of several of a name; "": the connectors' own
+	named        *host            // the host by whose name it was found; nil: it is listed
+	connector    driver.Connector // for the pool's connections
+	side         driver.Connector // for side connections, which may send several statements in one request
+	generation   atomic.Uint64    // one more each time that all its connections are retired
+	reaper       proclist.Reaper
+	stalls       proclist.Stalls
+	askAgainAt   atomic.Int64 // when it may be asked again whether it is there; checkSilence
+	isBehind     atomic.Bool  // it lagged, when it was last asked; checkLag
+	isLagWatched atomic.Bool  // startLagWatch
+	loginTakes   atomic.Int64 // how long its logins take, 0 before the first, in ns; noteLogin
 }
 
 // addrOf is the address of a connection, that of the pool where it has none.
@@ -77,7 +78,7 @@ func (ctr *Connector) makeHosts(my *mysql.Config, resolvesNames bool) error {
 		joined.Addr = strings.Join(addrs, ",")
 		ctr.addr = address(joined)
 	}
-	if len(ctr.Cfg.Addrs) > 0 || ctr.Cfg.Target != hosts.Primary {
+	if ctr.Cfg.AsksRole || ctr.Cfg.Target != hosts.Primary {
 		ctr.hostSet = hosts.New(len(addrs), ctr.Cfg.Target)
 		if resolvesNames {
 			ctr.names.init(cmp.Or(my.Net, "tcp"), all, addrs)
@@ -121,7 +122,7 @@ func (ctr *Connector) isLeft(index int) (left bool, changed <-chan struct{}) {
 		return true, nil
 	}
 	primary, changed := ctr.hostSet.Watch()
-	return primary >= 0 && primary != index, changed
+	return primary >= 0 && !ctr.hosts()[primary].isOf(ctr.hosts()[index]), changed
 }
 
 // followsPrimary says whether the pool looks for the host that takes writes.
@@ -180,7 +181,7 @@ func (ctr *Connector) noteHostWon(c *candidate, last int) bool {
 		return true
 	}
 	ctr.retire(ctr.hosts()[last])
-	if !ctr.Outage.IsDown() && c.host.named != ctr.hosts()[last] { // the end of an outage tells it; and a name has come to have several addresses
+	if !ctr.Outage.IsDown() && !c.host.isOf(ctr.hosts()[last]) { // the end of an outage tells it; and a name has come to have several addresses
 		ctr.Cfg.Log.Warn("livepool: another host takes writes, while the one that did cannot be reached; connections to that are replaced",
 			slog.String("addr", ctr.addr), slog.String("host", c.host.addr), slog.String("last", ctr.hosts()[last].addr))
 	}

@@ -56,9 +56,7 @@ func openHosts(t *testing.T, target hosts.Target, makeHosts ...fakeHost) (*Conne
 		cfg.Addrs = append(cfg.Addrs, string(rune('a'+i))+":3306")
 		all = append(all, makeHost())
 	}
-	if len(all) == 1 { // which is then used as it is
-		cfg.MySQL.Addr, cfg.Addrs = cfg.Addrs[0], nil
-	}
+	cfg.AsksRole = len(all) > 1
 	cfg.Wrap = fakedb.Wrap(all...)
 	ctr, err := New(nil, cfg)
 	if err != nil {

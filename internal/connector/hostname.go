@@ -18,8 +18,8 @@ import (
 const (
 	// lookUpEvery is the time between two lookups of a name, at least.
 	lookUpEvery = time.Second
-	// lookUpLimit is how long a lookup may delay connections. It goes on beside them then, for
-	// which what is known will do.
+	// lookUpLimit is how long a lookup may delay connections, if ConnectTimeout is not short. It
+	// goes on beside them then, for which what is known will do.
 	lookUpLimit = 250 * time.Millisecond
 	// goneAfter is for how long an address is tried that its name no longer has: a DNS server
 	// may give another part of them each time.
@@ -40,6 +40,7 @@ type dnsName struct {
 	host       *host
 
 	isAsked   bool                    // a lookup is under way
+	isKnown   bool                    // one has ended
 	askedAt   time.Duration           // when the last lookup began
 	answered  chan struct{}           // closed when that has ended
 	addresses map[string]*hostAddress // nil: there is one, and the dialer resolves the name
@@ -57,25 +58,30 @@ func (n *names) init(network string, all []*host, addrs []string) {
 	}[network]
 	for i, addr := range addrs {
 		name, port, err := net.SplitHostPort(addr)
-		if _, literal := netip.ParseAddr(name); isTCP && err == nil && literal != nil {
+		if err != nil {
+			name, port = addr, "3306"
+		}
+		if _, literal := netip.ParseAddr(name); isTCP && name != "" && literal != nil {
 			n.all = append(n.all, &dnsName{name: name, port: port, wants: wants, host: all[i], askedAt: -lookUpEvery})
 		}
 	}
 }
 
-// resolveNames has the names looked up, all at the same time, and waits until lookUpLimit.
+// resolveNames has the names looked up, all at the same time, and waits for those that have several
+// addresses, or may have. A name with one is looked up by the dialer, too.
 func (ctr *Connector) resolveNames(ctx context.Context) {
+	limit := min(lookUpLimit, ctr.Cfg.ConnectTimeout/8)
 	for _, n := range ctr.names.all {
 		ctr.lookUp(n)
 	}
 	for _, n := range ctr.names.all {
 		answered, askedAt := ctr.lookUp(n)
-		clock.Wait(ctx, answered, askedAt+lookUpLimit-ctr.clock.Now())
+		clock.Wait(ctx, answered, askedAt+limit-ctr.clock.Now())
 	}
 }
 
 // lookUp begins a lookup, unless one is under way or was a moment ago. It returns when the last
-// one began, and what is closed when that has ended.
+// one began, and what is closed when that has ended, or need not be waited for.
 func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, askedAt time.Duration) {
 	ctr.names.mu.Lock()
 	defer ctr.names.mu.Unlock()
@@ -85,7 +91,9 @@ func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, askedAt time
 	}
 	n.isAsked, n.askedAt = true, now
 	done := make(chan struct{})
-	n.answered = done
+	if n.answered = done; n.isKnown && n.addresses == nil {
+		n.answered = closed
+	}
 	ctr.spawn(func() {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
@@ -93,17 +101,22 @@ func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, askedAt time
 		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", n.name)
 		ctr.names.mu.Lock()
 		defer ctr.names.mu.Unlock()
-		if n.isAsked = false; err == nil { // what is known remains true otherwise
+		n.isAsked, n.isKnown = false, true
+		if err == nil { // what is known remains true otherwise
 			ctr.noteAddresses(n, ips)
 		}
 	})
-	return done, now
+	return n.answered, now
 }
 
-// noteAddresses has the addresses of a name take its place, once there are several.
+// closed is a channel that is.
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// noteAddresses has the addresses of a name take its place, once there are several. A server
+// usually has one of each family: then the dialer chooses.
 func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
-	ips = ofOneFamily(slices.DeleteFunc(ips, func(ip netip.Addr) bool { return !n.wants(ip.Unmap()) }))
-	if len(ips) < 2 && n.addresses == nil {
+	ips = slices.DeleteFunc(ips, func(ip netip.Addr) bool { return !n.wants(ip.Unmap()) })
+	if n.addresses == nil && !hasSeveral(ips) || len(ips) == 0 {
 		return
 	}
 	if n.addresses == nil {
@@ -118,26 +131,23 @@ func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
 		n.addresses[at].seenAt = now
 	}
 	for _, a := range n.addresses {
-		ctr.hostSet.SetGone(a.host.index, now-a.seenAt > goneAfter)
+		isGone := now-a.seenAt > goneAfter
+		if ctr.hostSet.SetGone(a.host.index, isGone); !isGone {
+			ctr.startLagWatch(a.host)
+		}
 	}
-	ctr.hostSet.SetGone(n.host.index, true)
+	ctr.hostSet.Remove(n.host.index)
 }
 
-// ofOneFamily returns the addresses of the family that is preferred (RFC 6724), if that has several
-// or the other has not: a server usually has one of each.
-func ofOneFamily(ips []netip.Addr) []netip.Addr {
-	var families [2][]netip.Addr
+// hasSeveral says whether there are several addresses of one family.
+func hasSeveral(ips []netip.Addr) bool {
+	v4 := 0
 	for _, ip := range ips {
-		other := 0
-		if ip.Unmap().Is4() != ips[0].Unmap().Is4() {
-			other = 1
+		if ip.Unmap().Is4() {
+			v4++
 		}
-		families[other] = append(families[other], ip)
 	}
-	if len(families[0]) < 2 && len(families[1]) > 1 {
-		return families[1]
-	}
-	return families[0]
+	return v4 > 1 || len(ips)-v4 > 1
 }
 
 // addHost adds the host at one of a name's addresses. ctr.names.mu is held.
@@ -152,11 +162,17 @@ func (ctr *Connector) addHost(n *dnsName, at string) *host {
 	all = append(slices.Clip(all), h)
 	ctr.hostList.Store(&all)
 	ctr.hostSet.Add()
-	if ctr.maintainer != nil && ctr.watchesLag() {
-		ctr.spawn(func() { ctr.watchLag(h) })
+	if i, known := ctr.hostSet.Primary(); known && ctr.maintainer != nil && ctr.followsPrimary() {
+		ctr.spawn(func() { ctr.watchHost(h, all[i]) })
 	}
 	return h
 }
+
+// HasOtherHosts says whether the pool has several hosts, by now: a name may come to have more.
+func (ctr *Connector) HasOtherHosts() bool { return ctr.hostSet != nil && ctr.hostSet.Len() > 1 }
+
+// isOf says whether a host is another one, or is at an address of its name.
+func (h *host) isOf(other *host) bool { return h == other || h.named == other }
 
 // presentHosts are the hosts that may be tried.
 func (ctr *Connector) presentHosts() []*host {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,7 +48,7 @@ func openName(t *testing.T, target hosts.Target, behind map[string]fakeHost, lis
 	dns.Default.Set("db.test", listed...)
 	cfg := defaults()
 	cfg.MySQL = &mysql.Config{User: "app", Passwd: "s3cret", DBName: "shop"}
-	cfg.Target, cfg.Addrs = target, []string{"db.test:3306"}
+	cfg.Target, cfg.Addrs, cfg.AsksRole = target, []string{"db.test:3306"}, true
 	cfg.Wrap = func(driver.Connector) driver.Connector { return all }
 	ctr, err := New(nil, cfg)
 	if err != nil {
@@ -94,7 +95,8 @@ func TestEachAddressOfANameIsAHost(t *testing.T) {
 		{"any", hosts.Any, map[string]fakeHost{a: readOnly, b: writable}, []string{a, b}, at(a, b), 0},
 		{"of the other family", hosts.Primary, map[string]fakeHost{six: readOnly, seven: writable}, []string{six, seven}, at(seven), 0},
 		{"one server with two addresses", hosts.Primary, map[string]fakeHost{"": writable}, []string{a, six}, []string{""}, 0},
-		{"two servers with two addresses each", hosts.Any, map[string]fakeHost{a: writable, b: writable}, []string{a, six, b}, at(a, b), 0},
+		{"two servers with two addresses each, of which one family leads there", hosts.Primary,
+			map[string]fakeHost{a: down, b: down, six: readOnly, seven: writable}, []string{a, b, six, seven}, at(seven), 0},
 		{"one address", hosts.Primary, map[string]fakeHost{"": writable}, []string{a}, []string{""}, 0},
 		{"none", hosts.Primary, map[string]fakeHost{"": writable}, nil, []string{""}, 0},
 	} {
@@ -127,25 +129,22 @@ func TestEachAddressOfANameIsAHost(t *testing.T) {
 	}
 }
 
-func TestAddressesAreOfOneFamily(t *testing.T) {
-	for _, tt := range []struct{ listed, want string }{
-		{"10.0.0.1", "10.0.0.1"},
-		{"10.0.0.1 fd00::1", "10.0.0.1"},
-		{"fd00::1 10.0.0.1", "fd00::1"},
-		{"fd00::1 10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
-		{"fd00::1 fd00::2 10.0.0.1 10.0.0.2", "fd00::1 fd00::2"},
-		{"::ffff:10.0.0.1 10.0.0.2", "::ffff:10.0.0.1 10.0.0.2"},
-		{"", ""},
+func TestSeveralAddressesAreOfOneFamily(t *testing.T) {
+	for listed, want := range map[string]bool{
+		"":                                 false,
+		"10.0.0.1":                         false,
+		"10.0.0.1 fd00::1":                 false,
+		"10.0.0.1 10.0.0.2":                true,
+		"fd00::1 fd00::2":                  true,
+		"fd00::1 10.0.0.1 fd00::2":         true,
+		"::ffff:10.0.0.1 10.0.0.2 fd00::1": true,
 	} {
-		var ips, got = []netip.Addr{}, []string{}
-		for ip := range strings.FieldsSeq(tt.listed) {
+		var ips []netip.Addr
+		for ip := range strings.FieldsSeq(listed) {
 			ips = append(ips, netip.MustParseAddr(ip))
 		}
-		for _, ip := range ofOneFamily(ips) {
-			got = append(got, ip.String())
-		}
-		if strings.Join(got, " ") != tt.want {
-			t.Errorf("of %q: %q, want %q", tt.listed, got, tt.want)
+		if hasSeveral(ips) != want {
+			t.Errorf("%q: %v", listed, !want)
 		}
 	}
 }
@@ -160,11 +159,13 @@ func TestAddressesOfANameThatChange(t *testing.T) {
 		ctr.Cfg.Log = slog.New(slog.NewTextHandler(&told, nil))
 		expect := func(ip string) {
 			t.Helper()
-			time.Sleep(time.Second)
-			if l, err := ctr.open(t.Context(), nil, 0, noTurn); err == nil { // it may find that the primary is none
-				l.close()
+			for range 2 { // the first may find that the primary is none, or that the name has several addresses
+				time.Sleep(2 * time.Second)
+				if l, err := ctr.open(t.Context(), nil, 0, noTurn); err == nil {
+					l.close()
+				}
 			}
-			time.Sleep(time.Second)
+			time.Sleep(2 * time.Second)
 			if at, _ := loginTo(t, ctr); at != ip && at != net.JoinHostPort(ip, "3306") {
 				t.Fatalf("connected to %q, want %q", at, ip)
 			}
@@ -237,6 +238,7 @@ func TestOnlyNamesThatLivepoolDialsAreLookedUp(t *testing.T) {
 		{"", "db.test:3306", nil, 1},
 		{"tcp", "db.test:3306", nil, 1},
 		{"tcp6", "db.test:3306", nil, 1},
+		{"tcp", "db.test", nil, 1},
 		{"tcp", "db.test:3306", (&net.Dialer{}).DialContext, 0},
 		{"tcp", "10.0.0.1:3306", nil, 0},
 		{"tcp", "[fe80::1%eth0]:3306", nil, 0},
@@ -244,7 +246,7 @@ func TestOnlyNamesThatLivepoolDialsAreLookedUp(t *testing.T) {
 	} {
 		cfg := defaults()
 		cfg.MySQL = &mysql.Config{User: "app", Net: tt.network, DialFunc: tt.dial}
-		cfg.Addrs = []string{tt.addr}
+		cfg.Addrs, cfg.AsksRole = []string{tt.addr}, true
 		ctr, err := New(nil, cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -256,14 +258,23 @@ func TestOnlyNamesThatLivepoolDialsAreLookedUp(t *testing.T) {
 	}
 }
 
-// A name that leads elsewhere, while nobody has connected for long, leads there at once.
+// A name that leads elsewhere, while nobody has connected for long, leads there with the first that
+// connects.
 func TestAddressesOfANameThatHaveAllChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"10.0.0.1": silentHost, "10.0.0.2": writable, "10.0.0.3": writable, "10.0.0.4": readOnly}, "10.0.0.1", "10.0.0.2")
+		var isGone atomic.Bool
+		primary := hostThat(func(ctx context.Context) error {
+			if isGone.Load() {
+				<-ctx.Done()
+			}
+			return ctx.Err()
+		})
+		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"10.0.0.1": silentHost, "10.0.0.2": primary, "10.0.0.3": writable, "10.0.0.4": readOnly}, "10.0.0.1", "10.0.0.2")
 		loginTo(t, ctr)
 		time.Sleep(time.Hour)
+		isGone.Store(true)
 		dns.Default.Set("db.test", "10.0.0.4", "10.0.0.3")
-		if at, took := loginTo(t, ctr); at != "10.0.0.3:3306" || took != 0 {
+		if at, took := loginTo(t, ctr); at != "10.0.0.3:3306" || took > 2*time.Second { // the first is waited for: it was the primary
 			t.Errorf("connected to %s after %s", at, took)
 		}
 	})

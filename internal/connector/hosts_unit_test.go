@@ -204,3 +204,20 @@ func TestUnitThatStaysUnknownKeepsNoPlace(t *testing.T) {
 		}
 	})
 }
+
+// A pool that asks its only host for its role has no replicas to be served by.
+func TestFromReplicaWithASingleHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost("a", false)
+		p, log := openHosts(t, func(c *livepool.Config) { c.MySQL.Addr, c.Addrs = "", []string{"a:3306"} }, h)
+		for range 3 {
+			start := time.Now()
+			if err := p.WithSession(t.Context(), labtest.Work, livepool.ReadOnly(), livepool.FromReplica()); err != nil || time.Since(start) != 0 {
+				t.Errorf("after %s: %v", time.Since(start), err)
+			}
+		}
+		if n, lines := h.Connects.Load(), log.LinesWith(""); n != 1 || len(lines) > 0 {
+			t.Errorf("%d connections, told: %q", n, lines)
+		}
+	})
+}

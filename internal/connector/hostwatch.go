@@ -39,17 +39,21 @@ func (ctr *Connector) watchHost(h, primary *host) {
 		if isPrimary() {
 			clock.Wait(ctr.Ctx, changed, pause) // also before the first look: a demotion may be under way
 		}
-		if ctr.Ctx.Err() != nil || !isPrimary() {
+		if ctr.Ctx.Err() != nil || !isPrimary() || ctr.hostSet.IsGone(h.index) {
 			return
 		}
-		other, answers := ctr.askHost(h)
+		other, server, answers := ctr.askHost(h)
 		if !answers {
 			continue
 		}
 		if !other {
 			return
 		}
-		if stays, _ := ctr.askHost(primary); stays && isPrimary() { // else this is a failover
+		stays, itself, _ := ctr.askHost(primary)
+		if server != "" && server == itself { // one server with two addresses
+			return
+		}
+		if stays && isPrimary() { // else this is a failover
 			ctr.Cfg.Log.Warn("livepool: two hosts take writes (read_only is off on both), and the pool stays with the first; "+
 				"is the other one to be a replica, or the pool to use all (pool_target=any)?",
 				slog.String("addr", ctr.addr), slog.String("host", primary.addr), slog.String("other", h.addr))
@@ -58,14 +62,17 @@ func (ctr *Connector) watchHost(h, primary *host) {
 	}
 }
 
-// askHost asks a host on a new connection whether it takes writes.
-func (ctr *Connector) askHost(h *host) (takesWrites, answers bool) {
+// askHost asks a host on a new connection whether it takes writes, and if so for its server's name.
+func (ctr *Connector) askHost(h *host) (takesWrites bool, server string, answers bool) {
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
 	won, failed := ctr.raceHosts(ctx, []int{h.index}, ctr.headStart, isWritable)
 	if won != nil {
-		won.Value.close()
-		return true, true
+		defer won.Value.close()
+		if early := won.Value.early; early != nil {
+			server = early.facts.name()
+		}
+		return true, server, true
 	}
-	return false, len(failed) > 0 && errors.As(failed[0].Err, new(roleError)) // one that refuses the login has not said
+	return false, "", len(failed) > 0 && errors.As(failed[0].Err, new(roleError)) // one that refuses the login has not said
 }

@@ -66,12 +66,22 @@ const syntaxError = 1064
 // it in whole seconds.
 const lagRound = time.Second
 
-// watchLag looks after a replica until the pool is closed.
+// startLagWatch has a replica looked after, if the pool watches their lag.
+func (ctr *Connector) startLagWatch(h *host) {
+	if ctr.maintainer != nil && ctr.watchesLag() && h.isLagWatched.CompareAndSwap(false, true) {
+		ctr.spawn(func() {
+			defer h.isLagWatched.Store(false)
+			ctr.watchLag(h)
+		})
+	}
+}
+
+// watchLag looks after a replica until the pool is closed, or the host is gone.
 func (ctr *Connector) watchLag(h *host) {
 	var l link // on which it asks
 	defer func() { l.close() }()
 	isLeft := false // for what was told; some of its connections may still be in use
-	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil; clock.Wait(ctr.Ctx, nil, lagRound) {
+	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil && !ctr.hostSet.IsGone(h.index); clock.Wait(ctr.Ctx, nil, lagRound) {
 		var role roleError
 		switch err := ctr.askLag(h, &l); {
 		case !errors.As(err, &role):

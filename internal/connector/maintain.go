@@ -73,10 +73,8 @@ func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-c
 // StartMaintainer starts the maintainer, and what watches the lag of replicas.
 func (ctr *Connector) StartMaintainer() {
 	go ctr.maintainer.run()
-	if ctr.watchesLag() {
-		for _, h := range ctr.hosts() {
-			ctr.spawn(func() { ctr.watchLag(h) })
-		}
+	for _, h := range ctr.hosts() {
+		ctr.startLagWatch(h)
 	}
 }
 

@@ -18,10 +18,12 @@ import (
 // Settings are fields of Config under the same names, and mean the same. They do not
 // change after New.
 type Settings struct {
-	MySQL  *mysql.Config // the connector's own; nil with another driver
-	Addrs  []string      // of several hosts; nil: that of MySQL
-	Target hosts.Target
-	MaxLag time.Duration
+	MySQL *mysql.Config // the connector's own; nil with another driver
+	Addrs []string      // of several hosts; nil: that of MySQL
+	// AsksRole: a host is asked for its role, also if it is the only one.
+	AsksRole bool
+	Target   hosts.Target
+	MaxLag   time.Duration
 
 	PoolSize, MaxOverflow, MinIdle int
 	IdleTimeout                    time.Duration

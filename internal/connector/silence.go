@@ -45,6 +45,9 @@ func (m *maintainer) findSilence(all []*conn) time.Duration {
 	if !ctr.findsSilence() {
 		return clock.Never
 	}
+	if !ctr.HasOtherHosts() { // a name may come to have more
+		return silencePause
+	}
 	now, seen := ctr.clock.Now(), map[*proclist.Thread]lastWait{}
 	heard, waits := map[int]time.Duration{}, map[int]bool{}
 	for _, c := range all {
@@ -90,6 +93,7 @@ func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
 	}
 	second := ctr.ask(h)
 	defer second.end()
+	ctr.resolveNames(ctr.Ctx)
 	others := ctr.hostSet.Others(h.index, ctr.clock.Now())
 	var patience time.Duration
 	for _, i := range others {

@@ -45,7 +45,8 @@ type Set struct {
 type host struct {
 	silentSince  time.Duration // -1: it has answered
 	leftOutUntil time.Duration
-	isGone       bool // it is not to be tried
+	isGone       bool // it is not to be tried, unless it is the primary
+	isRemoved    bool // it is not to be tried
 }
 
 // New returns a Set of n hosts, of which nothing is known.
@@ -64,6 +65,20 @@ func (s *Set) Add() {
 	s.hosts = append(s.hosts, host{silentSince: -1})
 }
 
+// Remove has a host not tried any more, whatever it is.
+func (s *Set) Remove(i int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hosts[i].isRemoved = true
+}
+
+// IsGone says whether a host is not to be tried.
+func (s *Set) IsGone(i int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hosts[i].isRemoved || s.hosts[i].isGone && i != s.primary
+}
+
 // Len is how many hosts may be tried.
 func (s *Set) Len() int {
 	s.mu.Lock()
@@ -72,7 +87,7 @@ func (s *Set) Len() int {
 }
 
 // SetGone notes that a host is not to be tried, as one that a name no longer leads to, or that it
-// is to be tried again.
+// is to be tried again. The primary is tried all the same, until there is another one.
 func (s *Set) SetGone(i int, isGone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,7 +140,7 @@ func (s *Set) split(now time.Duration) (order, left []int) {
 func (s *Set) places() []int {
 	var all []int
 	for i, h := range s.hosts {
-		if !h.isGone {
+		if !h.isRemoved && (!h.isGone || i == s.primary) {
 			all = append(all, i)
 		}
 	}

@@ -34,7 +34,7 @@ var keepAliveConfig = net.KeepAliveConfig{
 
 // dialNetwork is livepool's own dialer.
 var dialNetwork DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-	if at, ok := ctx.Value(AddressKey{}).(string); ok {
+	if at, _ := ctx.Value(AddressKey{}).(string); at != "" {
 		addr = at
 	}
 	return dialer.DialContext(ctx, network, addr)
@@ -53,7 +53,7 @@ var dialer = net.Dialer{
 type ContextKey struct{}
 
 // AddressKey is the context key of the address that livepool's own dialer dials, in place of the
-// name that leads to it.
+// name that leads to it; "" for none.
 type AddressKey struct{}
 
 // WrapDialer returns dial (livepool's own dialer for nil) with each connection wrapped

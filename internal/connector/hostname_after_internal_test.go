@@ -1,0 +1,282 @@
+package connector
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/livepool/livepool/internal/hosts"
+	"github.com/livepool/livepool/internal/lab/dns"
+	"github.com/livepool/livepool/internal/lab/fakedb"
+	"github.com/livepool/livepool/internal/wire"
+)
+
+// The primary stays it, as long as no other takes writes, though a DNS server that gives a part of
+// the addresses each time has not given its for long.
+func TestPrimaryIsTriedThoughItsNameHasLostIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+		ctr, all := openName(t, hosts.Primary, map[string]fakeHost{a: writable, b: readOnly, c: readOnly}, a, b)
+		loginTo(t, ctr)
+		dns.Default.Set("db.test", b, c)
+		for range 5 {
+			time.Sleep(goneAfter)
+			if at, _ := loginTo(t, ctr); at != a+":3306" {
+				t.Fatalf("connected to %s", at)
+			}
+		}
+		all[a+":3306"].ReadOnly.Store(true)
+		all[c+":3306"].ReadOnly.Store(false)
+		for range 2 {
+			l, _ := ctr.open(t.Context(), nil, 0, noTurn)
+			l.close()
+			time.Sleep(time.Second)
+		}
+		asked := all[a+":3306"].Asked.Load()
+		if at, _ := loginTo(t, ctr); at != c+":3306" || all[a+":3306"].Asked.Load() != asked {
+			t.Errorf("connected to %s; the last primary was asked: %v", at, all[a+":3306"].Asked.Load() != asked)
+		}
+	})
+}
+
+// What a name leads to is nothing that the network can reach: what is known remains.
+func TestAddressesOfTheOtherFamilyReplaceNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"10.0.0.1": writable, "10.0.0.2": readOnly}, "10.0.0.1", "10.0.0.2", "fd00::1")
+		ctr.names.init("tcp4", ctr.hosts(), []string{"db.test:3306"})
+		ctr.names.all = ctr.names.all[1:]
+		loginTo(t, ctr)
+		for range 3 {
+			dns.Default.Set("db.test", "fd00::1")
+			time.Sleep(2 * goneAfter)
+			loginTo(t, ctr)
+		}
+		if n := ctr.hostSet.Len(); n != 2 {
+			t.Errorf("%d hosts", n)
+		}
+	})
+}
+
+// The driver's hooks are given the context of a login, by which they may use another pool.
+func TestHookWithAPoolOfItsOwnDialsThatsAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dialed := "none"
+		cfg := defaults()
+		cfg.MySQL = &mysql.Config{User: "app", Addr: "10.9.9.9:3306"}
+		cfg.Wrap = func(driver.Connector) driver.Connector {
+			return connectFunc(func(ctx context.Context) (driver.Conn, error) {
+				dialed, _ = ctx.Value(wire.AddressKey{}).(string)
+				return writable().Connect(ctx)
+			})
+		}
+		inner, err := New(nil, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inner.Close()
+		outer := hostThat(func(ctx context.Context) error {
+			l, err := inner.open(ctx, nil, 0, noTurn)
+			l.close()
+			return err
+		})
+		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"10.0.0.1": outer, "10.0.0.2": outer}, "10.0.0.1", "10.0.0.2")
+		if loginTo(t, ctr); dialed != "" {
+			t.Errorf("the pool on 10.9.9.9 dials %q", dialed)
+		}
+	})
+}
+
+type connectFunc func(ctx context.Context) (driver.Conn, error)
+
+func (f connectFunc) Connect(ctx context.Context) (driver.Conn, error) { return f(ctx) }
+func (f connectFunc) Driver() driver.Driver                            { return nil }
+
+// Two addresses at which writes are taken are told, also if one came later; not if both lead to the
+// same server.
+func TestSecondPrimaryBehindANameIsTold(t *testing.T) {
+	server := func(name string) fakeHost { return func() *fakedb.Host { return &fakedb.Host{Name: name} } }
+	for _, tt := range []struct {
+		name   string
+		second fakeHost
+		late   bool
+		told   bool
+	}{
+		{"another one", server("second"), false, true},
+		{"another one, later", server("second"), true, true},
+		{"the same", server("first"), false, false},
+		{"the same, later", server("first"), true, false},
+		{"a replica", readOnly, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+				ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{a: server("first"), b: tt.second, c: readOnly}, a, c)
+				if !tt.late {
+					dns.Default.Set("db.test", a, b)
+				}
+				log := serve(ctr)
+				loginTo(t, ctr)
+				time.Sleep(time.Minute)
+				dns.Default.Set("db.test", a, b)
+				loginTo(t, ctr)
+				time.Sleep(time.Minute)
+				ctr.Close()
+				if told := strings.Contains(log.String(), "two hosts take writes"); told != tt.told {
+					t.Errorf("told: %v\n%s", told, log)
+				}
+			})
+		})
+	}
+}
+
+// What looks after an address ends when the name has lost it, and begins again with it.
+func TestAddressesThatComeAndGoAreNotLookedAfterForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lag := "0"
+		replica := func() *fakedb.Host {
+			h := readOnly()
+			h.Lag.Store(&lag)
+			return h
+		}
+		behind := map[string]fakeHost{"10.0.0.1": replica, "10.0.0.2": silentHost}
+		for i := range 20 {
+			behind[fmt.Sprintf("10.0.1.%d", i)] = replica
+		}
+		ctr, all := openName(t, hosts.Replica, behind, "10.0.0.1", "10.0.0.2")
+		ctr.Cfg.MaxLag = 5 * time.Second
+		serve(ctr)
+		watched := func() (n int) {
+			for _, h := range ctr.hosts() {
+				if h.isLagWatched.Load() {
+					n++
+				}
+			}
+			return n
+		}
+		for i := range 20 {
+			dns.Default.Set("db.test", "10.0.0.1", fmt.Sprintf("10.0.1.%d", i))
+			loginTo(t, ctr)
+			time.Sleep(2 * goneAfter)
+		}
+		dns.Default.Set("db.test", "10.0.0.1", "10.0.1.0")
+		loginTo(t, ctr)
+		time.Sleep(2 * lagRound)
+		if n := watched(); n != 2 {
+			t.Errorf("the lag of %d hosts is watched, want 2", n)
+		}
+		connects := all["10.0.0.2:3306"].Connects.Load()
+		time.Sleep(time.Hour)
+		if n := all["10.0.0.2:3306"].Connects.Load() - connects; n != 0 {
+			t.Errorf("an address that the name has lost was dialed %d times in an hour", n)
+		}
+		ctr.Close()
+	})
+}
+
+// A silent host that another cannot take the place of is asked nothing.
+func TestSingleHostIsNotAskedWhetherItIsThere(t *testing.T) {
+	for _, target := range []hosts.Target{hosts.Primary, hosts.Replica, hosts.Any} {
+		synctest.Test(t, func(t *testing.T) {
+			h := silentHost()
+			cfg := defaults()
+			cfg.MySQL, cfg.Target, cfg.AsksRole = &mysql.Config{User: "app", Addr: "10.0.0.1:3306"}, target, true
+			cfg.Wrap = fakedb.Wrap(h)
+			ctr, err := New(nil, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			serve(ctr)
+			addThread(ctr, 0, 7) // which waits for a reply
+			time.Sleep(time.Minute)
+			if n := h.Connects.Load(); n != 0 {
+				t.Errorf("target %d: asked %d times", target, n)
+			}
+			ctr.Close()
+		})
+	}
+}
+
+// With all addresses known, a DNS server that says nothing costs no connection, however short
+// ConnectTimeout is, nor does a name that is not resolved cost the host beside it.
+func TestShortConnectTimeoutWithoutDNS(t *testing.T) {
+	for _, timeout := range []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"10.0.0.1": writable, "10.0.0.2": readOnly}, "10.0.0.1", "10.0.0.2")
+			ctr.Cfg.ConnectTimeout = timeout
+			loginTo(t, ctr)
+			dns.Default.Hang(true)
+			for range 10 {
+				time.Sleep(time.Second)
+				if _, took := loginTo(t, ctr); took > timeout/8 {
+					t.Errorf("ConnectTimeout %s: connected after %s", timeout, took)
+				}
+			}
+			dns.Default.Hang(false)
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+func TestNameThatIsNotResolvedCostsTheOtherHostsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := defaults()
+		cfg.MySQL, cfg.Addrs, cfg.AsksRole = &mysql.Config{User: "app"}, []string{"10.0.0.1:3306", "gone.test:3306"}, true
+		cfg.Wrap = fakedb.Wrap(writable(), silentHost())
+		ctr, err := New(nil, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ctr.Close()
+		dns.Default.Hang(true)
+		for i := range 30 {
+			if _, took := loginTo(t, ctr); i > 0 && took > 0 {
+				t.Errorf("connection %d took %s", i, took)
+			}
+			time.Sleep(time.Second)
+		}
+		dns.Default.Hang(false)
+		time.Sleep(time.Minute)
+	})
+}
+
+// Nothing waits for a lookup when the pool is closed.
+func TestCloseDuringALookup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{"": writable}, "10.0.0.1")
+		serve(ctr)
+		dns.Default.Hang(true)
+		loginTo(t, ctr)
+		start := time.Now()
+		if ctr.Close(); time.Since(start) > 0 {
+			t.Errorf("Close took %s", time.Since(start))
+		}
+		dns.Default.Hang(false)
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestSecondPrimaryOfALostAddressIsNotAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+		ctr, all := openName(t, hosts.Primary, map[string]fakeHost{a: writable, b: silentHost, c: readOnly}, a, b)
+		serve(ctr)
+		loginTo(t, ctr)
+		time.Sleep(time.Second)
+		dns.Default.Set("db.test", a, c)
+		for range 3 {
+			time.Sleep(goneAfter)
+			loginTo(t, ctr)
+		}
+		asked := all[b+":3306"].Connects.Load()
+		time.Sleep(time.Hour)
+		if n := all[b+":3306"].Connects.Load() - asked; n != 0 || asked == 0 {
+			t.Errorf("it was asked %d times, and %d times in the next hour", asked, n)
+		}
+		ctr.Close()
+	})
+}
