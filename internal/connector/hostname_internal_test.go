@@ -197,11 +197,11 @@ func TestAddressesOfANameThatChange(t *testing.T) {
 }
 
 // A DNS server may give another part of a name's addresses each time: the pool does not go from one
-// to the other.
+// to the other, and a replica is not lost to it.
 func TestAddressIsKeptForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const a, b, c, d = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
-		ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{a: writable, b: readOnly, c: readOnly, d: writable}, a, b)
+		ctr, _ := openName(t, hosts.Replica, map[string]fakeHost{a: readOnly, b: writable, c: writable, d: writable}, a, b)
 		for i := range 20 {
 			dns.Default.Set("db.test", [][]string{{a, b}, {c, d}}[i%2]...)
 			if at, _ := loginTo(t, ctr); at != a+":3306" {

@@ -1307,7 +1307,7 @@ var mutants = []mutant{
 		"TestAddressIsKeptForAWhile"},
 	{"a name of which nothing is known for a moment leads nowhere",
 		"internal/connector/hostname.go", "n.addresses == nil && !hasSeveral(ips) || len(ips) == 0 {", "n.addresses == nil && !hasSeveral(ips) {",
-		"TestAddressesOfANameThatChange"},
+		"TestAddressesOfTheOtherFamilyReplaceNone"},
 	{"a connection does not wait for what its name leads to now",
 		"internal/connector/hostname.go", "\t\tclock.Wait(ctx, answered, askedAt+limit-ctr.clock.Now())\n", "\t\tclock.Wait(ctx, answered, askedAt-askedAt+limit-limit)\n",
 		"TestAddressesOfANameThatHaveAllChanged"},
