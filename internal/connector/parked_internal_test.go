@@ -24,7 +24,7 @@ type exclusiveDB struct {
 	opDelay                func(call string) time.Duration            // how long a call takes
 	onPing                 func(ctx context.Context) error            // in place of that
 	onExec                 func(c *exclusiveConn, query string) error // what a statement says
-	refusesEnd             bool                                       // of a transaction
+	endErr                 error                                      // what COMMIT and ROLLBACK say
 }
 
 type exclusiveConn struct {
@@ -72,10 +72,7 @@ func (c *exclusiveConn) Rollback() error           { return c.endTx("ROLLBACK") 
 func (c *exclusiveConn) endTx(how string) error {
 	c.begin(how)
 	defer c.end()
-	if c.db.refusesEnd {
-		return &mysql.MySQLError{Number: 1047, Message: "WSREP has not yet prepared node for application use"}
-	}
-	return nil
+	return c.db.endErr
 }
 func (c *exclusiveConn) IsValid() bool { return !c.closed.Load() }
 func (c *exclusiveConn) ResetSession(context.Context) error {
@@ -526,36 +523,52 @@ func TestCommitOfATransactionThatLostItsConnectionSaysWhy(t *testing.T) {
 }
 
 // COMMIT or ROLLBACK has failed, or was given up beside a ping without an answer: the transaction
-// may still be open, and what is sent after it would be committed or lost with it.
+// may still be open, and what is sent after it would be committed or lost with it. Not if the server
+// says that it has ended it.
 func TestNothingIsSentIntoATransactionWhoseEndFailed(t *testing.T) {
-	for name, end := range map[string]func(*sql.Tx) error{"commit": (*sql.Tx).Commit, "rollback": (*sql.Tx).Rollback} {
-		for _, isRefused := range []bool{false, true} {
+	commit, rollback := (*sql.Tx).Commit, (*sql.Tx).Rollback
+	for _, tt := range []struct {
+		name    string
+		end     func(*sql.Tx) error
+		refusal uint16 // 0: it is given up
+		isOver  bool
+	}{
+		{"commit, given up", commit, 0, false},
+		{"rollback, given up", rollback, 0, false},
+		{"commit, refused", commit, 1047, false},
+		{"rollback, refused", rollback, 1047, false},
+		{"commit, a deadlock with another node", commit, 1213, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, answer, c, tx, p := pingUnderWay(t, true)
-				l.refusesEnd = isRefused
-				if isRefused { // the ping is answered, and the end is not taken
-					answer <- nil
+				if tt.refusal != 0 {
+					l.endErr = &mysql.MySQLError{Number: tt.refusal}
+					answer <- nil // to the ping
 				}
-				err := end(tx)
-				if err == nil || errors.Is(err, driver.ErrBadConn) {
-					t.Errorf("%s, refused: %v: %v", name, isRefused, err)
+				if err := tt.end(tx); err == nil || errors.Is(err, driver.ErrBadConn) {
+					t.Error(err)
 				}
 				close(answer)
 				synctest.Wait()
 				sent := l.calls.Load()
-				if _, err := c.ExecContext(t.Context(), "INSERT"); !errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "may still be open") {
-					t.Errorf("%s, refused: %v: then a statement: %v", name, isRefused, err)
+				_, err := c.ExecContext(t.Context(), "INSERT")
+				if tt.isOver {
+					if n := l.calls.Load() - sent; err != nil || n != 1 {
+						t.Errorf("then a statement: %v, %d calls", err, n)
+					}
+					return
+				}
+				if !errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "may still be open") {
+					t.Errorf("then a statement: %v", err)
 				}
 				if _, err := c.BeginTx(t.Context(), nil); !errors.Is(err, sql.ErrConnDone) {
-					t.Errorf("%s, refused: %v: the connection is still in use: %v", name, isRefused, err)
+					t.Errorf("the connection is still in use: %v", err)
 				}
-				if n := l.calls.Load() - sent; n != 0 || l.overlaps.Load() != 0 {
-					t.Errorf("%s, refused: %v: %d calls, %d overlaps", name, isRefused, n, l.overlaps.Load())
-				}
-				if n := p.DB.Stats().OpenConnections; n != 0 {
-					t.Errorf("%d connections are kept", n)
+				if n := l.calls.Load() - sent; n != 0 || l.overlaps.Load() != 0 || p.DB.Stats().OpenConnections != 0 {
+					t.Errorf("%d calls, %d overlaps, %d connections are kept", n, l.overlaps.Load(), p.DB.Stats().OpenConnections)
 				}
 			})
-		}
+		})
 	}
 }

@@ -231,7 +231,10 @@ func (t *tx) commit() error {
 		}
 		return nil
 	}
-	c.dead, c.failedEnd = true, err // whatever is left of the transaction ends with the connection
+	c.dead = true // whatever is left of the transaction ends with the connection
+	if mysqlerr.Number(err) == 0 || c.classify(err)&mysqlerr.TxGone == 0 {
+		c.failedEnd = err
+	}
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
 	switch {
 	case c.wire == nil && errors.Is(err, driver.ErrBadConn), c.wire != nil && c.written() == mark: // ErrBadConn is no proof: TLS says that nothing was written where all was
