@@ -51,6 +51,9 @@ type conn struct {
 	// failedEnd is why the end of its transaction failed, which may still be open: nothing
 	// more is sent, or it would belong to that. nil for none.
 	failedEnd error
+	// openTxs is how many transactions database/sql has open on it: several, if they are begun
+	// inside of each other on a sql.Conn.
+	openTxs int
 	// dirty: session state was left on it that the next user must not see; it is closed
 	// when it is returned.
 	dirty bool

@@ -264,7 +264,7 @@ func (e *badConnError) Unwrap() error        { return e.cause }
 // connection. On that error database/sql closes a sql.Conn, and first waits for all that
 // is open on it: the caller would wait for itself.
 func (c *conn) hideBadConn(err error) error {
-	if !c.transaction.open && c.openResults == 0 || !errors.Is(err, driver.ErrBadConn) {
+	if c.openTxs == 0 && c.openResults == 0 || !errors.Is(err, driver.ErrBadConn) {
 		return err
 	}
 	return &hiddenBadConnError{err}

@@ -89,7 +89,7 @@ func (ctr *Connector) loginToPrimary(ctx context.Context) (*candidate, []hosts.R
 			break
 		}
 		primary, _ := ctr.hostSet.Watch()
-		isThere := primary != won.Host && slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == primary && ctr.isThereAfter(f.Err) })
+		isThere := primary != won.Host && primary >= 0 && !ctr.hostSet.IsGone(primary) && slices.ContainsFunc(failed, func(f hosts.Result[candidate]) bool { return f.Host == primary && ctr.isThereAfter(f.Err) })
 		mayBe := primary < 0 || primary == won.Host || primary == before && !isThere
 		if mayBe && ctr.noteHostWon(&won.Value, primary) {
 			return &won.Value, nil

@@ -21,7 +21,7 @@ const (
 	// lookUpLimit is how long a lookup may delay connections, if ConnectTimeout is not short. It
 	// goes on beside them then, for which what is known will do.
 	lookUpLimit = 250 * time.Millisecond
-	// goneAfter is for how long an address is tried that its name no longer has: a DNS server
+	// goneAfter is for how long an address is tried that its name has not any more: a DNS server
 	// may give another part of them each time.
 	goneAfter = time.Minute
 )
@@ -47,8 +47,8 @@ type dnsName struct {
 }
 
 type hostAddress struct {
-	host   *host
-	seenAt time.Duration // when the name last had it
+	host         *host
+	missingSince time.Duration // the first lookup without it; -1: the last one had it
 }
 
 // init notes which hosts have names. The network is that of the driver's configuration.
@@ -115,35 +115,58 @@ var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c
 // noteAddresses has the addresses of a name take its place, once there are several. A server
 // usually has one of each family: then the dialer chooses.
 func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
-	ips = slices.DeleteFunc(ips, func(ip netip.Addr) bool { return !n.wants(ip.Unmap()) })
-	if n.addresses == nil && !hasSeveral(ips) || len(ips) == 0 {
+	var wanted []netip.Addr // each once
+	for _, ip := range ips {
+		if ip = ip.Unmap(); n.wants(ip) && !slices.Contains(wanted, ip) {
+			wanted = append(wanted, ip)
+		}
+	}
+	if n.addresses == nil && !hasSeveral(wanted) || len(wanted) == 0 {
 		return
 	}
 	if n.addresses == nil {
 		n.addresses = map[string]*hostAddress{}
 	}
 	now := ctr.clock.Now()
-	for _, ip := range ips {
-		at := net.JoinHostPort(ip.Unmap().String(), n.port)
+	for _, a := range n.addresses {
+		if a.missingSince < 0 {
+			a.missingSince = now
+		}
+	}
+	for _, ip := range wanted {
+		at := net.JoinHostPort(ip.String(), n.port)
 		if n.addresses[at] == nil {
 			n.addresses[at] = &hostAddress{host: ctr.addHost(n, at)}
 		}
-		n.addresses[at].seenAt = now
+		n.addresses[at].missingSince = -1
 	}
 	for _, a := range n.addresses {
-		isGone := now-a.seenAt > goneAfter
-		if ctr.hostSet.SetGone(a.host.index, isGone); !isGone {
+		isGone := a.missingSince >= 0 && now-a.missingSince > goneAfter
+		if ctr.hostSet.SetGone(a.host.index, isGone) {
+			ctr.retireLost(a.host)
+		}
+		if !isGone {
 			ctr.startLagWatch(a.host)
 		}
 	}
-	ctr.hostSet.Remove(n.host.index)
+	if ctr.hostSet.Remove(n.host.index) {
+		ctr.retireLost(n.host)
+	}
+}
+
+// retireLost has the connections to a host replaced which its name no longer leads to. Those to the
+// primary are, when another host takes writes.
+func (ctr *Connector) retireLost(h *host) {
+	if !ctr.isPrimary(h) {
+		ctr.retire(h)
+	}
 }
 
 // hasSeveral says whether there are several addresses of one family.
 func hasSeveral(ips []netip.Addr) bool {
 	v4 := 0
 	for _, ip := range ips {
-		if ip.Unmap().Is4() {
+		if ip.Is4() {
 			v4++
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -40,6 +41,70 @@ func TestPrimaryIsTriedThoughItsNameHasLostIt(t *testing.T) {
 		asked := all[a+":3306"].Asked.Load()
 		if at, _ := loginTo(t, ctr); at != c+":3306" || all[a+":3306"].Asked.Load() != asked {
 			t.Errorf("connected to %s; the last primary was asked: %v", at, all[a+":3306"].Asked.Load() != asked)
+		}
+	})
+}
+
+// A primary that its name has lost is left for one that it has, whatever is at the old address now.
+func TestPrimaryThatItsNameHasLostIsLeftForAnother(t *testing.T) {
+	for name, now := range map[string]error{
+		"it still takes writes": nil, "another server is there": fakedb.ServerError(1045, "Access denied"), "it is full": fakedb.ServerError(1040, "Too many connections"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+				ctr, all := openName(t, hosts.Primary, map[string]fakeHost{a: writable, b: readOnly, c: writable}, a, b)
+				loginTo(t, ctr)
+				all[a+":3306"].OnConnect = func(context.Context, int64) error { return now }
+				dns.Default.Set("db.test", b, c)
+				for range 2 {
+					if l, err := ctr.open(t.Context(), nil, 0, noTurn); err == nil {
+						l.close()
+					}
+					time.Sleep(2 * goneAfter)
+				}
+				if at, _ := loginTo(t, ctr); at != c+":3306" {
+					t.Errorf("connected to %s", at)
+				}
+				generation := ctr.hosts()[1].generation.Load()
+				if at, _ := loginTo(t, ctr); at != c+":3306" || generation == 0 {
+					t.Errorf("connected to %s, connections retired %d times", at, generation)
+				}
+			})
+		})
+	}
+}
+
+// Connections to replicas that their name has lost are replaced, and those that were made by the
+// name, since they may lead anywhere.
+func TestConnectionsToALostAddressAreReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+		ctr, _ := openName(t, hosts.Replica, map[string]fakeHost{"": readOnly, a: readOnly, b: readOnly, c: readOnly}, a)
+		retired := func() (all []uint64) {
+			for _, h := range ctr.hosts() {
+				all = append(all, h.generation.Load())
+			}
+			return all
+		}
+		for _, tt := range []struct {
+			listed []string
+			want   []uint64 // by the name, and by its addresses
+		}{
+			{[]string{a}, []uint64{0}},
+			{[]string{a, b}, []uint64{1, 0, 0}},
+			{[]string{b, c}, []uint64{1, 1, 0, 0}},
+			{[]string{a, b, c}, []uint64{1, 1, 0, 0}},
+			{[]string{a}, []uint64{1, 1, 1, 1}},
+		} {
+			dns.Default.Set("db.test", tt.listed...)
+			for range 3 {
+				loginTo(t, ctr)
+				time.Sleep(goneAfter)
+			}
+			if got := retired(); !slices.Equal(got, tt.want) {
+				t.Errorf("with %q: retired %d, want %d", tt.listed, got, tt.want)
+			}
 		}
 	})
 }
@@ -111,11 +176,16 @@ func TestSecondPrimaryBehindANameIsTold(t *testing.T) {
 		{"the same", server("first"), false, false},
 		{"the same, later", server("first"), true, false},
 		{"a replica", readOnly, true, false},
+		{"the same, after AfterConnect", server("first"), true, false},
+		{"another one, after AfterConnect", server("second"), true, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 				ctr, _ := openName(t, hosts.Primary, map[string]fakeHost{a: server("first"), b: tt.second, c: readOnly}, a, c)
+				if strings.Contains(tt.name, "AfterConnect") {
+					ctr.Cfg.AfterConnect = func(context.Context, func(string, ...any) error) error { return nil }
+				}
 				if !tt.late {
 					dns.Default.Set("db.test", a, b)
 				}
@@ -166,8 +236,8 @@ func TestAddressesThatComeAndGoAreNotLookedAfterForEver(t *testing.T) {
 		dns.Default.Set("db.test", "10.0.0.1", "10.0.1.0")
 		loginTo(t, ctr)
 		time.Sleep(2 * lagRound)
-		if n := watched(); n != 2 {
-			t.Errorf("the lag of %d hosts is watched, want 2", n)
+		if n := watched(); n != 3 { // the last but one is kept for a while
+			t.Errorf("the lag of %d hosts is watched, want 3", n)
 		}
 		connects := all["10.0.0.2:3306"].Connects.Load()
 		time.Sleep(time.Hour)

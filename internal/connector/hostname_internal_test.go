@@ -98,6 +98,7 @@ func TestEachAddressOfANameIsAHost(t *testing.T) {
 		{"two servers with two addresses each, of which one family leads there", hosts.Primary,
 			map[string]fakeHost{a: down, b: down, six: readOnly, seven: writable}, []string{a, b, six, seven}, at(seven), 0},
 		{"one address", hosts.Primary, map[string]fakeHost{"": writable}, []string{a}, []string{""}, 0},
+		{"one address, listed twice", hosts.Primary, map[string]fakeHost{"": writable}, []string{a, "::ffff:" + a, a}, []string{""}, 0},
 		{"none", hosts.Primary, map[string]fakeHost{"": writable}, nil, []string{""}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -202,12 +203,16 @@ func TestAddressIsKeptForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const a, b, c, d = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
 		ctr, _ := openName(t, hosts.Replica, map[string]fakeHost{a: readOnly, b: writable, c: writable, d: writable}, a, b)
-		for i := range 20 {
+		for i := range 19 {
 			dns.Default.Set("db.test", [][]string{{a, b}, {c, d}}[i%2]...)
 			if at, _ := loginTo(t, ctr); at != a+":3306" {
 				t.Fatalf("connected to %s", at)
 			}
-			time.Sleep(2 * time.Second)
+			time.Sleep([]time.Duration{2 * time.Second, 2 * goneAfter}[i/18]) // at last nobody connects for a while
+		}
+		dns.Default.Set("db.test", c, d)
+		if at, _ := loginTo(t, ctr); at != a+":3306" {
+			t.Errorf("connected to %s", at)
 		}
 	})
 }

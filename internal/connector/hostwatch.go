@@ -69,10 +69,19 @@ func (ctr *Connector) askHost(h *host) (takesWrites bool, server string, answers
 	won, failed := ctr.raceHosts(ctx, []int{h.index}, ctr.headStart, isWritable)
 	if won != nil {
 		defer won.Value.close()
-		if early := won.Value.early; early != nil {
-			server = early.facts.name()
-		}
-		return true, server, true
+		return true, ctr.nameOf(ctx, &won.Value.link), true
 	}
 	return false, "", len(failed) > 0 && errors.As(failed[0].Err, new(roleError)) // one that refuses the login has not said
+}
+
+// nameOf is the name of a new connection's server, "" if it does not say.
+func (ctr *Connector) nameOf(ctx context.Context, l *link) string {
+	switch {
+	case l.early != nil:
+		return l.early.facts.name()
+	case ctr.servers.askNothing.Load():
+		return ""
+	}
+	facts, _, _, _ := queryFacts(ctx, &l.driverConn, "", "")
+	return facts.name()
 }

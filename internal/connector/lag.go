@@ -81,7 +81,7 @@ func (ctr *Connector) watchLag(h *host) {
 	var l link // on which it asks
 	defer func() { l.close() }()
 	isLeft := false // for what was told; some of its connections may still be in use
-	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil && !ctr.hostSet.IsGone(h.index); clock.Wait(ctr.Ctx, nil, lagRound) {
+	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil && (!ctr.hostSet.IsGone(h.index) || ctr.isInUse(h)); clock.Wait(ctr.Ctx, nil, lagRound) {
 		var role roleError
 		switch err := ctr.askLag(h, &l); {
 		case !errors.As(err, &role):

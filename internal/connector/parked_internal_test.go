@@ -572,3 +572,39 @@ func TestNothingIsSentIntoATransactionWhoseEndFailed(t *testing.T) {
 		})
 	}
 }
+
+// Of two transactions that were begun on a sql.Conn the first is refused: the second can be neither
+// used nor committed, and its owner can end it.
+func TestTransactionBesideOneWhoseEndFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &exclusiveDB{endErr: &mysql.MySQLError{Number: 1290}}
+		p := l.pool(t, nil)
+		c, err := p.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err1 := c.BeginTx(t.Context(), nil)
+		second, err2 := c.BeginTx(t.Context(), nil)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		if err := first.Commit(); err == nil {
+			t.Fatal("committed")
+		}
+		l.endErr = nil
+		sent := l.calls.Load()
+		_, err = c.ExecContext(t.Context(), "INSERT") // database/sql would wait for second, to close c
+		if err == nil || errors.Is(err, driver.ErrBadConn) || mysqlerr.Classify(err) != mysqlerr.NotSent {
+			t.Errorf("a statement: %v, %v", err, mysqlerr.Classify(err))
+		}
+		if _, err := second.Exec("INSERT"); err == nil {
+			t.Error("a statement in the second was sent")
+		}
+		if err := second.Commit(); err == nil || l.calls.Load() != sent {
+			t.Errorf("the second: %v, %d calls", err, l.calls.Load()-sent)
+		}
+		if c.Close(); p.DB.Stats().OpenConnections != 0 {
+			t.Error("the connection is kept")
+		}
+	})
+}

@@ -270,6 +270,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 		t = new(tx)
 	}
 	c.transaction.begin(ctx)
+	c.openTxs++
 	if unit := c.transaction.unit; unit != nil {
 		unit.server.Store(c.server)
 		c.trackCheckout(unit.Name)

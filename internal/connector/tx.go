@@ -88,8 +88,9 @@ func (e *failedEndError) Error() string {
 	return fmt.Sprintf("livepool: connection %d to %s is not used any more: the end of its last transaction failed, "+
 		"which may still be open there; nothing was sent: %v", e.threadID, e.addr, e.cause)
 }
-func (e *failedEndError) Is(target error) bool { return target == driver.ErrBadConn }
-func (e *failedEndError) Unwrap() error        { return e.cause }
+func (e *failedEndError) Is(target error) bool  { return target == driver.ErrBadConn }
+func (e *failedEndError) Unwrap() error         { return e.cause }
+func (e *failedEndError) Class() mysqlerr.Class { return mysqlerr.NotSent }
 
 // tx wraps the open transaction of a connection, which has one at a time. It is part of
 // its conn, so that it costs no allocation.
@@ -196,6 +197,9 @@ func (t *tx) Commit() error {
 
 func (t *tx) commit() error {
 	c := t.c
+	if c.failedEnd != nil { // of another one that was begun on it
+		return &notCommittedError{c.addr(), c.threadID(), c.failedEnd}
+	}
 	if err := c.resumeBounded(); err != nil {
 		c.failedEnd = err
 		return &notCommittedError{c.addr(), c.threadID(), err}
@@ -232,7 +236,7 @@ func (t *tx) commit() error {
 		return nil
 	}
 	c.dead = true // whatever is left of the transaction ends with the connection
-	if mysqlerr.Number(err) == 0 || c.classify(err)&mysqlerr.TxGone == 0 {
+	if !hasEndedTx(err, c.classify(err)) {
 		c.failedEnd = err
 	}
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
@@ -244,6 +248,11 @@ func (t *tx) commit() error {
 	}
 	c.ctr.Stats.CommitsUnknown.Add(1)
 	return &commitUnknownError{c.addr(), c.threadID(), c.ctr.clock.Now() - start, err, c.ioCause(nil)}
+}
+
+// hasEndedTx says whether the error is that of a server that has rolled the transaction back.
+func hasEndedTx(err error, class mysqlerr.Class) bool {
+	return mysqlerr.Number(err) != 0 && class&mysqlerr.TxGone != 0 && class&(mysqlerr.NotRun|mysqlerr.ConnDead|mysqlerr.CommitUnknown) == 0
 }
 
 // isCommitRefusal says whether a server's error in answer to COMMIT proves that
@@ -301,6 +310,7 @@ func (t *tx) rollback() error {
 // endTx notes the end of the transaction, and clears its poison and sentinel.
 func (c *conn) endTx() {
 	t := &c.transaction
+	c.openTxs--
 	t.open, t.unit = false, nil
 	if t.poison != nil || t.sentinel.query != "" {
 		*t = transaction{}

@@ -45,7 +45,7 @@ type Set struct {
 type host struct {
 	silentSince  time.Duration // -1: it has answered
 	leftOutUntil time.Duration
-	isGone       bool // it is not to be tried, unless it is the primary
+	isGone       bool // it is not to be tried; as the primary, after all others
 	isRemoved    bool // it is not to be tried
 }
 
@@ -65,18 +65,20 @@ func (s *Set) Add() {
 	s.hosts = append(s.hosts, host{silentSince: -1})
 }
 
-// Remove has a host not tried any more, whatever it is.
-func (s *Set) Remove(i int) {
+// Remove has a host not tried any more, whatever it is, and says whether that is new.
+func (s *Set) Remove(i int) (isNew bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	isNew = !s.hosts[i].isRemoved
 	s.hosts[i].isRemoved = true
+	return isNew
 }
 
-// IsGone says whether a host is not to be tried.
+// IsGone says whether a host is not to be tried, or only because it is the primary.
 func (s *Set) IsGone(i int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.hosts[i].isRemoved || s.hosts[i].isGone && i != s.primary
+	return s.hosts[i].isRemoved || s.hosts[i].isGone
 }
 
 // Len is how many hosts may be tried.
@@ -87,11 +89,14 @@ func (s *Set) Len() int {
 }
 
 // SetGone notes that a host is not to be tried, as one that a name no longer leads to, or that it
-// is to be tried again. The primary is tried all the same, until there is another one.
-func (s *Set) SetGone(i int, isGone bool) {
+// is to be tried again, and says whether it is gone since now. The primary is tried all the same,
+// after all others, until there is another one.
+func (s *Set) SetGone(i int, isGone bool) (isNew bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	isNew = isGone && !s.hosts[i].isGone
 	s.hosts[i].isGone = isGone
+	return isNew
 }
 
 // Order returns the hosts to try: first the primary, if that is wanted, then the others as
@@ -150,6 +155,8 @@ func (s *Set) places() []int {
 	}
 	rank := func(i int) int {
 		switch {
+		case i == s.primary && s.hosts[i].isGone:
+			return 2
 		case i == s.primary:
 			return -1
 		case i == s.demoted && s.primary < 0:
