@@ -88,9 +88,10 @@ func (c *conn) resumeBounded() error {
 		c.mu.Lock()
 		c.dead = true // read at the end of the ping
 		c.mu.Unlock()
-		return fmt.Errorf("%w: its keep-alive ping has had no answer for CommitTimeout (pool_commit_timeout), %s", driver.ErrBadConn, c.ctr.Cfg.CommitTimeout)
+		c.failedEnd = fmt.Errorf("%w: its keep-alive ping has had no answer for CommitTimeout (pool_commit_timeout), %s", driver.ErrBadConn, c.ctr.Cfg.CommitTimeout)
+		return c.failedEnd
 	case failure != nil:
-		c.dead = true
+		c.noteFailedEnd(failure.err)
 		c.setUnitOrphan(failure.orphan)
 		return failure.err
 	}

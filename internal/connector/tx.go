@@ -201,7 +201,6 @@ func (t *tx) commit() error {
 		return &notCommittedError{c.addr(), c.threadID(), c.failedEnd}
 	}
 	if err := c.resumeBounded(); err != nil {
-		c.failedEnd = err
 		return &notCommittedError{c.addr(), c.threadID(), err}
 	}
 	if unit := c.transaction.unit; unit != nil && !unit.CommitState.CompareAndSwap(CommitAllowed, commitStarted) {
@@ -214,7 +213,7 @@ func (t *tx) commit() error {
 		return &poisonedError{"commit refused", c.transaction.poison, c.transaction.recoverable}
 	}
 	if err := c.checkBeforeCommit(); err != nil {
-		c.dead, c.failedEnd = true, err
+		c.noteFailedEnd(err)
 		c.abandon()
 		if c.isBroken() {
 			c.reportLoss(err)
@@ -235,9 +234,9 @@ func (t *tx) commit() error {
 		}
 		return nil
 	}
-	c.dead = true // whatever is left of the transaction ends with the connection
+	c.dead = true
 	if !hasEndedTx(err, c.classify(err)) {
-		c.failedEnd = err
+		c.noteFailedEnd(err)
 	}
 	_ = c.handleFailure(context.Background(), err, "COMMIT", mark, statementRequest)
 	switch {
@@ -248,6 +247,15 @@ func (t *tx) commit() error {
 	}
 	c.ctr.Stats.CommitsUnknown.Add(1)
 	return &commitUnknownError{c.addr(), c.threadID(), c.ctr.clock.Now() - start, err, c.ioCause(nil)}
+}
+
+// noteFailedEnd notes that COMMIT or ROLLBACK has failed: whatever is left of the transaction ends
+// with the connection, on which nothing more is sent. On one that is closed nothing can be.
+func (c *conn) noteFailedEnd(err error) {
+	c.dead = true
+	if !c.isBroken() {
+		c.failedEnd = err
+	}
 }
 
 // hasEndedTx says whether the error is that of a server that has rolled the transaction back.
@@ -286,7 +294,6 @@ func (c *conn) checkBeforeCommit() error {
 func (t *tx) Rollback() error {
 	defer t.c.endTx()
 	if err := t.c.resumeBounded(); err != nil {
-		t.c.failedEnd = err
 		return t.c.hideBadConn(err) // the server rolls back when the connection is closed
 	}
 	return t.c.hideBadConn(t.rollback())
@@ -302,7 +309,7 @@ func (t *tx) rollback() error {
 		c.touch()
 		return nil
 	}
-	c.dead, c.failedEnd = true, err
+	c.noteFailedEnd(err)
 	_ = c.handleFailure(context.Background(), err, "ROLLBACK", mark, statementRequest)
 	return err
 }

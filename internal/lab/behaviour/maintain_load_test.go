@@ -220,7 +220,7 @@ func TestMaintainerTorture(t *testing.T) {
 			var my *mysql.MySQLError
 			// ErrBadConn: each of database/sql's three tries was killed or recycled.
 			return errors.Is(err, mysql.ErrInvalidConn) || errors.Is(err, livepool.ErrPoisoned) || errors.Is(err, driver.ErrBadConn) ||
-				strings.Contains(err.Error(), "was lost before COMMIT was sent") || errors.Is(err, livepool.ErrCommitUnknown) ||
+				strings.Contains(err.Error(), "was lost before COMMIT was sent") || strings.Contains(err.Error(), "was lost before the statement was sent") || errors.Is(err, livepool.ErrCommitUnknown) ||
 				errors.As(err, &my) && (my.Number == 1317 || my.Number == 1927 || my.Number == 1053)
 		})
 		p.Close()

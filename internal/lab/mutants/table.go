@@ -186,9 +186,6 @@ var mutants = []mutant{
 	{"what follows a COMMIT that was refused is sent into its transaction",
 		"internal/connector/tx.go", "if !hasEndedTx(err, c.classify(err)) {", "if mysqlerr.Number(err) == 0 {",
 		"TestNothingIsSentIntoATransactionWhoseEndFailed"},
-	{"what follows a ROLLBACK that was given up is sent into its transaction",
-		"internal/connector/tx.go", "\t\tt.c.failedEnd = err\n", "",
-		"TestNothingIsSentIntoATransactionWhoseEndFailed"},
 	{"COMMIT on a dead connection does not say what ended the transaction",
 		"internal/connector/parked.go", "case !c.ctr.keepParkedAlive, c.state.Load() == inUse, c.state", "case !c.ctr.keepParkedAlive, c.state",
 		"TestCommitOfATransactionThatLostItsConnectionSaysWhy"},
@@ -579,7 +576,7 @@ var mutants = []mutant{
 
 	// What a connection leaves to the next.
 	{"a connection whose ROLLBACK failed stays in the pool",
-		"internal/connector/tx.go", "c.dead, c.failedEnd = true, err\n\t_ = c.handleFailure(context.Background(), err, \"ROLLBACK\"", `_ = c.handleFailure(context.Background(), err, "ROLLBACK"`,
+		"internal/connector/tx.go", "c.noteFailedEnd(err)\n\t_ = c.handleFailure(context.Background(), err, \"ROLLBACK\"", `_ = c.handleFailure(context.Background(), err, "ROLLBACK"`,
 		"TestConnectionWhoseRollbackFailedIsClosed"},
 	{"a connection goes back with what a session has left on it",
 		"internal/connector/conn.go", "case c.dirty:", "case c.dirty && c.dead:",
@@ -1297,7 +1294,7 @@ var mutants = []mutant{
 		"internal/connector/connect.go", "ctx = context.WithValue(ctx, wire.AddressKey{}, h.at)", "if h.at != \"\" {\n\t\t\tctx = context.WithValue(ctx, wire.AddressKey{}, h.at)\n\t\t}",
 		"TestHookWithAPoolOfItsOwnDialsThatsAddress"},
 	{"the name is tried beside its addresses",
-		"internal/connector/hostname.go", "\tctr.hostSet.Remove(n.host.index)\n", "",
+		"internal/connector/hostname.go", "if ctr.hostSet.Remove(n.host.index) {", "if n.host.generation.Load() == 0 {",
 		"TestEachAddressOfANameIsAHost"},
 	{"a server with two addresses is two hosts",
 		"internal/connector/hostname.go", "return v4 > 1 || len(ips)-v4 > 1", "return len(ips) > 1",
