@@ -31,6 +31,9 @@ func TestPrimaryIsTriedThoughItsNameHasLostIt(t *testing.T) {
 				t.Fatalf("connected to %s", at)
 			}
 		}
+		if n := ctr.hosts()[1].generation.Load(); n != 0 {
+			t.Errorf("its connections were retired %d times", n)
+		}
 		all[a+":3306"].ReadOnly.Store(true)
 		all[c+":3306"].ReadOnly.Store(false)
 		for range 2 {
@@ -56,6 +59,9 @@ func TestPrimaryThatItsNameHasLostIsLeftForAnother(t *testing.T) {
 				ctr, all := openName(t, hosts.Primary, map[string]fakeHost{a: writable, b: readOnly, c: writable}, a, b)
 				loginTo(t, ctr)
 				all[a+":3306"].OnConnect = func(context.Context, int64) error { return now }
+				if now != nil { // it is tried, too
+					all[c+":3306"].OnConnect = func(context.Context, int64) error { time.Sleep(400 * time.Millisecond); return nil }
+				}
 				dns.Default.Set("db.test", b, c)
 				for range 2 {
 					if l, err := ctr.open(t.Context(), nil, 0, noTurn); err == nil {
