@@ -21,7 +21,7 @@ const (
 	// lookUpLimit is how long a lookup may delay connections, if ConnectTimeout is not short. It
 	// goes on beside them then, for which what is known will do.
 	lookUpLimit = 250 * time.Millisecond
-	// goneAfter is for how long an address is tried that its name has not any more: a DNS server
+	// goneAfter is for how long an address is tried that its name no longer has: a DNS server
 	// may give another part of them each time.
 	goneAfter = time.Minute
 )
