@@ -83,7 +83,9 @@ func (ctr *Connector) newHostsError(failed []hosts.Result[candidate]) error {
 			e.shortage, e.cause = outage.NoServer, errHostSilent
 		}
 	}
-	e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(present), strings.Join(texts, "; "))
+	if e.text = strings.Join(texts, "; "); len(present) > 1 {
+		e.text = fmt.Sprintf("none of %d hosts can be used: %s", len(present), e.text)
+	}
 	return e
 }
 
