@@ -64,6 +64,9 @@ func (k *Clock) read() time.Duration {
 
 // Wait waits for done, for d at most, or until ctx ends. A nil done never comes.
 func Wait(ctx context.Context, done <-chan struct{}, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
