@@ -70,30 +70,33 @@ func (n *names) init(network string, all []*host, addrs []string) {
 // resolveNames has the names looked up, all at the same time, and waits for those that have several
 // addresses, or may have. A name with one is looked up by the dialer, too.
 func (ctr *Connector) resolveNames(ctx context.Context) {
-	limit := min(lookUpLimit, ctr.Cfg.ConnectTimeout/8)
 	for _, n := range ctr.names.all {
 		ctr.lookUp(n)
 	}
 	for _, n := range ctr.names.all {
-		answered, askedAt := ctr.lookUp(n)
-		clock.Wait(ctx, answered, askedAt+limit-ctr.clock.Now())
+		answered, wait := ctr.lookUp(n)
+		clock.Wait(ctx, answered, wait)
 	}
 }
 
-// lookUp begins a lookup, unless one is under way or was a moment ago. It returns when the last
-// one began, and what is closed when that has ended, or need not be waited for.
-func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, askedAt time.Duration) {
+// lookUp begins a lookup, unless one is under way or was a moment ago. It returns for how long a
+// connection is to wait for the last one, and what is closed when that has ended.
+func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, wait time.Duration) {
 	ctr.names.mu.Lock()
 	defer ctr.names.mu.Unlock()
 	now := ctr.clock.Now()
-	if n.isAsked || now-n.askedAt < lookUpEvery {
-		return n.answered, n.askedAt
+	if !n.isAsked && now-n.askedAt >= lookUpEvery {
+		n.isAsked, n.askedAt, n.answered = true, now, make(chan struct{})
+		ctr.startLookUp(n, n.answered)
 	}
-	n.isAsked, n.askedAt = true, now
-	done := make(chan struct{})
-	if n.answered = done; n.isKnown && n.addresses == nil {
-		n.answered = closed
+	if n.isKnown && n.addresses == nil {
+		return nil, 0
 	}
+	return n.answered, n.askedAt + min(lookUpLimit, ctr.Cfg.ConnectTimeout/8) - now
+}
+
+// startLookUp looks a name up in the background.
+func (ctr *Connector) startLookUp(n *dnsName, done chan struct{}) {
 	ctr.spawn(func() {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
@@ -106,11 +109,7 @@ func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, askedAt time
 			ctr.noteAddresses(n, ips)
 		}
 	})
-	return n.answered, now
 }
-
-// closed is a channel that is.
-var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // noteAddresses has the addresses of a name take its place, once there are several. A server
 // usually has one of each family: then the dialer chooses.
