@@ -141,6 +141,8 @@ func (h *hostPair) survives(f failover) {
 	t, old := h.t, h.Primary()
 	w := (&workers{t: t, pool: h.pool}).start(8)
 	time.Sleep(500 * time.Millisecond)
+	// Without a unit that the old primary has acknowledged nothing tells what became of a COMMIT.
+	labtest.Eventually(t, "a unit is applied", func() bool { return w.since(time.Time{}) > 0 })
 	begun, takesWrites := time.Now(), h.whenWritable(h.Replica())
 	if err := f.do(h); err != nil {
 		t.Fatal(err)
