@@ -14,41 +14,43 @@ step() { printf '\n== %s\n' "$*"; }
 # among what the pools of all the tests have logged.
 log=$(mktemp -d)
 trap 'rm -rf "$log"' EXIT
-tests() {
-	go test "$@" 2>&1 | tee "$log/0" && return
-	failures
+tests() { logged "$@" || failures; }
+logged() {
+	rm -f "$log"/*
+	go test "$@" 2>&1 | tee "$log/0"
 }
 failures() {
 	step 'what failed'
-	grep -hE '^ *--- FAIL|^ +[a-z_]+_test\.go:|^panic: |^\s+Test.* \([0-9msh]+\)$|DATA RACE|^goleak: |^FAIL' "$log"/* || tail -n 50 "$log"/*
+	grep -hE '^ *--- FAIL|^ +[a-z_]+\.go:|^panic: |^\s+Test.* \([0-9msh]+\)$|DATA RACE|^goleak: |^FAIL' "$log"/* || tail -n 50 "$log"/*
 	return 1
 }
 
-# The tests of a package, which mostly wait, dealt out to several processes side by
-# side. They have real servers and real time, and two cores may be too few for all of
-# them at once: so up to three that fail are run again alone, and have to pass three
-# times. A race, a panic, a leak or a build that fails is never forgiven.
-shards=3
-sharded() {
-	local package=$1 names shard pattern failed=0
-	shift
-	names=$(go test "$@" -list '^(Test|Example|Fuzz)' "$package" | grep -E '^(Test|Example|Fuzz)')
-	for ((shard = 0; shard < shards; shard++)); do
-		pattern=$(awk -v n=$shards -v i=$shard 'NR % n == i' <<<"$names" | paste -sd '|')
-		go test "$@" -run "^($pattern)\$" "$package" >"$log/$shard" 2>&1 &
-	done
-	for ((shard = 0; shard < shards; shard++)); do wait -n || failed=1; done
-	cat "$log"/*
-	[ $failed = 0 ] || again "$package" "$@" || failures
-}
+# Tests that have real servers and real time, for which two cores may be too few beside
+# others: up to three that fail are run again alone, and have to pass three times. A race,
+# a panic, a leak or a build that fails is never forgiven.
+server_tests() { logged "$@" || again "$@" || failures; }
 again() {
-	local package=$1 failed
-	shift
-	! grep -qE 'DATA RACE|^panic: |^goleak: |build failed' "$log"/* || return 1
+	local failed
+	! grep -qE 'DATA RACE|^(panic|fatal error|SIG[A-Z]+|goleak): |build failed' "$log"/* || return 1
 	failed=$(grep -hoE '^--- FAIL: [A-Za-z0-9_]+' "$log"/* | cut -d' ' -f3)
 	[ "$(wc -w <<<"$failed")" -le 3 ] && [ -n "$failed" ] || return 1
 	step "alone, because they failed beside others: ${failed//$'\n'/ }"
-	go test "$@" -count 3 -run "^($(paste -sd '|' <<<"$failed"))\$" "$package"
+	go test -count 3 -run "^($(paste -sd '|' <<<"$failed"))\$" "$@"
+}
+
+# The tests of one package, which mostly wait, dealt out to several processes side by side.
+shards=3
+sharded() {
+	local names shard pattern failed=0
+	names=$(go test -list '^(Test|Example|Fuzz)' "$@" | grep -E '^(Test|Example|Fuzz)')
+	rm -f "$log"/*
+	for ((shard = 0; shard < shards; shard++)); do
+		pattern=$(awk -v n=$shards -v i=$shard 'NR % n == i' <<<"$names" | paste -sd '|')
+		go test -run "^($pattern)\$" "$@" >"$log/$shard" 2>&1 &
+	done
+	for ((shard = 0; shard < shards; shard++)); do wait -n || failed=1; done
+	cat "$log"/*
+	[ $failed = 0 ] || again "$@" || failures
 }
 
 behaviour=./internal/lab/behaviour
@@ -132,25 +134,25 @@ step 'tests of the packages inside, and of the test ground'
 # synctest bubble run expired timers side by side: they share its context of the bubble.
 bubbles='connector hosts outage proclist'
 tests $race -cpu 1 -timeout 20m $(printf './internal/%s ' $bubbles)
-tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -vE "/internal/(${bubbles// /|}|${behaviour#./internal/})\$")
+server_tests $race -parallel 4 -timeout 20m $(go list ./internal/... | grep -vE "/internal/(${bubbles// /|}|${behaviour#./internal/})\$")
 
 step 'what only a newer Go has, which go fetches by itself'
 GOTOOLCHAIN=go1.27.4 go vet ./internal/connector
 GOTOOLCHAIN=go1.27.4 tests -timeout 10m ./internal/connector
 
 step 'behaviour on real servers'
-sharded "$behaviour" $race -parallel 4 -timeout 45m
+sharded $race -parallel 4 -timeout 45m $behaviour
 
 step 'the examples: frameworks on livepool, and the worker'
-tests $race -timeout 20m ./examples/...
+server_tests $race -timeout 20m ./examples/...
 
 step 'what is published beside it: faults for the tests of users, spans and metrics'
-tests $race -timeout 10m $beside
+server_tests $race -timeout 10m $beside
 
 fuzz
 
 step 'tests of the benchmark, and each of its benchmarks once'
-tests $race -p 1 -timeout 20m ./bench/... # one after the other: their jobs have little time
+server_tests $race -p 1 -timeout 20m ./bench/... # one after the other: their jobs have little time
 go test -run '^$' -bench . -benchtime 1x ./bench/...
 
 step 'a minute of faults'
