@@ -187,7 +187,7 @@ func (c *retryState) checkWitness(ctx context.Context, s *Session) error {
 			return err
 		}
 	}
-	return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit is not there either: %w", name, c.commitSentTo, errNoWitness)
+	return fmt.Errorf("livepool: the key is not on %s, but COMMIT was sent to %s, whose last acknowledged unit, if there was one, is not there either: %w", name, c.commitSentTo, errNoWitness)
 }
 
 // errNoWitness: the last unit that the server of the COMMIT had acknowledged is not there.

@@ -6,15 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/livepool/livepool"
 	"github.com/livepool/livepool/internal/lab/dns"
 	"github.com/livepool/livepool/internal/lab/labtest"
+	"github.com/livepool/livepool/internal/lab/loopback"
+	"github.com/livepool/livepool/internal/lab/proxy"
 	"github.com/livepool/livepool/internal/lab/server"
 	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
@@ -28,59 +28,35 @@ func named(t *testing.T, addrs ...string) string {
 		if err != nil {
 			continue // the port is in use at one of the addresses
 		}
-		name, port := fmt.Sprintf("db%d.test", listeners[0].Addr().(*net.TCPAddr).Port), listeners[0].Addr().(*net.TCPAddr).Port
 		var ips []string
 		for i, l := range listeners {
-			forward(t, l, addrs[i])
+			via, err := proxy.New(addrs[i], proxy.WithListener(l))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { via.Close() })
 			ips = append(ips, l.Addr().(*net.TCPAddr).IP.String())
 		}
+		port := loopback.Port(listeners[0])
+		name := fmt.Sprintf("db%d.test", port)
 		dns.Default.Set(name, ips...)
 		return fmt.Sprintf("%s:%d", name, port)
 	}
 }
 
-func listenAlike(n int) (all []net.Listener, err error) {
+func listenAlike(n int) (all []*net.TCPListener, err error) {
 	port := 0
 	for i := range n {
-		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.%d:%d", i+2, port))
+		l, err := loopback.ListenAt(fmt.Sprintf("127.0.0.%d:%d", i+2, port))
 		if err != nil {
 			for _, l := range all {
 				l.Close()
 			}
 			return nil, err
 		}
-		all, port = append(all, l), l.Addr().(*net.TCPAddr).Port
+		all, port = append(all, l), loopback.Port(l)
 	}
 	return all, nil
-}
-
-// forward passes on what comes to l.
-func forward(t *testing.T, l net.Listener, to string) {
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			upstream, err := net.Dial("tcp4", to)
-			if err != nil {
-				client.(*net.TCPConn).SetLinger(0)
-				client.Close()
-				continue
-			}
-			pass := func(from, to net.Conn) {
-				if _, err := io.Copy(to, from); err != nil && !errors.Is(err, io.EOF) {
-					to.(*net.TCPConn).SetLinger(0)
-				}
-				to.Close()
-				from.Close()
-			}
-			all.Go(func() { pass(client, upstream) })
-			all.Go(func() { pass(upstream, client) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); all.Wait() })
 }
 
 // The servers behind a name are told apart: a failover among them is as one among several hosts.

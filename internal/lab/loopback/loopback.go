@@ -27,16 +27,16 @@ func ListenForServer() (*net.TCPListener, error) { return listen(firstServerPort
 
 func listen(first, last int) (*net.TCPListener, error) {
 	for {
-		l, err := ListenPort(first + rand.IntN(last-first+1))
+		l, err := ListenAt(fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first+1)))
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return l, err
 		}
 	}
 }
 
-// ListenPort listens on the given port of 127.0.0.1.
-func ListenPort(port int) (*net.TCPListener, error) {
-	l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+// ListenAt listens on a host:port.
+func ListenAt(addr string) (*net.TCPListener, error) {
+	l, err := net.Listen("tcp4", addr)
 	if err != nil {
 		return nil, err
 	}

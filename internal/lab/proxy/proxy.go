@@ -26,7 +26,6 @@ import (
 // Faults that stop bytes hold for what is sent after the call; what was under way may arrive.
 type Proxy struct {
 	addr     string
-	port     int
 	header   bool
 	queries  bool
 	threadID func(real uint32) uint32 // nil: the client is told the server's own
@@ -78,20 +77,27 @@ func WithThreadIDs(f func(real uint32) uint32) Option {
 	}
 }
 
+// WithListener has the proxy listen there, and not on a port of 127.0.0.1.
+func WithListener(l *net.TCPListener) Option { return func(p *Proxy) { p.listener = l } }
+
 // New starts a proxy on a free port of 127.0.0.1. The upstream is a host:port or the path of
 // a unix socket; for MySQL it has to be the former, since over a socket MySQL expects the
 // password in the clear, which a client that sees only TCP rightly does not send.
 func New(upstream string, opts ...Option) (*Proxy, error) {
-	l, err := loopback.Listen()
-	if err != nil {
-		return nil, err
-	}
-	p := &Proxy{addr: l.Addr().String(), port: loopback.Port(l), upstreams: []string{upstream}, conns: map[*conn]bool{}}
-	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p := &Proxy{upstreams: []string{upstream}, conns: map[*conn]bool{}}
 	for _, o := range opts {
 		o(p)
 	}
-	p.listen(l)
+	if p.listener == nil {
+		l, err := loopback.Listen()
+		if err != nil {
+			return nil, err
+		}
+		p.listener = l
+	}
+	p.addr = p.listener.Addr().String()
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.listen(p.listener)
 	return p, nil
 }
 
@@ -271,7 +277,7 @@ func (p *Proxy) Reopen() error {
 	if p.listener != nil || p.closed {
 		return nil
 	}
-	l, err := loopback.ListenPort(p.port)
+	l, err := loopback.ListenAt(p.addr)
 	if err == nil {
 		p.listen(l)
 	}
