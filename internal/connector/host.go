@@ -21,19 +21,19 @@ import (
 
 // host is one address, and what belongs to it alone. The first six fields do not change.
 type host struct {
-	index        int
-	addr         string           // for errors and logs
-	at           string           // the address that is dialed, one of several of a name; "": the connectors' own
-	named        *host            // the host by whose name it was found; nil: it is listed
-	connector    driver.Connector // for the pool's connections
-	side         driver.Connector // for side connections, which may send several statements in one request
-	generation   atomic.Uint64    // one more each time that all its connections are retired
-	reaper       proclist.Reaper
-	stalls       proclist.Stalls
-	askAgainAt   atomic.Int64 // when it may be asked again whether it is there; checkSilence
-	isBehind     atomic.Bool  // it lagged, when it was last asked; checkLag
-	isLagWatched atomic.Bool  // startLagWatch
-	loginTakes   atomic.Int64 // how long its logins take, 0 before the first, in ns; noteLogin
+	index      int
+	addr       string           // for errors and logs
+	at         string           // the address that is dialed, one of several of a name; "": the connectors' own
+	named      *host            // the host by whose name it was found; nil: it is listed
+	connector  driver.Connector // for the pool's connections
+	side       driver.Connector // for side connections, which may send several statements in one request
+	generation atomic.Uint64    // one more each time that all its connections are retired
+	reaper     proclist.Reaper
+	stalls     proclist.Stalls
+	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
+	isBehind   atomic.Bool  // it lagged, when it was last asked; checkLag
+	isAsked    atomic.Bool  // startAsking
+	loginTakes atomic.Int64 // how long its logins take, 0 before the first, in ns; noteLogin
 }
 
 // addrOf is the address of a connection, that of the pool where it has none.

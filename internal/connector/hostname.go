@@ -18,6 +18,8 @@ import (
 const (
 	// lookUpEvery is the time between two lookups of a name, at least.
 	lookUpEvery = time.Second
+	// lookUpAnyway is the time after which one is made for a pool that opens no connection.
+	lookUpAnyway = 10 * time.Second
 	// lookUpLimit is how long a lookup may delay connections, if ConnectTimeout is not short. It
 	// goes on beside them then, for which what is known will do.
 	lookUpLimit = 250 * time.Millisecond
@@ -70,22 +72,27 @@ func (n *names) init(network string, all []*host, addrs []string) {
 // resolveNames has the names looked up, all at the same time, and waits for those that have several
 // addresses, or may have. A name with one is looked up by the dialer, too.
 func (ctr *Connector) resolveNames(ctx context.Context) {
+	ctr.lookUpNames(lookUpEvery)
 	for _, n := range ctr.names.all {
-		ctr.lookUp(n)
-	}
-	for _, n := range ctr.names.all {
-		answered, wait := ctr.lookUp(n)
+		answered, wait := ctr.lookUp(n, lookUpEvery)
 		clock.Wait(ctx, answered, wait)
 	}
 }
 
-// lookUp begins a lookup, unless one is under way or was a moment ago. It returns for how long a
-// connection is to wait for the last one, and what is closed when that has ended.
-func (ctr *Connector) lookUp(n *dnsName) (answered <-chan struct{}, wait time.Duration) {
+// lookUpNames has the names looked up whose last lookup is longer ago.
+func (ctr *Connector) lookUpNames(after time.Duration) {
+	for _, n := range ctr.names.all {
+		ctr.lookUp(n, after)
+	}
+}
+
+// lookUp begins a lookup, unless one is under way or the last is not that long ago. It returns for
+// how long a connection is to wait for it, and what is closed when it has ended.
+func (ctr *Connector) lookUp(n *dnsName, after time.Duration) (answered <-chan struct{}, wait time.Duration) {
 	ctr.names.mu.Lock()
 	defer ctr.names.mu.Unlock()
 	now := ctr.clock.Now()
-	if !n.isAsked && now-n.askedAt >= lookUpEvery {
+	if !n.isAsked && now-n.askedAt >= after {
 		n.isAsked, n.askedAt, n.answered = true, now, make(chan struct{})
 		ctr.startLookUp(n, n.answered)
 	}
@@ -145,7 +152,7 @@ func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
 			ctr.retireLost(a.host)
 		}
 		if !isGone {
-			ctr.startLagWatch(a.host)
+			ctr.startAsking(a.host)
 		}
 	}
 	if ctr.hostSet.Remove(n.host.index) {

@@ -228,7 +228,7 @@ func TestAddressesThatComeAndGoAreNotLookedAfterForEver(t *testing.T) {
 		serve(ctr)
 		watched := func() (n int) {
 			for _, h := range ctr.hosts() {
-				if h.isLagWatched.Load() {
+				if h.isAsked.Load() {
 					n++
 				}
 			}
@@ -241,7 +241,7 @@ func TestAddressesThatComeAndGoAreNotLookedAfterForEver(t *testing.T) {
 		}
 		dns.Default.Set("db.test", "10.0.0.1", "10.0.1.0")
 		loginTo(t, ctr)
-		time.Sleep(2 * lagRound)
+		time.Sleep(2 * askEvery)
 		if n := watched(); n != 3 { // the last but one is kept for a while
 			t.Errorf("the lag of %d hosts is watched, want 3", n)
 		}
@@ -355,6 +355,33 @@ func TestSecondPrimaryOfALostAddressIsNotAskedFor(t *testing.T) {
 		time.Sleep(time.Hour)
 		if n := all[b+":3306"].Connects.Load() - asked; n != 0 || asked == 0 {
 			t.Errorf("it was asked %d times, and %d times in the next hour", asked, n)
+		}
+		ctr.Close()
+	})
+}
+
+// A pool that opens no connection uses new addresses, and leaves those that the name has lost.
+func TestNamesAreLookedUpWithoutANewConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+		ctr, _ := openName(t, hosts.Any, map[string]fakeHost{a: writable, b: writable, c: writable}, a, b)
+		serve(ctr)
+		loginTo(t, ctr)
+		dns.Default.Set("db.test", b, c)
+		for range 20 {
+			time.Sleep(goneAfter / 10)
+			ctr.maintainer.round()
+		}
+		synctest.Wait()
+		var present []string
+		for _, h := range ctr.presentHosts() {
+			present = append(present, h.at)
+		}
+		if want := []string{b + ":3306", c + ":3306"}; !slices.Equal(present, want) {
+			t.Errorf("the hosts are %q, want %q", present, want)
+		}
+		if n := ctr.hosts()[1].generation.Load(); n != 1 {
+			t.Errorf("the connections to the address that was lost were retired %d times", n)
 		}
 		ctr.Close()
 	})

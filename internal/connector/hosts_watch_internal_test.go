@@ -38,7 +38,7 @@ func TestCloseDoesNotWaitForADeafDialer(t *testing.T) {
 		{"the watch for a second primary", hosts.Primary, func(ctr *Connector) { ctr.watchOthers(ctr.hosts()[0]) }},
 		{"the watch for lag", hosts.Replica, func(ctr *Connector) {
 			addThread(ctr, 1, 8)
-			ctr.spawn(func() { ctr.watchLag(ctr.hosts()[1]) })
+			ctr.spawn(func() { (&asker{ctr: ctr, host: ctr.hosts()[1]}).run() })
 		}},
 		{"a question to a silent host", hosts.Primary, func(ctr *Connector) { ctr.spawn(func() { ctr.checkSilence(ctr.hosts()[1]) }) }},
 		{"a question to the others", hosts.Primary, func(ctr *Connector) { ctr.spawn(func() { ctr.checkSilence(ctr.hosts()[0]) }) }},
@@ -102,6 +102,36 @@ func TestWatchersOfHostsDoNotPileUp(t *testing.T) {
 	}
 }
 
+// A host that could not take over is told of when the pool has found its primary, not when it has
+// to, and once.
+func TestHostThatCouldNotTakeOverIsToldOfOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		other fakeHost
+		lines int
+	}{
+		{"it is a replica", readOnly, 0},
+		{"it takes writes, too", writable, 0},
+		{"it is down", down, 1},
+		{"it is silent", silentHost, 1},
+		{"it refuses the login", denies, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctr, _ := openHosts(t, hosts.Primary, writable, tt.other)
+				log := serve(ctr)
+				loginTo(t, ctr)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if n := strings.Count(log.String(), "could not take over"); n != tt.lines {
+					t.Errorf("%d lines, want %d:\n%s", n, tt.lines, log)
+				}
+				ctr.Close()
+			})
+		})
+	}
+}
+
 // A replica that lags or has stopped is told of once, however long its connections are held; and
 // a primary, which a pool that prefers replicas may use, has no lag.
 func TestReplicaThatIsLeftIsToldOnce(t *testing.T) {
@@ -128,7 +158,7 @@ func TestReplicaThatIsLeftIsToldOnce(t *testing.T) {
 				ctr.Cfg.MaxLag = time.Second
 				log := serve(ctr)
 				addThread(ctr, 0, 8)
-				ctr.spawn(func() { ctr.watchLag(ctr.hosts()[0]) })
+				ctr.spawn(func() { (&asker{ctr: ctr, host: ctr.hosts()[0]}).run() })
 				for _, lag := range tt.lag {
 					all[0].Lag.Store(lag)
 					time.Sleep(10 * time.Second)

@@ -15,6 +15,7 @@ import (
 // The pauses between two looks at a host that does not answer.
 const (
 	watchFirst   = time.Second
+	watchTold    = 4 * watchFirst // when it is told
 	watchLongest = time.Minute
 )
 
@@ -42,8 +43,12 @@ func (ctr *Connector) watchHost(h, primary *host) {
 		if ctr.Ctx.Err() != nil || !isPrimary() || ctr.hostSet.IsGone(h.index) {
 			return
 		}
-		other, server, answers := ctr.askHost(h)
-		if !answers {
+		other, server, err := ctr.askHost(h)
+		if err != nil {
+			if pause == watchTold && isPrimary() {
+				ctr.Cfg.Log.Warn("livepool: a host of the list cannot be asked for its role, so it could not take over if it had to",
+					slog.String("addr", ctr.addr), slog.String("host", h.addr), slog.Any("cause", err))
+			}
 			continue
 		}
 		if !other {
@@ -63,15 +68,21 @@ func (ctr *Connector) watchHost(h, primary *host) {
 }
 
 // askHost asks a host on a new connection whether it takes writes, and if so for its server's name.
-func (ctr *Connector) askHost(h *host) (takesWrites bool, server string, answers bool) {
+func (ctr *Connector) askHost(h *host) (takesWrites bool, server string, err error) {
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
 	won, failed := ctr.raceHosts(ctx, []int{h.index}, ctr.headStart, isWritable)
 	if won != nil {
 		defer won.Value.close()
-		return true, ctr.nameOf(ctx, &won.Value.link), true
+		return true, ctr.nameOf(ctx, &won.Value.link), nil
 	}
-	return false, "", len(failed) > 0 && errors.As(failed[0].Err, new(roleError)) // one that refuses the login has not said
+	if err = errHostSilent; len(failed) > 0 && failed[0].Err != nil {
+		err = failed[0].Err
+	}
+	if errors.As(err, new(roleError)) {
+		err = nil
+	}
+	return false, "", err // one that refuses the login has not said
 }
 
 // nameOf is the name of a new connection's server, "" if it does not say.

@@ -1,18 +1,15 @@
-// lag.go asks a replica how far it is behind its source, and leaves one that is too far, or
-// whose replication has stopped.
+// lag.go asks a replica how far it is behind its source: one that is too far, or whose
+// replication has stopped, is not used.
 
 package connector
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/livepool/livepool/internal/clock"
 	"github.com/livepool/livepool/internal/hosts"
 	"github.com/livepool/livepool/internal/mysqlerr"
 )
@@ -61,71 +58,3 @@ func judgeLag(rows []map[string]string, limit time.Duration) error {
 
 // syntaxError is ER_PARSE_ERROR.
 const syntaxError = 1064
-
-// lagRound is the time between two looks at the lag of a replica that is in use. Servers tell
-// it in whole seconds.
-const lagRound = time.Second
-
-// startLagWatch has a replica looked after, if the pool watches their lag.
-func (ctr *Connector) startLagWatch(h *host) {
-	if ctr.maintainer != nil && ctr.watchesLag() && h.isLagWatched.CompareAndSwap(false, true) {
-		ctr.spawn(func() {
-			defer h.isLagWatched.Store(false)
-			ctr.watchLag(h)
-		})
-	}
-}
-
-// watchLag looks after a replica until the pool is closed, or the host is gone.
-func (ctr *Connector) watchLag(h *host) {
-	var l link // on which it asks
-	defer func() { l.close() }()
-	isLeft := false // for what was told; some of its connections may still be in use
-	for clock.Wait(ctr.Ctx, nil, lagRound); ctr.Ctx.Err() == nil && (!ctr.hostSet.IsGone(h.index) || ctr.isInUse(h)); clock.Wait(ctr.Ctx, nil, lagRound) {
-		var role roleError
-		switch err := ctr.askLag(h, &l); {
-		case !errors.As(err, &role):
-			isLeft = false
-			if err != nil {
-				l.close()
-				l = link{}
-			}
-		case !isLeft && ctr.Ctx.Err() == nil:
-			isLeft = true
-			ctr.retire(h)
-			ctr.Cfg.Log.Warn("livepool: a replica is left, and its connections are replaced by others",
-				slog.String("addr", ctr.addr), slog.String("host", h.addr), slog.String("why", role.why))
-		}
-	}
-}
-
-// errUnused: the pool has no connection to the host.
-var errUnused = errors.New("no connection")
-
-// askLag asks on l, which it opens if it is not. A host that takes writes has no lag.
-func (ctr *Connector) askLag(h *host, l *link) (err error) {
-	if !ctr.isInUse(h) {
-		return errUnused
-	}
-	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
-	defer cancel()
-	if l.driverConn.Conn == nil {
-		if *l, err = ctr.open(ctx, h, 0, noTurn); err != nil {
-			return err
-		}
-	}
-	if takesWrites, err := l.takesWrites(ctx, false); err != nil || takesWrites {
-		return err
-	}
-	return ctr.checkLag(ctx, l)
-}
-
-// isInUse says whether the pool has a connection to a host.
-func (ctr *Connector) isInUse(h *host) bool {
-	for _, c := range ctr.snapshot() {
-		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
-			return true
-		}
-	}
-	return false
-}

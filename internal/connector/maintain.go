@@ -70,11 +70,11 @@ func (ctr *Connector) ServePool(db *sql.DB, resize func(places int)) (closed <-c
 	return ctx.Done()
 }
 
-// StartMaintainer starts the maintainer, and what watches the lag of replicas.
+// StartMaintainer starts the maintainer, and what asks the hosts in use.
 func (ctr *Connector) StartMaintainer() {
 	go ctr.maintainer.run()
 	for _, h := range ctr.hosts() {
-		ctr.startLagWatch(h)
+		ctr.startAsking(h)
 	}
 }
 
@@ -195,6 +195,7 @@ func (m *maintainer) startTaskThen(f func(release func()), onDone func()) bool {
 func (m *maintainer) round() {
 	m.rounds.Add(1)
 	m.ctr.SyncLimits()
+	m.ctr.lookUpNames(lookUpAnyway)
 	m.ctr.maintainerAsleep.Store(true) // before it checks whether one is in use
 	all := m.ctr.snapshot()
 	m.pending, m.pingEarlyBy = m.pending[:0], 0

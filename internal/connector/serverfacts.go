@@ -159,6 +159,8 @@ type servers struct {
 	// to another server an answer is true of none of them; and asking for a variable
 	// makes ProxySQL stop multiplexing, for which the user turned the beacon off.
 	askNothing atomic.Bool
+	// warnedOfPrivilege: warnOfPrivilege has.
+	warnedOfPrivilege atomic.Bool
 }
 
 // knownServer is what a server is asked only once, because the answer is expensive.
