@@ -65,22 +65,34 @@ func splitHosts(dsn string) (addrs []string, theirs string, err error) {
 // Hosts returns the addresses with their ports, which is the driver's default where there is
 // none; or says what is wrong with them.
 func Hosts(network string, addrs []string) ([]string, error) {
-	all := make([]string, len(addrs))
+	all, isTCP := make([]string, len(addrs)), slices.Contains([]string{"", "tcp", "tcp4", "tcp6"}, network)
 	for i, addr := range addrs {
-		if slices.Contains([]string{"", "tcp", "tcp4", "tcp6"}, network) {
+		if isTCP {
 			if name := strings.Trim(addr, "[]"); !strings.Contains(name, ":") || len(name) == len(addr)-2 {
 				addr = net.JoinHostPort(name, "3306")
 			}
-			if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			if !isHostPort(addr) {
 				return nil, fmt.Errorf("livepool: host %d of %d (Config.Addrs, or the list in the DSN) is no host:port", i+1, len(addrs))
 			}
 		}
-		if addr == "" || slices.Contains(all[:i], addr) {
+		isSame := func(other string) bool { return other == addr || isTCP && strings.EqualFold(other, addr) }
+		if addr == "" || slices.ContainsFunc(all[:i], isSame) {
 			return nil, fmt.Errorf("livepool: host %d of %d (Config.Addrs, or the list in the DSN) is empty, or there twice", i+1, len(addrs))
 		}
 		all[i] = addr
 	}
 	return all, nil
+}
+
+// isHostPort says whether an address can be one. A host that is mistyped would be missed only when
+// the others have failed.
+func isHostPort(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" || strings.ContainsAny(host, " \t/") {
+		return false
+	}
+	n, err := net.LookupPort("tcp", port)
+	return err == nil && n > 0
 }
 
 // HidePassword replaces an error about a parameter of the DSN if what looks like one may

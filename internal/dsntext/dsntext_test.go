@@ -114,6 +114,12 @@ func TestBadListOfHosts(t *testing.T) {
 		{"tcp(a:1,b:2:3)", "host 2 of 2"},
 		{"tcp(a:1,b:2,a:1)", "host 3 of 3"},
 		{"tcp(a,a:3306)", "host 2 of 2"},
+		{"tcp(db:3306,DB)", "host 2 of 2"},
+		{"tcp(a:1, b:2)", "host 2 of 2"},
+		{"tcp(a:1,b:abc)", "host 2 of 2"},
+		{"tcp(a:1,b:0)", "host 2 of 2"},
+		{"tcp(a:1,b:65536)", "host 2 of 2"},
+		{"tcp(a:1,b/c)", "host 2 of 2"},
 		{"unix(/a,/b,/a)", "host 3 of 3"},
 	} {
 		_, addrs, _, err := dsntext.Parse("u:secret@" + tt.addrs + "/db")
