@@ -269,7 +269,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if c.transaction.open { // begun twice on a sql.Conn; the owner still ends the first
 		t = new(tx)
 	}
-	c.transaction.begin(ctx)
+	c.transaction.begin(ctx, opts.ReadOnly)
 	c.openTxs++
 	if unit := c.transaction.unit; unit != nil {
 		unit.server.Store(c.server)

@@ -111,6 +111,8 @@ type transaction struct {
 	// unit is the attempt of a unit of work whose transaction it is, nil for a
 	// plain one.
 	unit *Attempt
+	// readOnly: it was begun as read-only, and has nothing to commit.
+	readOnly bool
 	// requests is how many were begun in it, those for a sentinel included.
 	requests int
 	// sentinel is the statement after which the server must be asked whether the
@@ -120,8 +122,8 @@ type transaction struct {
 
 // begin notes a transaction that was begun under ctx, which database/sql passes on
 // unchanged.
-func (t *transaction) begin(ctx context.Context) {
-	t.open, t.unit, t.requests = true, nil, 0
+func (t *transaction) begin(ctx context.Context, readOnly bool) {
+	t.open, t.unit, t.readOnly, t.requests = true, nil, readOnly, 0
 	if unit, ok := ctx.(*BeginContext); ok {
 		t.unit = unit.Attempt
 	}
@@ -222,6 +224,11 @@ func (t *tx) commit() error {
 		}
 		return &notCommittedError{c.addr(), c.threadID(), err}
 	}
+	if err := c.leftForAnother(); err != nil {
+		c.noteFailedEnd(err)
+		c.abandon()
+		return &notCommittedError{c.addr(), c.threadID(), err}
+	}
 	c.requestStarted = c.ctr.clock.Earliest()
 	start, mark := c.requestStarted, c.written()
 	c.wire.SetLimit(c.ctr.Cfg.CommitTimeout)
@@ -287,6 +294,19 @@ func (c *conn) checkBeforeCommit() error {
 		}
 	}
 	return nil
+}
+
+// leftForAnother is why nothing may be committed on a host that the pool has left for another one
+// which takes writes, nil if it has not: what the old primary commits is lost. In a Galera cluster
+// the commit of any node counts, and one that is out of it refuses the COMMIT.
+func (c *conn) leftForAnother() error {
+	if !c.ctr.followsPrimary() || c.transaction.readOnly || c.ctr.InCluster.Load() {
+		return nil
+	}
+	if left, _ := c.ctr.isLeft(c.host.index); !left {
+		return nil
+	}
+	return fmt.Errorf("%w: the pool has left this host for %s, which takes writes now", mysql.ErrInvalidConn, c.ctr.mainHost().addr)
 }
 
 // Rollback rolls back, within CommitTimeout. If that fails the connection is closed, and
