@@ -61,7 +61,7 @@ func (d *demotion) clear() {
 // prober, which notices when the address leads elsewhere: so it leaves no connection in the
 // pool that is older than a second.
 func (c *conn) noteWriteRefusal(refusal error) {
-	if c.noteDemotion(refusal) {
+	if c.noteDemotion(refusal) || mysqlerr.IsNodeNotReady(refusal) { // of which noteNotReady takes care
 		return
 	}
 	now := c.ctr.clock.Now()
@@ -73,9 +73,10 @@ func (c *conn) noteWriteRefusal(refusal error) {
 }
 
 // noteDemotion has the pool look for another primary, if err is the refusal of a write by a
-// server that was one, and there are other hosts. It says whether that is so.
+// server that was one, and there are other hosts. It says whether that is so. A Galera node that
+// is out of its cluster may still say that it takes writes (wsrep_dirty_reads).
 func (c *conn) noteDemotion(err error) bool {
-	if !c.ctr.followsPrimary() || !mysqlerr.IsWriteRefusal(err) {
+	if !c.ctr.followsPrimary() || !mysqlerr.IsWriteRefusal(err) && !mysqlerr.IsNodeNotReady(err) {
 		return false
 	}
 	c.dead = true

@@ -159,7 +159,7 @@ func (c *conn) noteTxError(err error, query string, ran extent) {
 	if t.unit != nil {
 		t.unit.NoteFailure(err)
 	}
-	if class&mysqlerr.Elsewhere != 0 && !mysqlerr.IsNodeNotReady(err) {
+	if class&mysqlerr.Elsewhere != 0 {
 		c.noteWriteRefusal(err)
 	}
 }

@@ -60,6 +60,7 @@ func TestGalera(t *testing.T) {
 	t.Run("a statement is swallowed and its transaction ended meanwhile", c.swallowed)
 	t.Run("a node that lags does not settle a lost COMMIT", c.lag)
 	t.Run("one key on all nodes at once", c.oneKey)
+	t.Run("a node that is out of its cluster and says that it takes writes is left", c.dirtyReads)
 	t.Run("units wait until the cluster has a quorum again", c.noQuorum)
 }
 
@@ -461,6 +462,46 @@ func (c galera) oneKey(t *testing.T) {
 	if n := hooks.Load(); n != keys {
 		t.Errorf("%d hooks for %d keys", n, keys)
 	}
+}
+
+// With wsrep_dirty_reads a node answers all that does not write, DO among it.
+func (c galera) dirtyReads(t *testing.T) {
+	c.reset(t)
+	dirty := func(value string) {
+		if err := c.Nodes()[0].Exec("SET GLOBAL wsrep_dirty_reads = " + value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dirty("ON")
+	defer dirty("OFF")
+	const row = "INSERT INTO ledger (unit) VALUES (%d)"
+	statement := func(p *livepool.Pool, n int) error { _, err := p.Exec(fmt.Sprintf(row, n)); return err }
+	unit := func(p *livepool.Pool, n int) error {
+		return p.WithSession(t.Context(), func(ctx context.Context, s *livepool.Session) error {
+			_, err := s.ExecContext(ctx, fmt.Sprintf(row, n))
+			return err
+		})
+	}
+	ways := []func(p *livepool.Pool, n int) error{statement, unit}
+	var pools []*livepool.Pool
+	for i, do := range ways {
+		pools = append(pools, open(t, c.Nodes()[0].AppDSN(addrsOf(c.Nodes())), ""))
+		if err := do(pools[i], i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Isolate(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for i, do := range ways {
+		if err := do(pools[i], len(ways)+i); err != nil {
+			t.Errorf("%d: %v, though the other nodes work", i, err)
+		}
+	}
+	if err := errors.Join(c.Heal(t.Context(), 0), c.AwaitSynced(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	labtest.Eventually(t, "each has its row", func() bool { return count(t, c.Nodes()[0], "ledger") == 2*len(ways) })
 }
 
 func (c galera) noQuorum(t *testing.T) {
