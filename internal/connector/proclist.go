@@ -141,10 +141,18 @@ func (ctr *Connector) tellsOfPool(h *host, err error) bool {
 // dialSide opens a connection to the host that is not for the pool.
 func (ctr *Connector) dialSide(ctx context.Context, h *host) (link, error) {
 	l, err := ctr.openQueued(ctx, h)
+	if ctr.tellsOfPool(h, err) {
+		ctr.noteSide(&l, err)
+	}
+	return l, err
+}
+
+// noteSide notes what came of a connection that is not for the pool, and says something of its
+// outages.
+func (ctr *Connector) noteSide(l *link, err error) {
 	switch {
-	case !ctr.tellsOfPool(h, err):
 	case err == nil:
-		ctr.reached(&l)
+		ctr.reached(l)
 	case errors.As(err, new(*outage.Error)):
 		ctr.Outage.RequestProbe()
 	case errors.Is(err, os.ErrDeadlineExceeded), mysqlerr.IsTooManyConnections(err):
@@ -153,7 +161,6 @@ func (ctr *Connector) dialSide(ctx context.Context, h *host) (link, error) {
 	default:
 		ctr.recordConnectFailure(err)
 	}
-	return l, err
 }
 
 // borrowSide reserves an idle connection to the host, as a background ping does. It

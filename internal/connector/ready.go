@@ -42,10 +42,21 @@ func (ctr *Connector) reach(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	l, err := ctr.dialSide(ctx, ctr.mainHost())
+	l, err := ctr.dialForReady(ctx)
 	if mysqlerr.IsTooManyConnections(err) {
 		return nil // it answers, and the pool has its connections
 	}
 	l.close()
 	return err
+}
+
+// dialForReady opens a connection that is not for the pool: of several hosts to one that the pool
+// would use, for any other one may be down, and has another role.
+func (ctr *Connector) dialForReady(ctx context.Context) (link, error) {
+	if ctr.hostSet == nil {
+		return ctr.dialSide(ctx, ctr.mainHost())
+	}
+	l, err := ctr.open(ctx, nil, 0, noTurn)
+	ctr.noteSide(&l, err)
+	return l, err
 }
