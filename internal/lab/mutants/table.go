@@ -958,7 +958,7 @@ var mutants = []mutant{
 		"internal/dsntext/dsntext.go", `addr = net.JoinHostPort(name, "3306")`, "addr = name",
 		"TestListOfHosts"},
 	{"a host may be listed twice",
-		"internal/dsntext/dsntext.go", `if addr == "" || slices.Contains(all[:i], addr) {`, `if addr == "" || slices.Contains(all[i:], addr) {`,
+		"internal/dsntext/dsntext.go", `slices.ContainsFunc(all[:i], isSame) {`, `slices.ContainsFunc(all[i:], isSame) {`,
 		"TestBadListOfHosts"},
 	{"a comma in the path of a socket makes two of it",
 		"internal/dsntext/dsntext.go", `separator, lead = ",/", "/"`, `separator, lead = ",", ""`,
