@@ -38,7 +38,7 @@ func (ctr *Connector) startAsking(h *host) {
 // run asks until the pool is closed, or the host is gone. One that cannot be asked is tried
 // less and less often.
 func (a *asker) run() {
-	defer func() { a.link.close() }()
+	defer a.close()
 	ctr, pause := a.ctr, askEvery
 	for clock.Wait(ctr.Ctx, nil, pause); ctr.Ctx.Err() == nil && (!ctr.hostSet.IsGone(a.host.index) || ctr.isInUse(a.host)); clock.Wait(ctr.Ctx, nil, pause) {
 		var role roleError
@@ -62,12 +62,16 @@ func (a *asker) nextPause(last time.Duration, err error) time.Duration {
 	if err == nil || a.isLeft {
 		return askEvery
 	}
-	a.link.close()
-	a.link = link{}
+	a.close()
 	if err == errUnused {
 		return askEvery
 	}
 	return min(2*last, watchLongest)
+}
+
+func (a *asker) close() {
+	a.link.close()
+	a.link = link{}
 }
 
 // errUnused: the pool does not use the host.
@@ -81,13 +85,16 @@ func (a *asker) ask() (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
+	asked := ctr.clock.Now()                           // before what follows, or the answer of an old connection might count after a change
+	if a.link.generation != a.host.generation.Load() { // the address may lead to another server by now
+		a.close()
+	}
 	if a.link.driverConn.Conn == nil {
 		if a.link, err = ctr.open(ctx, a.host, 0, noTurn); err != nil {
 			return err
 		}
 		ctr.warnOfPrivilege(ctx, &a.link)
 	}
-	asked := ctr.clock.Now()
 	takesWrites, err := a.link.takesWrites(ctx, false)
 	switch {
 	case err != nil:

@@ -4,6 +4,7 @@
 package dsntext
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -91,7 +92,7 @@ func isHostPort(addr string) bool {
 	if err != nil || host == "" || strings.ContainsAny(host, " \t/") {
 		return false
 	}
-	n, err := net.LookupPort("tcp", port)
+	n, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
 	return err == nil && n > 0
 }
 

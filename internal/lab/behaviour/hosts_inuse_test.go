@@ -11,6 +11,7 @@ import (
 
 	"github.com/livepool/livepool/internal/lab/labtest"
 	"github.com/livepool/livepool/internal/lab/server"
+	"github.com/livepool/livepool/internal/lab/server/servertest"
 )
 
 // A pool that only reads goes with the primary, too.
@@ -65,5 +66,32 @@ func TestUserWhoMayWriteToAReadOnlyServer(t *testing.T) {
 	})
 	if n := len(log.LinesWith("READ_ONLY ADMIN")); n != 1 {
 		t.Errorf("it is told %d times", n)
+	}
+}
+
+// Behind an address that leads to another server by now the question goes there, too: what the old
+// one goes on saying is no second demotion.
+func TestSwitchBehindOneAddressIsNoticedOnce(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []server.Kind{server.MariaDB, server.MySQL} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			pair := servertest.RunPair(t, kind)
+			via := proxyTo(t, pair.Primary())
+			p := open(t, pair.Primary().AppDSN(via.Addr()), "pool_target=primary")
+			if port := portOf(t, p); !isAt(pair.Primary(), port) {
+				t.Fatalf("it reads at port %s", port)
+			}
+			time.Sleep(2 * time.Second) // it has been asked by now
+			if err := pair.Switch(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			via.SetUpstream(pair.Primary().Addr())
+			labtest.Eventually(t, "it reads at the new primary", func() bool { return isAt(pair.Primary(), portOf(t, p)) })
+			time.Sleep(3 * time.Second)
+			if port := portOf(t, p); !isAt(pair.Primary(), port) || p.Stats().Outages != 1 {
+				t.Errorf("it reads at port %s, after %d outages", port, p.Stats().Outages)
+			}
+		})
 	}
 }

@@ -1006,7 +1006,7 @@ var mutants = []mutant{
 		"TestNothingIsCommittedOnAHostThatWasLeft"},
 	{"a pool whose primary was demoted does not look for another one",
 		"internal/connector/refusal.go", "if !c.ctr.followsPrimary() || ", "if c.ctr.followsPrimary() || ",
-		"TestPoolFollowsThePrimary"},
+		"TestADemotionIsNoticedByAnyWrite"},
 	{"a node that says that it takes writes, and refuses them, is used again",
 		"internal/connector/refusal.go", "!mysqlerr.IsWriteRefusal(err) && !mysqlerr.IsNodeNotReady(err) {", "!mysqlerr.IsWriteRefusal(err) {",
 		"TestNodeThatSaysItTakesWritesAndRefusesThemIsLeft"},
@@ -1407,4 +1407,7 @@ var mutants = []mutant{
 	{"a host that could not take over is told of for ever",
 		"internal/connector/hostwatch.go", "pause == watchTold", "pause >= watchTold",
 		"TestHostThatCouldNotTakeOverIsToldOfOnce"},
+	{"a server is asked for its role on a connection from before it was left",
+		"internal/connector/hostinuse.go", "if a.link.generation != a.host.generation.Load() {", "if false {",
+		"TestSwitchBehindOneAddressIsNoticedOnce"},
 }
