@@ -164,8 +164,8 @@ func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 	switch {
 	case passedOver, err == errHostSilent:
 		ctr.hostSet.Silent(h.index, ctr.clock.Now())
-	case errors.As(err, &role) && role.readOnly && ctr.hostSet.Demoted(h.index, role.asked, ctr.clock.Now()):
-		ctr.retire(h)
+	case errors.As(err, &role) && role.readOnly:
+		ctr.noteDemotion(h, role.asked, role)
 	}
 }
 

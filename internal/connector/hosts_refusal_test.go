@@ -190,3 +190,46 @@ func TestErrorOfAFileInAUnitFromReplicaIsNotRepeated(t *testing.T) {
 		})
 	}
 }
+
+// However a switch is noticed, it is told in two lines: when it began, and which host has taken over.
+func TestSwitchIsToldHoweverItIsNoticed(t *testing.T) {
+	for name, notice := range map[string]func(t *testing.T, p *livepool.Pool){
+		"by a refused write": func(t *testing.T, p *livepool.Pool) { _, _ = p.Exec(insert) },
+		"by a question":      func(t *testing.T, _ *livepool.Pool) { time.Sleep(2 * time.Second) },
+		"by a login": func(t *testing.T, p *livepool.Pool) {
+			c, err := p.Conn(t.Context()) // the only one that is idle, so that another one is opened
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_, _ = p.Exec("DO 1")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := newHost("a", false), newHost("b", true)
+				a.OnExec = func(_ context.Context, _ *fakedb.Conn, q string) error {
+					if a.ReadOnly.Load() && q == insert {
+						return fakedb.ServerError(1290, readOnlyText)
+					}
+					return nil
+				}
+				for _, h := range []*fakedb.Host{a, b} {
+					h.OnConnect = func(context.Context, int64) error { time.Sleep(time.Millisecond); return nil }
+				}
+				p, log := openHosts(t, nil, a, b)
+				fakedb.Warm(t, p.DB, 1)
+				time.Sleep(10 * time.Second)
+				a.ReadOnly.Store(true)
+				b.ReadOnly.Store(false)
+				notice(t, p)
+				if _, err := p.Exec(insert); err != nil {
+					t.Error(err)
+				}
+				if lines := log.LinesWith("takes writes"); len(lines) != 2 {
+					t.Errorf("%d lines, want 2:\n%s", len(lines), strings.Join(lines, "\n"))
+				}
+			})
+		})
+	}
+}
