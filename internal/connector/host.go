@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -30,10 +31,11 @@ type host struct {
 	generation atomic.Uint64    // one more each time that all its connections are retired
 	reaper     proclist.Reaper
 	stalls     proclist.Stalls
-	askAgainAt atomic.Int64 // when it may be asked again whether it is there; checkSilence
-	isBehind   atomic.Bool  // it lagged, when it was last asked; checkLag
-	isAsked    atomic.Bool  // startAsking
-	loginTakes atomic.Int64 // how long its logins take, 0 before the first, in ns; noteLogin
+	askAgainAt atomic.Int64           // when it may be asked again whether it is there; checkSilence
+	server     atomic.Pointer[string] // the name of the one that it leads to; nil: not known
+	isBehind   atomic.Bool            // it lagged, when it was last asked; checkLag
+	isAsked    atomic.Bool            // startAsking
+	loginTakes atomic.Int64           // how long its logins take, 0 before the first, in ns; noteLogin
 }
 
 // addrOf is the address of a connection, that of the pool where it has none.
@@ -172,6 +174,11 @@ func (ctr *Connector) noteHostFailure(h *host, err error, passedOver bool) {
 // noteHostWon notes that a host is the primary, for which the pool leaves last, -1 for none. It
 // says whether that is still so.
 func (ctr *Connector) noteHostWon(c *candidate, last int) bool {
+	c.host.server.Store(nil) // until afterLogin, if it is not known yet
+	if c.early != nil {
+		name := c.early.facts.name()
+		c.host.server.Store(&name)
+	}
 	isPrimary, isNew := ctr.hostSet.TakesWrites(c.host.index, last, c.asked, ctr.clock.Now())
 	if !isNew {
 		return isPrimary
@@ -196,5 +203,5 @@ func (ctr *Connector) noteDemotion(h *host, asked time.Duration, refusal error) 
 		return
 	}
 	ctr.retire(h)
-	ctr.Outage.Failed(refusal, now, outage.NoPrimary)()
+	ctr.Outage.Failed(fmt.Errorf("%s: %w", h.addr, refusal), now, outage.NoPrimary)()
 }

@@ -13,15 +13,20 @@ import (
 	"github.com/livepool/livepool/internal/clock"
 )
 
-// askEvery is the time between two questions. Servers tell a lag in whole seconds.
-const askEvery = time.Second
+// askEvery is the time between two questions: servers tell a lag in whole seconds. It grows to
+// askSeldom while the host cannot be asked.
+const (
+	askEvery  = time.Second
+	askSeldom = 8 * askEvery
+)
 
 // asker asks one host while it is in use.
 type asker struct {
-	ctr    *Connector
-	host   *host
-	link   link // on which it asks; none before the first question
-	isLeft bool // the host is left, and that was told; some of its connections may still be in use
+	ctr      *Connector
+	host     *host
+	link     link          // on which it asks; none before the first question
+	openedAt time.Duration // when the link was
+	isLeft   bool          // the host is left, and that was told; some of its connections may still be in use
 }
 
 // startAsking has a host asked from now on, if the pool wants to know. A connector without a
@@ -59,14 +64,17 @@ func (a *asker) run() {
 
 // nextPause is how long until the next question. A connection that gave no answer is closed.
 func (a *asker) nextPause(last time.Duration, err error) time.Duration {
-	if err == nil || a.isLeft {
+	switch {
+	case err == nil, a.isLeft:
 		return askEvery
+	case err == errElsewhere:
+		return watchLongest // where servers with different roles share an address the next one may be another
 	}
 	a.close()
 	if err == errUnused {
 		return askEvery
 	}
-	return min(2*last, watchLongest)
+	return min(2*last, askSeldom)
 }
 
 func (a *asker) close() {
@@ -74,32 +82,42 @@ func (a *asker) close() {
 	a.link = link{}
 }
 
-// errUnused: the pool does not use the host.
-var errUnused = errors.New("no connection")
+var (
+	// errUnused: the pool does not use the host.
+	errUnused = errors.New("no connection")
+	// errElsewhere: the host's address leads to another server than before.
+	errElsewhere = errors.New("another server")
+)
 
-// ask asks once. It returns a roleError if the host is not what is wanted.
-func (a *asker) ask() (err error) {
-	ctr := a.ctr
-	if !ctr.isInUse(a.host) || ctr.followsPrimary() && !ctr.isPrimary(a.host) {
+// ask asks once. It returns a roleError if the host is not what is wanted. An address may lead to
+// another server than before, while connections to that remain: so the link is no older than the
+// pool's connections, and what it says of a demotion has to be said on a new one, too.
+func (a *asker) ask() error {
+	ctr, h, asked := a.ctr, a.host, a.ctr.clock.Now()
+	oldest := ctr.oldestConn(h)
+	switch {
+	case oldest == clock.Never, ctr.followsPrimary() && !ctr.isPrimary(h):
 		return errUnused
+	case h.at == "" && ctr.hostSet.IsGone(h.index): // its name leads to any of several
+		return errUnused
+	case a.link.generation != h.generation.Load(), oldest > a.openedAt:
+		a.close()
 	}
 	ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
 	defer cancel()
-	asked := ctr.clock.Now()                           // before what follows, or the answer of an old connection might count after a change
-	if a.link.generation != a.host.generation.Load() { // the address may lead to another server by now
+	isNew, takesWrites, err := a.askRole(ctx)
+	isDemoted := err == nil && !takesWrites && ctr.followsPrimary()
+	if isDemoted && !isNew {
 		a.close()
-	}
-	if a.link.driverConn.Conn == nil {
-		if a.link, err = ctr.open(ctx, a.host, 0, noTurn); err != nil {
-			return err
+		if _, takesWrites, err = a.askRole(ctx); err == nil && takesWrites {
+			ctr.retire(h)
+			return errElsewhere
 		}
-		ctr.warnOfPrivilege(ctx, &a.link)
 	}
-	takesWrites, err := a.link.takesWrites(ctx, false)
 	switch {
 	case err != nil:
 		return err
-	case ctr.followsPrimary() && !takesWrites:
+	case isDemoted:
 		return newRoleError(false, asked)
 	case ctr.followsPrimary(), takesWrites: // which has no lag
 		return nil
@@ -107,14 +125,30 @@ func (a *asker) ask() (err error) {
 	return ctr.checkLag(ctx, &a.link)
 }
 
-// isInUse says whether the pool has a connection to a host.
-func (ctr *Connector) isInUse(h *host) bool {
-	for _, c := range ctr.snapshot() {
-		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
-			return true
+// askRole asks whether the host takes writes, on a new link if there is none.
+func (a *asker) askRole(ctx context.Context) (isNew, takesWrites bool, err error) {
+	if a.link.driverConn.Conn == nil {
+		isNew, a.openedAt = true, a.ctr.clock.Now()
+		if a.link, err = a.ctr.open(ctx, a.host, 0, noTurn); err != nil {
+			return true, false, err
 		}
+		a.ctr.warnOfPrivilege(ctx, &a.link)
 	}
-	return false
+	takesWrites, err = a.link.takesWrites(ctx, false)
+	return isNew, takesWrites, err
+}
+
+// isInUse says whether the pool has a connection to a host.
+func (ctr *Connector) isInUse(h *host) bool { return ctr.oldestConn(h) < clock.Never }
+
+// oldestConn is when the oldest of the pool's connections to a host was opened, clock.Never if
+// there is none.
+func (ctr *Connector) oldestConn(h *host) time.Duration {
+	oldest := clock.Never
+	for w := range threadsTo(h, ctr.snapshot()) {
+		oldest = min(oldest, w.BornAt)
+	}
+	return oldest
 }
 
 // bypassQuery finds the privilege with which MariaDB's read_only is no obstacle (its manual,

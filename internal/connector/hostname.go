@@ -94,7 +94,7 @@ func (ctr *Connector) lookUp(n *dnsName, after time.Duration) (answered <-chan s
 	now := ctr.clock.Now()
 	if !n.isAsked && now-n.askedAt >= after {
 		n.isAsked, n.askedAt, n.answered = true, now, make(chan struct{})
-		ctr.startLookUp(n, n.answered)
+		ctr.startLookUp(n, n.answered, after == lookUpEvery)
 	}
 	if n.isKnown && n.addresses == nil {
 		return nil, 0
@@ -102,8 +102,9 @@ func (ctr *Connector) lookUp(n *dnsName, after time.Duration) (answered <-chan s
 	return n.answered, n.askedAt + min(lookUpLimit, ctr.Cfg.ConnectTimeout/8) - now
 }
 
-// startLookUp looks a name up in the background.
-func (ctr *Connector) startLookUp(n *dnsName, done chan struct{}) {
+// startLookUp looks a name up in the background. Only for a login does an address count as missing
+// that it does not have: the other lookups are too seldom, where a DNS server gives a part of them.
+func (ctr *Connector) startLookUp(n *dnsName, done chan struct{}, forLogin bool) {
 	ctr.spawn(func() {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(ctr.Ctx, ctr.Cfg.ConnectTimeout)
@@ -113,14 +114,14 @@ func (ctr *Connector) startLookUp(n *dnsName, done chan struct{}) {
 		defer ctr.names.mu.Unlock()
 		n.isAsked, n.isKnown = false, true
 		if err == nil { // what is known remains true otherwise
-			ctr.noteAddresses(n, ips)
+			ctr.noteAddresses(n, ips, forLogin)
 		}
 	})
 }
 
 // noteAddresses has the addresses of a name take its place, once there are several. A server
 // usually has one of each family: then the dialer chooses.
-func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
+func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr, mayLose bool) {
 	var wanted []netip.Addr // each once
 	for _, ip := range ips {
 		if ip = ip.Unmap(); n.wants(ip) && !slices.Contains(wanted, ip) {
@@ -135,7 +136,7 @@ func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
 	}
 	now := ctr.clock.Now()
 	for _, a := range n.addresses {
-		if a.missingSince < 0 {
+		if mayLose && a.missingSince < 0 {
 			a.missingSince = now
 		}
 	}
@@ -148,6 +149,9 @@ func (ctr *Connector) noteAddresses(n *dnsName, ips []netip.Addr) {
 	}
 	for _, a := range n.addresses {
 		isGone := a.missingSince >= 0 && now-a.missingSince > goneAfter
+		if isGone && !mayLose {
+			continue
+		}
 		if ctr.hostSet.SetGone(a.host.index, isGone) {
 			ctr.retireLost(a.host)
 		}

@@ -360,7 +360,8 @@ func TestSecondPrimaryOfALostAddressIsNotAskedFor(t *testing.T) {
 	})
 }
 
-// A pool that opens no connection uses new addresses, and leaves those that the name has lost.
+// A pool that opens no connection knows new addresses, and takes none for lost: its lookups are
+// too seldom for that, where a DNS server gives a part of the addresses each time.
 func TestNamesAreLookedUpWithoutANewConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
@@ -368,21 +369,65 @@ func TestNamesAreLookedUpWithoutANewConnection(t *testing.T) {
 		serve(ctr)
 		loginTo(t, ctr)
 		dns.Default.Set("db.test", b, c)
-		for range 20 {
-			time.Sleep(goneAfter / 10)
-			ctr.maintainer.round()
+		present := func() (all []string) {
+			for _, h := range ctr.presentHosts() {
+				all = append(all, strings.TrimSuffix(h.at, ":3306"))
+			}
+			return all
 		}
+		lookUpFor := func(d time.Duration) {
+			for end := ctr.clock.Now() + d; ctr.clock.Now() < end; time.Sleep(goneAfter / 10) {
+				ctr.maintainer.round()
+			}
+			synctest.Wait()
+		}
+		check := func(when string, retired uint64, want ...string) {
+			t.Helper()
+			if got, n := present(), ctr.hosts()[1].generation.Load(); !slices.Equal(got, want) || n != retired {
+				t.Errorf("%s the hosts are %q, want %q; the connections to the first were retired %d times", when, got, want, n)
+			}
+		}
+		lookUpFor(5 * goneAfter)
+		check("without a login", 0, a, b, c)
+		time.Sleep(2 * lookUpEvery)
+		loginTo(t, ctr)
+		lookUpFor(5 * goneAfter)
+		check("after one login", 0, a, b, c)
+		time.Sleep(2 * lookUpEvery)
+		loginTo(t, ctr)
 		synctest.Wait()
-		var present []string
-		for _, h := range ctr.presentHosts() {
-			present = append(present, h.at)
-		}
-		if want := []string{b + ":3306", c + ":3306"}; !slices.Equal(present, want) {
-			t.Errorf("the hosts are %q, want %q", present, want)
-		}
-		if n := ctr.hosts()[1].generation.Load(); n != 1 {
-			t.Errorf("the connections to the address that was lost were retired %d times", n)
-		}
+		check("after another one", 1, b, c)
 		ctr.Close()
 	})
+}
+
+// Once a name has several addresses it leads to any of them: by it the primary that was found by the
+// name is asked nothing.
+func TestPrimaryOfANameThatHasSeveralIsNotAskedByTheName(t *testing.T) {
+	for _, looksFirst := range []bool{true, false} { // for a second primary, before the name leads to a replica
+		synctest.Test(t, func(t *testing.T) {
+			const a, b = "10.0.0.1", "10.0.0.2"
+			ctr, all := openName(t, hosts.Primary, map[string]fakeHost{"": writable, a: writable, b: readOnly}, a)
+			log := serve(ctr)
+			loginTo(t, ctr)
+			addThread(ctr, 0, 8) // in use, as by a long transaction
+			ctr.startAsking(ctr.hosts()[0])
+			time.Sleep(5 * time.Second)
+			dns.Default.Set("db.test", b, a)
+			ctr.lookUpNames(lookUpEvery)
+			if looksFirst {
+				time.Sleep(10 * time.Second)
+			} else {
+				time.Sleep(100 * time.Millisecond)
+			}
+			all[""].ReadOnly.Store(true)
+			ctr.retire(ctr.hosts()[0])
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if _, known := ctr.hostSet.Primary(); !known {
+				t.Errorf("demoted, though %s takes writes as ever:\n%s", a, log)
+			}
+			ctr.Close()
+		})
+	}
 }

@@ -67,3 +67,30 @@ func TestNodeThatSaysItTakesWritesAndRefusesThemIsLeft(t *testing.T) {
 		})
 	}
 }
+
+// Behind one address, as of a balancer, are other nodes: one that refuses its work costs the others'
+// connections nothing.
+func TestNodeBehindOneAddressIsNoReasonToLeaveTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newHost("a", false)
+		a.IsNode = true
+		p, _ := openHosts(t, func(c *livepool.Config) { c.Addrs = []string{"a:3306"} }, a)
+		fakedb.Warm(t, p.DB, 5)
+		time.Sleep(100 * time.Millisecond)
+		opened, refused := a.Connects.Load(), false
+		a.OnExec = func(_ context.Context, _ *fakedb.Conn, query string) error {
+			if refused || query != insert {
+				return nil
+			}
+			refused = true
+			return errNotReady
+		}
+		if _, err := p.Exec(insert); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if n := p.Stats().Outages; n != 0 || !refused {
+			t.Errorf("%d outages, with %d connections opened", n, a.Connects.Load()-opened)
+		}
+	})
+}

@@ -119,3 +119,28 @@ func TestNothingIsCommittedOnAHostThatWasLeft(t *testing.T) {
 		})
 	}
 }
+
+// Two addresses, as of two balancers, may lead to one server: what was begun by the one is committed,
+// though the pool has gone over to the other.
+func TestWorkIsCommittedOnTheSameServerByAnotherAddress(t *testing.T) {
+	for name, do := range map[string]work{"a transaction": workOfTransaction(false, false), "a unit": workOfUnit()} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := newHost("one", false), newHost("one", false)
+				p, _ := openHosts(t, nil, a, b)
+				committed, runs := 0, 0
+				leave := func() {
+					runs++
+					a.OnConnect = func(context.Context, int64) error { return syscall.ECONNREFUSED } // as while it is drained
+					if err := p.WithSession(t.Context(), labtest.Work); err != nil || b.OpenConns() == 0 {
+						t.Fatalf("%v; the pool has not gone over to the other address", err)
+					}
+					a.OnCommit = func(*fakedb.Conn) error { committed++; return nil }
+				}
+				if err := do(t.Context(), p, leave); err != nil || committed != 1 || runs != 1 {
+					t.Errorf("%v; committed %d times after %d runs, want once after one", err, committed, runs)
+				}
+			})
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,6 +131,33 @@ func TestHostThatCouldNotTakeOverIsToldOfOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Close ends a look at a host, and says nothing of that.
+func TestCloseTellsOfNoHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctr, all := openHosts(t, hosts.Primary, writable, down)
+		looks := make(chan int64, 10)
+		all[1].OnConnect = func(ctx context.Context, n int64) error {
+			looks <- n
+			if n < 3 {
+				return syscall.ECONNREFUSED
+			}
+			<-ctx.Done() // a login that takes a while
+			return ctx.Err()
+		}
+		log := serve(ctr)
+		ctr.hostSet.TakesWrites(0, -1, ctr.clock.Now(), ctr.clock.Now())
+		ctr.watchOthers(ctr.hosts()[0])
+		for range 3 {
+			<-looks
+		}
+		ctr.Close()
+		synctest.Wait()
+		if strings.Contains(log.String(), "could not take over") {
+			t.Error(log)
+		}
+	})
 }
 
 // A replica that lags or has stopped is told of once, however long its connections are held; and

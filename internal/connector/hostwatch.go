@@ -45,13 +45,13 @@ func (ctr *Connector) watchHost(h, primary *host) {
 		}
 		other, server, err := ctr.askHost(h)
 		if err != nil {
-			if pause == watchTold && isPrimary() {
+			if pause == watchTold && isPrimary() && ctr.Ctx.Err() == nil {
 				ctr.Cfg.Log.Warn("livepool: a host of the list cannot be asked for its role, so it could not take over if it had to",
 					slog.String("addr", ctr.addr), slog.String("host", h.addr), slog.Any("cause", err))
 			}
 			continue
 		}
-		if !other {
+		if !other || primary.at == "" && ctr.hostSet.IsGone(primary.index) { // whose name leads to any of several
 			return
 		}
 		stays, itself, _ := ctr.askHost(primary)

@@ -7,6 +7,7 @@ package connector
 import (
 	"context"
 	"errors"
+	"iter"
 	"os"
 	"sync"
 	"time"
@@ -91,15 +92,20 @@ func (m *maintainer) findStalls(all []*conn) time.Duration {
 	}
 	wait := clock.Never
 	for _, h := range m.ctr.hosts() {
-		wait = min(wait, h.stalls.Look(func(yield func(*proclist.Thread) bool) {
-			for _, c := range all {
-				if w := c.currentThread.Load(); w != nil && w.Host == h.index && !yield(w) {
-					return
-				}
-			}
-		}))
+		wait = min(wait, h.stalls.Look(threadsTo(h, all)))
 	}
 	return wait
+}
+
+// threadsTo are the threads of those connections that are to a host.
+func threadsTo(h *host, all []*conn) iter.Seq[*proclist.Thread] {
+	return func(yield func(*proclist.Thread) bool) {
+		for _, c := range all {
+			if w := c.currentThread.Load(); w != nil && w.Host == h.index && !yield(w) {
+				return
+			}
+		}
+	}
 }
 
 // openOrBorrowSide opens one, or borrows an idle one of the pool where the server refuses

@@ -76,7 +76,8 @@ func (c *conn) noteWriteRefusal(refusal error) {
 // server that was one, and there are other hosts. It says whether that is so. A Galera node that
 // is out of its cluster may still say that it takes writes (wsrep_dirty_reads).
 func (c *conn) noteDemotion(err error) bool {
-	if !c.ctr.followsPrimary() || !mysqlerr.IsWriteRefusal(err) && !mysqlerr.IsNodeNotReady(err) {
+	isNodeOut := mysqlerr.IsNodeNotReady(err) && c.ctr.HasOtherHosts() // behind one address are others
+	if !c.ctr.followsPrimary() || !mysqlerr.IsWriteRefusal(err) && !isNodeOut {
 		return false
 	}
 	c.dead = true

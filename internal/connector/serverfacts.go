@@ -194,6 +194,7 @@ func (ctr *Connector) afterLogin(ctx context.Context, l *link) error {
 		server = l.host.addr
 	}
 	l.server = &server
+	l.host.server.Store(&server)
 	if err != nil || l.wire == nil {
 		return err
 	}

@@ -119,10 +119,8 @@ func (ctr *Connector) checkSilence(h *host) (pause time.Duration) {
 // repliesOf counts the replies on each connection to a host.
 func (ctr *Connector) repliesOf(h *host) map[*proclist.Thread]uint64 {
 	replies := map[*proclist.Thread]uint64{}
-	for _, c := range ctr.snapshot() {
-		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
-			replies[w] = w.Replies.Load()
-		}
+	for w := range threadsTo(h, ctr.snapshot()) {
+		replies[w] = w.Replies.Load()
 	}
 	return replies
 }
@@ -158,10 +156,8 @@ func (ctr *Connector) leaveSilent(h *host, other *candidate) {
 	case !ctr.noteHostWon(other, h.index):
 		return
 	}
-	for _, c := range ctr.snapshot() {
-		if w := c.currentThread.Load(); w != nil && w.Host == h.index {
-			w.AbortWait(&hostSilentError{h.addr, other.host.addr}, func() { ctr.Stats.Stalled.Add(1) })
-		}
+	for w := range threadsTo(h, ctr.snapshot()) {
+		w.AbortWait(&hostSilentError{h.addr, other.host.addr}, func() { ctr.Stats.Stalled.Add(1) })
 	}
 }
 

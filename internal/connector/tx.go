@@ -298,15 +298,21 @@ func (c *conn) checkBeforeCommit() error {
 
 // leftForAnother is why nothing may be committed on a host that the pool has left for another one
 // which takes writes, nil if it has not: what the old primary commits is lost. In a Galera cluster
-// the commit of any node counts, and one that is out of it refuses the COMMIT.
+// the commit of any node counts, and one that is out of it refuses the COMMIT; and two addresses,
+// as of two balancers, may lead to one server.
 func (c *conn) leftForAnother() error {
 	if !c.ctr.followsPrimary() || c.transaction.readOnly || c.ctr.InCluster.Load() {
 		return nil
 	}
-	if left, _ := c.ctr.isLeft(c.host.index); !left {
+	i, known := c.ctr.hostSet.Primary()
+	if !known {
 		return nil
 	}
-	return fmt.Errorf("%w: the pool has left this host for %s, which takes writes now", mysql.ErrInvalidConn, c.ctr.mainHost().addr)
+	primary := c.ctr.hosts()[i]
+	if server := primary.server.Load(); primary.isOf(c.host) || server != nil && *server == *c.server {
+		return nil
+	}
+	return fmt.Errorf("%w: the pool has left this host for %s, which takes writes now", mysql.ErrInvalidConn, primary.addr)
 }
 
 // Rollback rolls back, within CommitTimeout. If that fails the connection is closed, and
