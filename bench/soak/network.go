@@ -56,8 +56,8 @@ func stall(ctx context.Context, n *nemesis, f fault) (string, error) {
 // cutOff is a host that cannot be reached, by those who were connected or by others.
 func cutOff(ctx context.Context, n *nemesis, f fault) (string, error) {
 	for _, w := range n.ground.struck(f) {
-		w.near.Stall()
 		w.near.HangNew(true)
+		w.near.Stall()
 		defer w.near.Heal()
 	}
 	clock.Wait(ctx, nil, f.hold)

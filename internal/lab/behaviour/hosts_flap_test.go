@@ -19,8 +19,8 @@ func TestThePoolStaysWithOneOfSeveralThatTakeWrites(t *testing.T) {
 	for name, strike := range map[string]func(t *testing.T, nodes []*server.Server, via []*proxy.Proxy){
 		"the network is away": func(t *testing.T, _ []*server.Server, via []*proxy.Proxy) {
 			for _, p := range via {
-				p.Stall()
 				p.HangNew(true)
+				p.Stall()
 			}
 			time.Sleep(2500 * time.Millisecond)
 			for _, p := range via {

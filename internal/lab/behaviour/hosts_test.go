@@ -76,8 +76,8 @@ func hostsOf(t *testing.T, kind server.Kind) *group {
 			return old.Resume()
 		})},
 		{name: "cut off, promotion", cutsOff: true, inject: promote(func(old *server.Server) error {
+			g.via[old.Addr()].HangNew(true) // first, or a connection might come between the two, and work on
 			g.via[old.Addr()].Stall()
-			g.via[old.Addr()].HangNew(true)
 			return nil
 		}), repair: rejoin(func(old *server.Server) error {
 			g.via[old.Addr()].FIN() // and what was held up with it
@@ -117,8 +117,8 @@ var failovers = []failover{
 	}},
 	{"the primary cut off", true, func(h *hostPair) error {
 		via := h.via[h.Primary()]
-		via.Stall()
 		via.HangNew(true)
+		via.Stall()
 		return h.Promote(h.t.Context())
 	}},
 }
