@@ -98,7 +98,7 @@ func (a *asker) ask() error {
 	switch {
 	case oldest == clock.Never, ctr.followsPrimary() && !ctr.isPrimary(h):
 		return errUnused
-	case h.at == "" && ctr.hostSet.IsGone(h.index): // its name leads to any of several
+	case ctr.isNameOfSeveral(h):
 		return errUnused
 	case a.link.generation != h.generation.Load(), oldest > a.openedAt:
 		a.close()

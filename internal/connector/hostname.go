@@ -201,6 +201,12 @@ func (ctr *Connector) addHost(n *dnsName, at string) *host {
 	return h
 }
 
+// isNameOfSeveral says whether a host is a name whose addresses have taken its place: a connection
+// by the name may lead to any of them, and says nothing of the others.
+func (ctr *Connector) isNameOfSeveral(h *host) bool {
+	return h.at == "" && ctr.hostSet.IsGone(h.index)
+}
+
 // HasOtherHosts says whether the pool has several hosts, by now: a name may come to have more.
 func (ctr *Connector) HasOtherHosts() bool { return ctr.hostSet != nil && ctr.hostSet.Len() > 1 }
 

@@ -51,7 +51,7 @@ func (ctr *Connector) watchHost(h, primary *host) {
 			}
 			continue
 		}
-		if !other || primary.at == "" && ctr.hostSet.IsGone(primary.index) { // whose name leads to any of several
+		if !other || ctr.isNameOfSeveral(primary) {
 			return
 		}
 		stays, itself, _ := ctr.askHost(primary)
